@@ -1,0 +1,116 @@
+"""What a result depends on beside its settings: versions, machine, commit and command."""
+
+import json
+import math
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+from recbole_pref.checkpoint import to_plain, write_atomically
+
+_PACKAGES = ("torch", "numpy", "pandas", "ray", "recbole", "recbole_pref")
+
+
+def environment(device=None):
+    """Return the versions, the machine, the commit and the command of this process.
+
+    Args:
+        device (torch.device or str, optional): the device in use; the default is the first CUDA
+            device when there is one, otherwise the CPU.
+
+    Returns:
+        dict: plain values; None where something is not known.
+    """
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return {
+        "python": platform.python_version(),
+        **{name: _version(name) for name in _PACKAGES},
+        "platform": platform.platform(),
+        "threads": torch.get_num_threads(),
+        "device": str(device),
+        "device_name": _device_name(torch.device(device)),
+        "git_commit": git_commit(),
+        "command": shlex.join(sys.orig_argv),
+    }
+
+
+def _version(name):
+    module = sys.modules.get(name)  # knows local builds ("2.13.0+cpu") and uninstalled checkouts
+    version = getattr(module, "__version__", None)
+    if isinstance(version, str):
+        return str(version)
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _device_name(device):
+    if device.type == "cuda" and torch.cuda.is_available():
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError):
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, None) or platform.processor() or platform.machine() or None
+
+
+def git_commit(folder="."):
+    """Return the commit checked out in ``folder``, ``-dirty`` added when files differ, or None."""
+    # `describe` looks at the commit and the working tree in one call; no tag replaces the hash.
+    command = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
+    try:
+        done = subprocess.run(
+            command,
+            cwd=folder,
+            env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=3,
+            check=False,
+        )
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None if done.returncode == 0 else None
+
+
+def write_result(path, result):
+    """Write ``result`` as JSON that any parser reads, whole or not at all.
+
+    Tensors become numbers or lists, what has no plain form becomes text, and the numbers that JSON
+    lacks become "nan", "inf" and "-inf", which ``float()`` reads back.
+
+    Args:
+        path (path-like): the file to create or replace.
+        result (dict): the values.
+
+    Raises:
+        PrefError: the file cannot be written; names ``result_file``.
+    """
+    text = json.dumps(_json_value(to_plain(result, other=str)), indent=2, allow_nan=False)
+
+    def write(file):
+        file.write(text.encode("utf-8") + b"\n")
+
+    write_atomically(path, write, "result_file")
+
+
+def _json_value(value):
+    if isinstance(value, torch.Tensor):
+        return _json_value(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, list):
+        return [_json_value(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): _json_value(item) for key, item in value.items()}
+    return value
