@@ -1,0 +1,155 @@
+"""The command line: ``run_recbole_pref.py`` and ``recbole-pref``."""
+
+import argparse
+import os
+import sys
+import textwrap
+
+from recbole_pref.errors import PrefError
+
+EXAMPLES = """
+examples:
+  python run_recbole_pref.py --model=LPOSASRec
+  python run_recbole_pref.py --model=SDPOGRU4Rec --dataset=amazon-beauty --data_path=dataset/
+  python run_recbole_pref.py --model=LPOSASRec --config_files="my.yaml more.yaml" --tau=0.5 --seed=7
+  python run_recbole_pref.py --model=LPOSASRec --resume=True
+  python run_recbole_pref.py --list
+  python run_recbole_pref.py --list=DynamicPO
+
+Any other --key=value is a setting of RecBole or RecBole-Pref; the command line wins over files, files
+over defaults. Exit code: 0 done, 2 a mistake in the input, told in one sentence.
+"""
+
+
+def build_parser():
+    """Return the parser of the options that are no settings."""
+    parser = argparse.ArgumentParser(
+        prog="recbole-pref",
+        description="Preference optimization for sequential recommendation on RecBole.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--model", "-m", default="LPOSASRec", help="<Method><Backbone> or a model of RecBole")
+    add("--dataset", "-d", default="ml-100k", help="name of the data set")
+    add("--config_files", default=None, help="YAML files, separated by spaces")
+    add("--list", nargs="?", const="all", metavar="METHOD", help="methods, backbones and settings")
+    add("--debug", action="store_true", help="show the traceback of an error")
+    add("--version", action="store_true", help="print the version")
+    return parser
+
+
+def parse(argv):
+    """Split a command line into options and settings.
+
+    Args:
+        argv (list of str): arguments without the program.
+
+    Returns:
+        tuple: argparse namespace, dict of settings.
+
+    Raises:
+        PrefError: an argument that is no ``--key=value``, or a key given twice.
+    """
+    from recbole_pref.config import parse_value
+
+    options, rest = build_parser().parse_known_args(argv)
+    settings = {}
+    for argument in rest:
+        key, equals, text = argument[2:].partition("=")
+        if not argument.startswith("--") or not equals or not key:
+            raise PrefError(f"{argument!r} is not understood: write settings as --key=value.")
+        if key in settings:
+            raise PrefError(f"--{key} is given twice: keep one of them.")
+        settings[key] = parse_value(text)
+    return options, settings
+
+
+def main(argv=None):
+    """Run the command line.
+
+    Args:
+        argv (list of str, optional): arguments without the program; by default ``sys.argv[1:]``.
+
+    Returns:
+        int: exit code, 0 or 2.
+    """
+    argv = sys.argv[1:] if argv is None else list(argv)
+    # RecBole reads sys.argv wherever a Config is made; the settings reach it through config_dict.
+    sys.argv = sys.argv[:1]
+    try:
+        options, settings = parse(argv)
+        return _dispatch(options, settings)
+    except PrefError as error:
+        if "--debug" in argv:
+            raise
+        print(f"recbole-pref: {error}", file=sys.stderr)
+        return 2
+
+
+def _dispatch(options, settings):
+    if options.version:
+        from recbole_pref import __version__
+
+        print(__version__)
+        return 0
+    if options.list:
+        print(describe(options.list))
+        return 0
+    files = options.config_files.split() if options.config_files else None
+    from recbole_pref.memory import explained
+    from recbole_pref.quick_start import run_recbole_pref
+    from recbole_pref.tables import result_table
+
+    with explained():
+        result = run_recbole_pref(options.model, options.dataset, files, settings)
+    print(result_table(result, options.model, options.dataset))
+    return 0
+
+
+def describe(wanted="all"):
+    """Return the text of ``--list``: methods, backbones, settings with defaults and meaning.
+
+    Args:
+        wanted (str): ``all``, or a method whose settings are shown.
+    """
+    from recbole_pref.config import properties_dir
+    from recbole_pref.errors import suggest
+    from recbole_pref.registry import BACKBONES, METHODS
+
+    width = max(60, min(110, os.get_terminal_size().columns if sys.stdout.isatty() else 100))
+    if wanted != "all":
+        names = {name.lower(): name for name in METHODS}
+        if wanted.lower() not in names:
+            raise PrefError(f"--list={wanted} is no method.{suggest(wanted, METHODS)}")
+        method = METHODS[names[wanted.lower()]]
+        file = properties_dir() / "method" / f"{method.name}.yaml"
+        return f"{method.name}: {method.title}\n" + _settings_of(file, width)
+    lines = ["methods:"]
+    lines += [f"  {method.name:<10} {method.title}" for method in METHODS.values()]
+    lines += [
+        "",
+        "backbones: " + ", ".join(BACKBONES) + ", and RecBole's other sequential models",
+        "a model is <Method><Backbone>, such as LPOSASRec; --list=METHOD shows a method's settings",
+        "",
+        "settings shared by all, with defaults:",
+        _settings_of(properties_dir() / "overall.yaml", width),
+    ]
+    return "\n".join(lines)
+
+
+def _settings_of(file, width):
+    lines = []
+    for line in file.read_text(encoding="utf-8").splitlines():
+        setting, mark, meaning = line.partition("  #")
+        if not mark or ":" not in setting:
+            continue
+        lines.append("  " + setting.strip())
+        lines += textwrap.wrap(meaning.strip(), width - 6, initial_indent="      ",
+                               subsequent_indent="      ")  # fmt: skip
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,120 @@
+"""How RecBole's sequential models turn sequences into representations.
+
+An entry names the backbone's RecBole class; classes derived from it use the same entry. Backbones
+without an entry are trained through RecBole's ``full_sort_predict``, whole scores at a time.
+"""
+
+from dataclasses import dataclass
+from typing import Callable, Optional
+
+import torch
+from torch.nn import functional as F
+
+from recbole_pref.packing import length_groups
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """Representations of a backbone whose scores are dot products with its item embedding.
+
+    Attributes:
+        encode (callable): ``(model, interaction) -> [B, H]``, the representation after the last item.
+        encode_all (callable or None): ``(model, item_seq [S, l]) -> [S, l, H]``, the representations of
+            every prefix in one pass; None where the encoder is not causal.
+        regularize (callable or None): ``(model) -> scalar`` that RecBole's loss adds to cross-entropy.
+    """
+
+    encode: Callable
+    encode_all: Optional[Callable] = None
+    regularize: Optional[Callable] = None
+
+
+def encode_last(model, spec, interaction):
+    """Return the representations [B, H] of whole sequences, short ones without their padding.
+
+    Causal encoders never look at padding, which stands on the right, so cutting it changes nothing.
+    """
+    if spec.encode_all is None:
+        return spec.encode(model, interaction)
+    item_seq, lengths = interaction[model.ITEM_SEQ], interaction[model.ITEM_SEQ_LEN]
+    if item_seq.device.type != "cpu":
+        return pick_last(spec.encode_all(model, item_seq), lengths)
+    hidden = None
+    for members, longest in length_groups(lengths.numpy()):
+        members = torch.from_numpy(members)
+        states = spec.encode_all(model, item_seq[members, :longest])  # [S, l, H]
+        part = pick_last(states, lengths[members])
+        if hidden is None:
+            hidden = part.new_zeros(len(lengths), part.shape[-1])
+        hidden = hidden.index_copy(0, members, part)
+    return hidden
+
+
+def pick_last(states, lengths):
+    """Return states [S, l, H] at the last item of each sequence: [S, H]."""
+    return states[torch.arange(len(states), device=states.device), lengths - 1]
+
+
+def _sasrec_all(model, item_seq):
+    positions = torch.arange(item_seq.shape[1], device=item_seq.device)
+    states = model.item_embedding(item_seq) + model.position_embedding(positions)  # [S, l, H]
+    states = model.dropout(model.LayerNorm(states))
+    for layer in model.trm_encoder.layer:
+        states = layer.feed_forward(_causal_attention(layer.multi_head_attention, states))
+    return states
+
+
+def _causal_attention(attention, states):
+    """RecBole's attention block with PyTorch's fused kernel.
+
+    Padding stands on the right, behind every real query, so the causal mask alone hides it.
+    """
+    split = states.shape[:2] + (attention.num_attention_heads, attention.attention_head_size)
+    query, key, value = (
+        layer(states).view(split).transpose(1, 2)  # [S, heads, l, head size]
+        for layer in (attention.query, attention.key, attention.value)
+    )
+    dropout = attention.attn_dropout.p if attention.training else 0.0
+    context = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True)
+    context = context.transpose(1, 2).reshape(states.shape)
+    return attention.LayerNorm(attention.out_dropout(attention.dense(context)) + states)
+
+
+def _gru4rec_all(model, item_seq):
+    states = model.emb_dropout(model.item_embedding(item_seq))
+    return model.dense(model.gru_layers(states)[0])  # [S, l, H]
+
+
+def _by_length(model, interaction):
+    return model.forward(interaction[model.ITEM_SEQ], interaction[model.ITEM_SEQ_LEN])
+
+
+def _caser(model, interaction):
+    return model.forward(interaction[model.USER_ID], interaction[model.ITEM_SEQ])
+
+
+def _caser_regularization(model):
+    # The terms of RecBole's Caser.calculate_loss beside cross-entropy.
+    weights = [
+        model.user_embedding.weight,
+        model.item_embedding.weight,
+        model.conv_v.weight,
+        model.fc1.weight,
+        model.fc2.weight,
+    ]
+    return model.reg_weight * model.reg_loss(weights) + model.reg_loss_conv_h()
+
+
+_BACKBONES = {
+    "SASRec": Backbone(_by_length, _sasrec_all),
+    "GRU4Rec": Backbone(_by_length, _gru4rec_all),
+    "Caser": Backbone(_caser, regularize=_caser_regularization),
+}
+
+
+def backbone_of(cls):
+    """Return the ``Backbone`` entry of a model class, or None when it has only whole scores."""
+    for base in cls.__mro__:
+        if base.__name__ in _BACKBONES:
+            return _BACKBONES[base.__name__]
+    return None

@@ -1,0 +1,450 @@
+"""The joint between a method and a backbone: one training loss for all of them.
+
+total = ce_weight * cross-entropy + lambda * preference term, averaged over the rows of the batch with
+the head/tail weights. Which scores are computed follows from what the parts need:
+
+* the normalizer over the catalogue (cross-entropy, or a loss on log-probabilities): one fused pass over
+  chunks of rows, in which negatives are drawn as well;
+* otherwise only the K + 1 dot products of positive and negatives, after a pass without gradient where
+  the sampler ranks the catalogue;
+* backbones without a representation entry: RecBole's ``full_sort_predict``.
+"""
+
+from copy import copy
+
+import torch
+from recbole.data.interaction import Interaction
+
+from recbole_pref import losses, scoring
+from recbole_pref.errors import PrefError
+from recbole_pref.model.backbones import backbone_of, encode_last
+from recbole_pref.packing import PackedBatch
+from recbole_pref.popularity import head_tail_split, sample_weights, train_counts
+from recbole_pref.registry import METHODS
+from recbole_pref.samplers import NegativeSampler
+from recbole_pref.settings import SETTINGS
+
+ROW_FIELD = "pref_row"  # number of a training row, added to the batches of row-wise training
+
+
+class PreferenceMixin:
+    """Trains the RecBole backbone that follows in the bases with a preference method.
+
+    Subclasses set ``preference_method`` (a name of ``registry.METHODS``) and ``backbone_class``.
+
+    Args:
+        config (Config): RecBole's configuration.
+        dataset (SequentialDataset): RecBole's training split; its counts make the head/tail split.
+
+    Raises:
+        PrefError: settings that cannot work on this data (K above the candidates, empty tail, ...).
+    """
+
+    preference_method = None
+    backbone_class = None
+
+    def __init__(self, config, dataset):
+        super().__init__(config, dataset)
+        self.method = METHODS[self.preference_method]
+        self.settings = read_settings(config)
+        self.backbone = backbone_of(type(self))
+        self.train_path, self.train_path_reason = self._choose_path()
+        counts = train_counts(dataset)
+        head = head_tail_split(counts, self.settings["tail_split"], self.settings["head_ratio"])
+        self.register_buffer("train_count", counts, persistent=False)
+        self.register_buffer("head_mask", head, persistent=False)
+        self.uses_negatives = self.settings["lambda"] > 0 and self.method.loss is not None
+        self.uses_reference = self.uses_negatives and (
+            self.method.uses_reference(self.settings)
+            or self.settings["neg_sampler"] == "reference_pool"
+        )
+        self.sampler = None
+        if self.uses_negatives:
+            self.sampler = NegativeSampler(
+                {**self.settings, "seed": config["seed"]},
+                counts,
+                head,
+                max_history=config["MAX_ITEM_LIST_LENGTH"],
+            )
+        self.loss_settings = self._loss_settings(config)
+        self.reference = self._empty_reference(config, dataset) if self.uses_reference else None
+        self.reference_rows = None  # [N, H] cache of the reference, see cache_reference
+        self.reference_log_z = None  # [N]
+        self._rows = dataset if self._needs_row_numbers() else None
+        if self._rows is not None and ROW_FIELD not in dataset.inter_feat:
+            numbers = torch.arange(len(dataset.inter_feat))
+            dataset.inter_feat.update(Interaction({ROW_FIELD: numbers}))
+        self.history_table = (
+            dataset.inter_feat[self.ITEM_SEQ]
+            if self.sampler is not None and self.settings["exclude_history"]
+            else None
+        )
+        self.log_sums = {}  # name -> [2] sum and count of diagnostics since the last report
+
+    # -- what is computed ---------------------------------------------------------------------
+
+    def _choose_path(self):
+        wanted = self.settings["train_positions"]
+        if self.backbone is None or self.backbone.encode_all is None:
+            if wanted == "all":
+                raise PrefError(
+                    f"train_positions='all' does not work with {self.backbone_class.__name__}: its "
+                    "encoder is not causal, set train_positions to last or auto."
+                )
+            return "last", "the encoder is not causal, each row is encoded by itself"
+        if wanted == "last":
+            return "last", "train_positions is last"
+        return "all", "the encoder is causal, prefixes share one pass"
+
+    def _needs_row_numbers(self):
+        return self.uses_reference or (
+            self.sampler is not None and self.settings["neg_sampler"] == "fixed"
+        )
+
+    def _loss_settings(self, config):
+        chosen = {name: self.settings[name] for name in self.method.setting_names}
+        if chosen.get("tawin_anchor") == "auto":
+            chosen["tawin_anchor"] = losses.anchor_for(int(config["valid_metric"].split("@")[1]))
+        return chosen
+
+    @property
+    def needs_normalizer(self):
+        """Whether a training step computes the normalizer over the catalogue."""
+        by_loss = self.uses_negatives and self.method.needs_log_probs(self.settings)
+        return self.settings["ce_weight"] > 0 or by_loss
+
+    @property
+    def is_plain(self):
+        """Whether the loss is RecBole's own cross-entropy on RecBole's own rows, nothing added."""
+        return (
+            not self.uses_negatives
+            and self.settings["reweight"] == "none"
+            and self.settings["ce_weight"] == 1
+            and self.train_path == "last"
+        )
+
+    # -- scoring ------------------------------------------------------------------------------
+
+    def encode(self, interaction):
+        """Return the representation of each row's sequence: [B, H]."""
+        return encode_last(self, self.backbone, interaction)
+
+    def score_items(self, hidden):
+        """Return the scores of all items for representations [c, H]: [c, n_items]."""
+        return torch.mm(hidden, self.item_embedding.weight.t())
+
+    def full_sort_predict(self, interaction):
+        """Return the scores of all items for each row, as RecBole's backbone: [B, n_items]."""
+        if self.backbone is None:
+            return super().full_sort_predict(interaction)
+        return self.score_items(self.encode(interaction))
+
+    # -- the loss -----------------------------------------------------------------------------
+
+    def calculate_loss(self, interaction):
+        """Return the training loss of a batch.
+
+        Args:
+            interaction (Interaction or PackedBatch): rows of RecBole's loader, or packed rows.
+
+        Returns:
+            Tensor: scalar.
+        """
+        if self.is_plain:
+            return super().calculate_loss(interaction)
+        packed = isinstance(interaction, PackedBatch)
+        targets = interaction.targets if packed else interaction[self.POS_ITEM_ID]
+        weights = self._row_weights(targets)
+        if self.backbone is None:
+            total = self._loss_from_scores(interaction, targets, weights)
+        else:
+            hidden = self._encode_packed(interaction) if packed else self.encode(interaction)
+            total = self._loss_from_hidden(hidden, interaction, targets, weights)
+            if self.backbone.regularize is not None:
+                total = total + self.backbone.regularize(self)
+        return total
+
+    def _encode_packed(self, batch):
+        return encode_packed(self, self.backbone, batch)
+
+    def _row_weights(self, targets):
+        """Return the weights of the rows, which sum to 1: [R]."""
+        if self.settings["reweight"] == "none":
+            return torch.full(targets.shape, 1 / len(targets), device=targets.device)
+        is_tail = ~self.head_mask[targets]
+        return sample_weights(is_tail, self.settings["alpha_head"], self.settings["alpha_tail"])
+
+    def _context(self, interaction, targets):
+        """What samplers and reference need to know about the rows, as slices of the batch."""
+        packed = isinstance(interaction, PackedBatch)
+        rows = None
+        if packed:
+            rows = interaction.rows
+        elif self._rows is not None:
+            rows = interaction[ROW_FIELD]
+        history = None
+        if self.history_table is not None:
+            if packed:
+                history = self.history_table[rows.to(self.history_table.device)]
+                history = history.to(targets.device)
+            else:
+                history = interaction[self.ITEM_SEQ]
+        return _Rows(targets, rows, history)
+
+    def _loss_from_hidden(self, hidden, interaction, targets, weights):
+        item_emb = self.item_embedding.weight
+        context = self._context(interaction, targets)
+        reference = self._reference_states(interaction, context) if self.uses_reference else None
+        chunk = self._chunk(hidden.device.type)
+        if self.needs_normalizer:
+
+            def sample(rows, scores, log_z):
+                part = context.at(rows)
+                columns = [torch.zeros_like(part.targets).unsqueeze(1), part.targets.unsqueeze(1)]
+                if self.sampler is not None:
+                    scores = self._sampler_scores(scores, reference, rows)
+                    columns.append(self._draw(part, scores, log_z))
+                ids = torch.cat(columns, dim=1)  # [c, 2 + K]
+                drawn["ids"] = ids
+                return ids
+
+            drawn = {}
+
+            def row_loss(rows, log_z, picked):
+                part = context.at(rows)
+                ref = self._reference_scores(reference, rows, drawn["ids"][:, 1:])
+                return self._mixed_loss(part, log_z, picked, ref, weights[rows])
+
+            return scoring.catalogue_loss(hidden, item_emb, row_loss, sample, weights, chunk)
+        if self.sampler.needs_scores is None:
+            negatives = self._draw(context, None, None)
+        else:
+
+            def sample_only(rows, scores):
+                scores = self._sampler_scores(scores, reference, rows)
+                return self._draw(context.at(rows), scores, None)
+
+            negatives = scoring.sample_over_catalogue(
+                hidden.detach(), item_emb.detach(), sample_only, chunk
+            )
+        ids = torch.cat([targets.unsqueeze(1), negatives], dim=1)  # [R, 1 + K]
+        picked = scoring.item_scores(hidden, item_emb, ids)
+        ref = self._reference_scores(reference, slice(None), ids)
+        per_row = self._preference(picked[:, 0], picked[:, 1:], ref, weights)
+        return self.settings["lambda"] * (per_row * weights).sum()
+
+    def _chunk(self, device_type):
+        return scoring.chunk_rows(self.n_items, self.settings["logits_memory_mb"], device_type)
+
+    def _draw(self, part, scores, log_z):
+        with torch.no_grad():
+            return self.sampler.sample(part.targets, scores, part.history, part.keys, log_z)
+
+    def _sampler_scores(self, scores, reference, rows):
+        if self.sampler.needs_scores is None:
+            return None
+        if self.sampler.needs_scores == "policy":
+            return scores
+        return torch.mm(reference.hidden[rows], reference.item_emb.t()).float()
+
+    def _mixed_loss(self, part, log_z, picked, ref, weights):
+        """Cross-entropy and preference term of rows: [c].
+
+        Cross-entropy keeps the padding column in its normalizer, as RecBole's does; preference terms
+        are about real items, so theirs leaves it out.
+        """
+        pad, pos, neg = picked[:, 0], picked[:, 1], picked[:, 2:]
+        total = 0.0
+        if self.settings["ce_weight"] > 0:
+            total = self.settings["ce_weight"] * (log_z - pos)
+        if self.uses_negatives:
+            real_z = scoring.without_padding(log_z, pad).unsqueeze(1)
+            pos, neg = pos - real_z[:, 0], neg - real_z
+            total = total + self.settings["lambda"] * self._preference(pos, neg, ref, weights)
+        return total
+
+    def _preference(self, pos, neg, ref, weights):
+        arguments = [pos, neg]
+        if self.method.uses_reference(self.settings):
+            arguments += [ref[:, 0], ref[:, 1:]]
+        result = self.method.loss(*arguments, **self.loss_settings)
+        per_row, extras = result if isinstance(result, tuple) else (result, {})
+        self._record(pos, neg, ref, extras, weights)
+        return per_row
+
+    def _record(self, pos, neg, ref, extras, weights):
+        with torch.no_grad():
+            beta = self.settings.get("beta") or 1.0
+            ref_parts = (None, None) if ref is None else (ref[:, 0], ref[:, 1:])
+            values = losses.diagnostics(pos.detach(), neg.detach(), *ref_parts, beta=beta)
+            for name, value in {**values, **extras}.items():
+                entry = torch.stack([value.sum(), value.new_tensor(float(value.numel()))])
+                known = self.log_sums.get(name)
+                self.log_sums[name] = entry if known is None else known + entry
+
+    def pop_diagnostics(self):
+        """Return the means of the logged quantities since the last call: dict of str to float."""
+        means = {name: (entry[0] / entry[1]).item() for name, entry in self.log_sums.items()}
+        self.log_sums = {}
+        return means
+
+    def _loss_from_scores(self, interaction, targets, weights):
+        scores = super().full_sort_predict(interaction).float()  # [R, n]
+        context = self._context(interaction, targets)
+        reference = None
+        if self.uses_reference:
+            with torch.no_grad():
+                reference = self.reference.full_sort_predict(interaction).float()
+        log_z = torch.logsumexp(scores, dim=-1)
+        ids = [torch.zeros_like(targets).unsqueeze(1), targets.unsqueeze(1)]
+        if self.sampler is not None:
+            of_sampler = reference if self.sampler.needs_scores == "reference" else scores.detach()
+            ids.append(self._draw(context, of_sampler, log_z.detach()))
+        ids = torch.cat(ids, dim=1)
+        ref = None
+        if reference is not None:
+            ref = reference.gather(1, ids[:, 1:])
+            ref = ref - torch.logsumexp(reference[:, 1:], dim=-1, keepdim=True)
+        per_row = self._mixed_loss(context, log_z, scores.gather(1, ids), ref, weights)
+        return (per_row * weights).sum()
+
+    # -- the reference ------------------------------------------------------------------------
+
+    def _empty_reference(self, config, dataset):
+        # The policy's random stream must not depend on whether a reference exists.
+        with torch.random.fork_rng(devices=[]):
+            reference = self.backbone_class(config, dataset)
+        return reference.requires_grad_(False).eval()
+
+    def start_from(self, state_dict):
+        """Copy a trained backbone into the policy and, if one is used, the frozen reference.
+
+        Args:
+            state_dict (dict): parameters of the plain backbone.
+        """
+        own = self.state_dict()
+        for name, tensor in state_dict.items():
+            own[name].copy_(tensor)
+        if self.reference is not None:
+            self.reference.load_state_dict(state_dict)
+        self.reference_rows = self.reference_log_z = None
+
+    def train(self, mode=True):
+        """Set training mode; the reference stays in evaluation mode."""
+        super().train(mode)
+        if getattr(self, "reference", None) is not None:
+            self.reference.eval()
+        return self
+
+    @torch.no_grad()
+    def cache_reference(self, batches, n_rows):
+        """Keep the reference's representation of every training row: [n_rows, H].
+
+        Args:
+            batches (iterable): all training batches once, as ``calculate_loss`` takes them.
+            n_rows (int): number of training rows.
+        """
+        if not self.uses_reference or self.backbone is None:
+            return
+        item_emb = self.reference.item_embedding.weight
+        chunk = self._chunk(item_emb.device.type)
+        normalized = self.method.needs_log_probs(self.settings)
+        hidden_rows, log_z_rows = None, None
+        for batch in batches:
+            batch = batch.to(item_emb.device)
+            packed = isinstance(batch, PackedBatch)
+            rows = batch.rows if packed else batch[ROW_FIELD]
+            hidden = self._reference_encode(batch)
+            if hidden_rows is None:
+                hidden_rows = hidden.new_zeros(n_rows, hidden.shape[1])
+                log_z_rows = hidden.new_zeros(n_rows)
+            hidden_rows[rows] = hidden
+            if normalized:
+                log_z_rows[rows] = scoring.catalogue_log_z(hidden, item_emb, chunk)
+        self.reference_rows = hidden_rows
+        self.reference_log_z = log_z_rows if normalized else None
+
+    def _reference_encode(self, batch):
+        if isinstance(batch, PackedBatch):
+            return encode_packed(self.reference, self.backbone, batch)
+        return encode_last(self.reference, self.backbone, batch)
+
+    @torch.no_grad()
+    def _reference_states(self, interaction, context):
+        item_emb = self.reference.item_embedding.weight
+        if self.reference_rows is not None:
+            log_z = None
+            if self.reference_log_z is not None:
+                log_z = self.reference_log_z[context.rows]
+            return _ReferenceStates(self.reference_rows[context.rows], item_emb, log_z)
+        hidden, log_z = self._reference_encode(interaction), None
+        if self.method.needs_log_probs(self.settings):
+            log_z = scoring.catalogue_log_z(hidden, item_emb, self._chunk(hidden.device.type))
+        return _ReferenceStates(hidden, item_emb, log_z)
+
+    @torch.no_grad()
+    def _reference_scores(self, reference, rows, ids):
+        """Return the reference's scores, or log-probabilities where the method needs them: [c, M]."""
+        if reference is None:
+            return None
+        scores = scoring.item_scores(reference.hidden[rows], reference.item_emb, ids)
+        if reference.log_z is not None:
+            scores = scores - reference.log_z[rows].unsqueeze(1)
+        return scores
+
+
+class _Rows:
+    """Targets, row numbers and histories of a batch, and slices of them."""
+
+    def __init__(self, targets, rows, history):
+        self.targets, self.keys, self.history = targets, rows, history
+        self.rows = rows
+
+    def at(self, index):
+        part = copy(self)
+        for name in ("targets", "keys", "history", "rows"):
+            value = getattr(self, name)
+            setattr(part, name, None if value is None else value[index])
+        return part
+
+
+class _ReferenceStates:
+    """The reference's representations [R, H], its item embeddings and its normalizers [R] or None."""
+
+    def __init__(self, hidden, item_emb, log_z):
+        self.hidden, self.item_emb, self.log_z = hidden, item_emb, log_z
+
+
+def encode_packed(model, spec, batch):
+    """Return the representations of a packed batch's rows: [R, H]."""
+    parts = []
+    for sequence, pick in zip(batch.sequences, batch.picks):
+        states = spec.encode_all(model, sequence)  # [S, l, H]
+        parts.append(states.flatten(0, 1).index_select(0, pick))
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+
+def read_settings(config):
+    """Return our settings from a RecBole config: dict of key to value."""
+    return {key: config[key] for key in SETTINGS if key in config}
+
+
+def as_module_class(name, method, backbone):
+    """Build the class ``<Method><Backbone>``.
+
+    Args:
+        name (str): its name.
+        method (Method): of the registry.
+        backbone (type): a sequential model class of RecBole.
+    """
+    return type(
+        name,
+        (PreferenceMixin, backbone),
+        {
+            "__doc__": f"{backbone.__name__} trained with {method.title}.",
+            "__module__": "recbole_pref.model",
+            "preference_method": method.name,
+            "backbone_class": backbone,
+        },
+    )
+

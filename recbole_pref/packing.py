@@ -1,0 +1,182 @@
+"""Prefixes that share a sequence share one encoder pass (``train_positions: all``).
+
+RecBole makes a training row of every prefix of a user's sequence. For a causal encoder the
+representation of every prefix comes out of one pass over the longest, so rows are grouped into
+windows: a window is the sequence of its last row, and serves that row and the rows before it whose
+prefixes lie inside it. Rows, targets and the number of rows per step stay RecBole's.
+
+What is identical: rows whose prefix starts where their window starts, which holds for all rows of users
+with at most MAX_ITEM_LIST_LENGTH + 1 training items. For longer sequences later windows move on by
+``stride`` rows: their rows see at least L - stride items of context, at shifted positions.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+# Sequences of a step are encoded in groups of similar length, so that short ones pay no padding.
+_LENGTH_STEPS = (4, 8, 12, 16, 24, 32)
+
+
+def length_groups(lengths):
+    """Split indices by length so that padding stays small.
+
+    Args:
+        lengths (ndarray): [S] lengths, at least 1.
+
+    Returns:
+        list of (ndarray, int): indices of a group in their order, and its longest length.
+    """
+    group_of = np.searchsorted(_LENGTH_STEPS, lengths, side="left")
+    groups = []
+    for group in np.unique(group_of):
+        members = np.flatnonzero(group_of == group)
+        groups.append((members, int(lengths[members].max())))
+    return groups
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """Rows of one training step, grouped by the sequences they share.
+
+    Attributes:
+        sequences (list of Tensor): per length group [S_g, L_g] item ids, right-padded with 0.
+        picks (list of Tensor): per group [R_g] flat indices into its S_g * L_g positions, one a row.
+        rows (Tensor): [R] numbers of RecBole's training rows, in the order of the picks.
+        targets (Tensor): [R] their target items.
+    """
+
+    sequences: list
+    picks: list
+    rows: torch.Tensor
+    targets: torch.Tensor
+
+    def to(self, device):
+        """Return the batch on a device, copying asynchronously from pinned memory."""
+        move = lambda tensor: tensor.to(device, non_blocking=True)  # noqa: E731
+        return replace(
+            self,
+            sequences=[move(sequence) for sequence in self.sequences],
+            picks=[move(pick) for pick in self.picks],
+            rows=move(self.rows),
+            targets=move(self.targets),
+        )
+
+    def __len__(self):
+        return len(self.rows)
+
+
+def build_windows(users, item_lists, lengths, targets, stride):
+    """Group training rows into windows.
+
+    Args:
+        users, lengths, targets (ndarray): [N] user, prefix length and target item of each row.
+        item_lists (ndarray): [N, L] prefixes, right-padded with 0.
+        stride (int): rows per window once a sequence is longer than L.
+
+    Returns:
+        tuple of ndarray: last row of each window and how many rows, ending there, it serves.
+    """
+    n_rows, max_length = item_lists.shape
+    if n_rows == 0:
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    # A row continues the one before when it is the same user's sequence, one item on.
+    same_user = users[1:] == users[:-1]
+    grows = same_user & (lengths[1:] == lengths[:-1] + 1)
+    slides = same_user & (lengths[1:] == max_length) & (lengths[:-1] == max_length)
+    last_item = item_lists[np.arange(n_rows), lengths - 1]
+    appended = last_item[1:] == targets[:-1]
+    kept = (item_lists[1:] == item_lists[:-1]) | (item_lists[:-1] == 0)
+    grows &= appended & kept.all(axis=1)
+    slides &= appended & (item_lists[1:, :-1] == item_lists[:-1, 1:]).all(axis=1)
+    # Runs of continued rows; within a run, growing rows first, then sliding ones.
+    run_start = np.flatnonzero(np.r_[True, ~(grows | slides)])
+    run_end = np.r_[run_start[1:], n_rows]  # exclusive
+    slide_count = np.add.reduceat(np.r_[False, slides].astype(np.int64), run_start)
+    first_end = run_end - slide_count  # exclusive end of the rows that share the first window
+    windows_after = -(-slide_count // stride)
+    window_of_run = np.repeat(np.arange(len(run_start)), windows_after)
+    nth = np.arange(len(window_of_run)) - np.repeat(
+        np.cumsum(windows_after) - windows_after, windows_after
+    )
+    later_start = first_end[window_of_run] + nth * stride
+    later_end = np.minimum(later_start + stride, run_end[window_of_run])
+    anchors = np.r_[first_end, later_end] - 1
+    counts = np.r_[first_end - run_start, later_end - later_start]
+    order = np.argsort(anchors, kind="stable")
+    return anchors[order], counts[order]
+
+
+class PackedLoader:
+    """Yields ``PackedBatch`` steps over the rows of RecBole's training loader.
+
+    Windows are shuffled each epoch by the loader's own generator, so a seed gives the same batches and
+    the state of the generator resumes them.
+
+    Args:
+        train_data: RecBole's training data loader.
+        stride (int): see ``build_windows``.
+        pin_memory (bool): put batches into pinned memory for asynchronous copies to a GPU.
+    """
+
+    def __init__(self, train_data, stride, pin_memory=False):
+        dataset = train_data._dataset
+        features = dataset.inter_feat
+        length_field = dataset.item_list_length_field
+        self.item_lists = features[dataset.iid_field + dataset.config["LIST_SUFFIX"]]  # [N, L]
+        self.targets = features[dataset.iid_field]  # [N]
+        self.lengths = features[length_field].numpy()
+        self.batch_size = train_data.step
+        self.shuffle = train_data.shuffle
+        self.generator = train_data.generator
+        self.pin_memory = pin_memory
+        self.anchors, self.counts = build_windows(
+            features[dataset.uid_field].numpy(),
+            self.item_lists.numpy(),
+            self.lengths,
+            self.targets.numpy(),
+            stride,
+        )
+
+    def __len__(self):
+        return -(-int(self.counts.sum()) // self.batch_size)
+
+    def __iter__(self):
+        order = np.arange(len(self.anchors))
+        if self.shuffle:
+            order = torch.randperm(len(order), generator=self.generator).numpy()
+        yield from self.batches(order)
+
+    def batches(self, order):
+        """Yield the batches of an order of windows; a window belongs to the step its rows start in."""
+        starts = np.cumsum(self.counts[order]) - self.counts[order]
+        step_of = starts // self.batch_size
+        cuts = np.flatnonzero(np.diff(step_of)) + 1
+        for members in np.split(order, cuts):
+            batch = self._assemble(members)
+            yield self._pin(batch) if self.pin_memory else batch
+
+    @staticmethod
+    def _pin(batch):
+        return replace(
+            batch,
+            sequences=[sequence.pin_memory() for sequence in batch.sequences],
+            picks=[pick.pin_memory() for pick in batch.picks],
+            rows=batch.rows.pin_memory(),
+            targets=batch.targets.pin_memory(),
+        )
+
+    def _assemble(self, members):
+        anchors, counts = self.anchors[members], self.counts[members]
+        sequences, picks, rows = [], [], []
+        for group, length in length_groups(self.lengths[anchors]):
+            anchor, count = anchors[group], counts[group]
+            sequences.append(self.item_lists[anchor][:, :length].contiguous())  # [S, l]
+            which = np.repeat(np.arange(len(group)), count)  # window of each row
+            back = np.repeat(np.cumsum(count), count) - np.arange(count.sum()) - 1  # rows to the anchor
+            position = self.lengths[anchor][which] - 1 - back
+            picks.append(torch.from_numpy(which * length + position))
+            rows.append(anchor[which] - back)
+        rows = torch.from_numpy(np.concatenate(rows))
+        return PackedBatch(sequences, picks, rows, self.targets[rows])

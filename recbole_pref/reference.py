@@ -1,0 +1,181 @@
+"""Reference models: trained once with cross-entropy, stored, found again, checked.
+
+``reference: auto`` trains the plain backbone on the same data and keeps it under a key of everything that
+shapes it: data, split, backbone settings, training settings and seed. Every method, run and sweep trial
+with the same key shares the file; a lock lets two processes asking for it train it once.
+"""
+
+import hashlib
+import json
+from copy import copy
+from logging import getLogger
+from pathlib import Path
+
+import recbole
+from filelock import FileLock
+
+from recbole_pref import checkpoint
+from recbole_pref.config import _top_level_keys
+from recbole_pref.errors import PrefError
+
+# What shapes the training of a reference beside the data and the backbone's own settings.
+_TRAINING_KEYS = (
+    "seed", "learner", "weight_decay", "train_batch_size", "eval_step", "stopping_step",
+    "clip_grad_norm", "valid_metric", "eval_args", "mask_history", "MAX_ITEM_LIST_LENGTH",
+    "train_positions", "window_stride", "reference_epochs", "reference_learning_rate",
+    "head_ratio", "tail_split",
+)  # fmt: skip
+
+
+def fingerprint_of(dataset):
+    """Return the data fingerprint of a RecBole training split; see ``checkpoint.data_fingerprint``."""
+    tokens = dataset.field2id_token[dataset.iid_field]
+    targets = dataset.inter_feat[dataset.iid_field]
+    return checkpoint.data_fingerprint(tokens, dataset.user_num, len(targets), targets)
+
+
+def backbone_settings(config, backbone_class):
+    """Return the settings of a backbone that are in RecBole's property file for it: dict."""
+    file = Path(recbole.__file__).parent / "properties" / "model" / f"{backbone_class.__name__}.yaml"
+    keys = sorted(_top_level_keys(file)) if file.is_file() else []
+    return {key: config[key] for key in keys}
+
+
+def reference_key(config, backbone_class, fingerprint):
+    """Return what identifies an automatically trained reference: dict of plain values."""
+    return checkpoint.to_plain(
+        {
+            "backbone": backbone_class.__name__,
+            "dataset": config["dataset"],
+            "data": fingerprint,
+            "settings": backbone_settings(config, backbone_class),
+            "training": {key: config[key] for key in _TRAINING_KEYS},
+        },
+        other=str,
+    )
+
+
+def reference_path(config, key):
+    """Return where the reference of a key is stored."""
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
+    folder = config["reference_dir"] or Path(config["checkpoint_dir"]) / "reference"
+    return Path(folder) / f"{key['dataset']}-{key['backbone']}-{digest}.pth"
+
+
+def obtain(config, model, train_data, valid_data, train):
+    """Return the parameters of the reference for a preference model, training it if it must be.
+
+    Args:
+        config (Config): of the run.
+        model (PreferenceMixin): the policy; its backbone is what the reference is.
+        train_data, valid_data: RecBole's loaders.
+        train (callable): ``(config, model_class, train_data, valid_data) -> (state_dict, summary)``
+            trains a plain backbone; given by the trainer, which this module does not import.
+
+    Returns:
+        tuple: state_dict of the plain backbone, and a sentence for the log.
+
+    Raises:
+        PrefError: the named checkpoint is missing, damaged or foreign.
+    """
+    fingerprint = fingerprint_of(train_data._dataset)
+    if config["reference"] != "auto":
+        path = config["reference"]
+        return load_reference(path, config, model, fingerprint), f"reference loaded from {path}"
+    key = reference_key(config, model.backbone_class, fingerprint)
+    path = reference_path(config, key)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(f"{path}.lock")
+        lock.acquire()
+    except OSError as error:
+        raise PrefError(
+            f"reference_dir={str(path.parent)!r} cannot be written ({error.strerror}): name a folder "
+            "that can."
+        ) from None
+    try:
+        if path.is_file():
+            try:
+                return checkpoint.load(path, setting="reference")["state_dict"], f"reference {path}"
+            except checkpoint.CorruptCheckpoint as error:
+                getLogger().warning("%s It is trained again.", error)
+        state_dict, summary = train(config, model.backbone_class, train_data, valid_data)
+        checkpoint.save({"state_dict": state_dict, "data": fingerprint, "key": key, **summary}, path)
+        return state_dict, f"reference trained and stored as {path}: {summary}"
+    finally:
+        lock.release()
+
+
+def load_reference(path, config, model, fingerprint):
+    """Load a checkpoint of RecBole or of ours as reference and refuse a foreign one.
+
+    Raises:
+        PrefError: missing or damaged, or trained on other data or sizes; the message names the
+            values that differ.
+    """
+    state = checkpoint.load(
+        path, trust_pickle=bool(config["trust_checkpoint"]), setting="reference"
+    )
+    if not isinstance(state, dict) or "state_dict" not in state:
+        raise PrefError(f"reference={path!r} holds no state_dict: name a checkpoint of a trained model.")
+    own = {
+        name: tensor
+        for name, tensor in model.state_dict().items()
+        if not name.startswith("reference.")
+    }
+    theirs = {k: v for k, v in state["state_dict"].items() if not k.startswith("reference.")}
+    differences = [
+        f"{name}: {_shape(theirs.get(name))} != {_shape(own.get(name))}"
+        for name in dict.fromkeys([*own, *theirs])
+        if _shape(theirs.get(name)) != _shape(own.get(name))
+    ]
+    if isinstance(state.get("data"), dict):
+        differences = checkpoint.compare_fingerprints(state["data"], fingerprint) + differences
+    elif state.get("config") is not None:
+        differences = _config_differences(state["config"], config) + differences
+    if differences:
+        raise PrefError(
+            f"reference={str(path)!r} does not fit this run (checkpoint != run): "
+            f"{'; '.join(differences[:6])}; train it on the same data, split and sizes, or use auto."
+        )
+    return theirs
+
+
+def _shape(tensor):
+    return "missing" if tensor is None else "x".join(map(str, tensor.shape)) or "scalar"
+
+
+def _config_differences(theirs, config):
+    """Compare the settings that decide the item vocabulary and the split."""
+    keys = ("dataset", "eval_args", "user_inter_num_interval", "item_inter_num_interval")
+    keys += ("val_interval", "rm_dup_inter", "load_col")
+    pairs = ((key, theirs[key] if key in theirs else None, config[key]) for key in keys)
+    return [f"{key}: {saved} != {own}" for key, saved, own in pairs if saved != own]
+
+
+def training_config(config, backbone_class):
+    """Return a copy of a run's configuration that trains its backbone with cross-entropy alone."""
+    other = copy(config)
+    other.final_config_dict = dict(config.final_config_dict)
+    other.final_config_dict.update(
+        {
+            "model": f"CE{backbone_class.__name__}",
+            "ce_weight": 1.0,
+            "lambda": 0.0,
+            "reweight": "none",
+            "reference": "none",
+            "lr_scheduler": "none",
+            "warmup_ratio": 0.0,
+            "epochs": config["reference_epochs"],
+            "learning_rate": config["reference_learning_rate"],
+            "resume": False,
+            "result_file": None,
+            "keep_last": 1,
+        }
+    )
+    return other
+
+
+def frozen(state_dict):
+    """Return a state dict as detached copies on the CPU."""
+    return {name: tensor.detach().cpu().clone() for name, tensor in state_dict.items()}

@@ -1,0 +1,155 @@
+"""Scores over the catalogue: in chunks, never stored whole.
+
+``catalogue_loss`` is a fused linear cross-entropy that also serves every preference loss: for a chunk
+of rows it computes the scores of all items once, takes the normalizer, lets the sampler pick
+negatives from them, asks for the loss of the rows, and turns the few gradients that come back
+(normalizer, positive, negatives) into gradients of representations and item embeddings, all before
+the next chunk. Memory beyond inputs and gradients: O(chunk x items). Three matrix products per row, as
+plain cross-entropy.
+"""
+
+import torch
+from torch.nn import functional as F
+
+_DEFAULT_MB = {"cpu": 8.0}
+_DEFAULT_MB_ACCELERATOR = 1024.0
+
+
+def chunk_rows(n_items, memory_mb=None, device_type="cpu"):
+    """Return how many rows of scores over ``n_items`` fit into ``memory_mb`` megabytes (at least 1).
+
+    ``None`` takes the size that keeps a chunk in the CPU's cache, or 1 GB on an accelerator.
+    """
+    if memory_mb is None:
+        memory_mb = _DEFAULT_MB.get(device_type, _DEFAULT_MB_ACCELERATOR)
+    return max(1, int(memory_mb * 2**20 / (4 * n_items)))
+
+
+def item_scores(hidden, item_emb, ids):
+    """Return dot products of representations with given items.
+
+    Args:
+        hidden (Tensor): [R, H].
+        item_emb (Tensor): [n_items, H].
+        ids (Tensor): [R, M] item ids.
+
+    Returns:
+        Tensor: [R, M] float32 scores.
+    """
+    vectors = F.embedding(ids, item_emb)  # [R, M, H]
+    return torch.bmm(vectors, hidden.unsqueeze(-1)).squeeze(-1).float()  # [R, M]
+
+
+def log_normalizer(scores):
+    """Return log-sum-exp over the items and the softmax, sharing the work.
+
+    Args:
+        scores (Tensor): [R, n_items] float32.
+
+    Returns:
+        tuple: log_z [R], probabilities [R, n_items].
+    """
+    probs = torch.softmax(scores, dim=-1)  # [R, n]
+    # The largest entry tells the normalizer without a second exponential: p_max >= 1 / n.
+    log_z = scores.amax(dim=-1) - probs.amax(dim=-1).log()  # [R]
+    return log_z, probs
+
+
+def without_padding(log_z, padding_score):
+    """Take item 0 out of a normalizer: log(exp(log_z) - exp(padding_score)).
+
+    Args:
+        log_z (Tensor): [R] log-sum-exp over all columns, as RecBole's cross-entropy has it.
+        padding_score (Tensor): [R] score of column 0.
+    """
+    # Clamped so that a padding item that holds all the mass gives a large, finite loss.
+    share = (padding_score - log_z).clamp(max=-1e-6)
+    return log_z + torch.log1p(-share.exp())
+
+
+class _CatalogueLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden, item_emb, row_loss, sample, row_weights, chunk):
+        dtype = hidden.dtype
+        if torch.is_autocast_enabled(hidden.device.type):
+            dtype = torch.get_autocast_dtype(hidden.device.type)
+        total = hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32))
+        grad_hidden = torch.empty_like(hidden)
+        grad_items = torch.zeros_like(item_emb)
+        with torch.autocast(hidden.device.type, enabled=False):
+            items = item_emb.to(dtype)
+            for start in range(0, hidden.shape[0], chunk):
+                rows = slice(start, min(start + chunk, hidden.shape[0]))
+                states = hidden[rows].to(dtype)  # [c, H]
+                scores = torch.mm(states, items.t())  # [c, n]
+                scores = scores if scores.dtype == torch.float64 else scores.float()
+                log_z, probs = log_normalizer(scores)
+                ids = sample(rows, scores, log_z)  # [c, 2 + K]: padding, positive, negatives
+                leaves = [log_z.requires_grad_(), scores.gather(1, ids).requires_grad_()]
+                with torch.enable_grad():
+                    loss = (row_loss(rows, *leaves) * row_weights[rows]).sum()
+                grad_z, grad_picked = torch.autograd.grad(loss, leaves, allow_unused=True)
+                total += loss.detach()
+                grad_scores = probs.mul_(grad_z.unsqueeze(1)) if grad_z is not None else probs.zero_()
+                if grad_picked is not None:
+                    grad_scores.scatter_add_(1, ids, grad_picked)
+                grad_scores = grad_scores.to(dtype)
+                grad_hidden[rows] = torch.mm(grad_scores, items).to(hidden.dtype)
+                if grad_items.dtype == dtype:
+                    grad_items.addmm_(grad_scores.t(), states)
+                else:
+                    grad_items += torch.mm(grad_scores.t(), states)
+        ctx.save_for_backward(grad_hidden, grad_items)
+        return total
+
+    @staticmethod
+    def backward(ctx, grad_total):
+        grad_hidden, grad_items = ctx.saved_tensors
+        return grad_hidden * grad_total, grad_items * grad_total, None, None, None, None
+
+
+def catalogue_loss(hidden, item_emb, row_loss, sample, row_weights, chunk):
+    """Return the weighted sum of row losses that need the normalizer over the catalogue.
+
+    Args:
+        hidden (Tensor): [R, H] representations.
+        item_emb (Tensor): [n_items, H] item embeddings; row 0 is padding.
+        row_loss (callable): ``(rows, log_z [c], picked [c, 2 + K]) -> [c]`` losses of a slice of rows;
+            ``picked`` are the scores of the ids that ``sample`` returned.
+        sample (callable): ``(rows, scores [c, n_items], log_z [c]) -> [c, 2 + K]`` item ids.
+        row_weights (Tensor): [R] weights, constants for the gradient.
+        chunk (int): rows whose scores are held at a time.
+
+    Returns:
+        Tensor: scalar; gradients flow to ``hidden`` and ``item_emb``.
+    """
+    return _CatalogueLoss.apply(hidden, item_emb, row_loss, sample, row_weights, chunk)
+
+
+@torch.no_grad()
+def sample_over_catalogue(hidden, item_emb, sample, chunk):
+    """Draw negatives from the scores of all items, chunk by chunk, without a loss.
+
+    Args:
+        hidden, item_emb: as in ``catalogue_loss``.
+        sample (callable): ``(rows, scores [c, n_items]) -> [c, K]``.
+        chunk (int): rows whose scores are held at a time.
+
+    Returns:
+        Tensor: [R, K] item ids.
+    """
+    drawn = []
+    for start in range(0, hidden.shape[0], chunk):
+        rows = slice(start, min(start + chunk, hidden.shape[0]))
+        drawn.append(sample(rows, torch.mm(hidden[rows], item_emb.t().to(hidden.dtype)).float()))
+    return torch.cat(drawn)
+
+
+@torch.no_grad()
+def catalogue_log_z(hidden, item_emb, chunk):
+    """Return the log-normalizer over the real items (padding left out) of each row: [R]."""
+    values = []
+    for states in hidden.split(chunk):
+        scores = torch.mm(states, item_emb.t()).float()  # [c, n]
+        values.append(torch.logsumexp(scores[:, 1:], dim=-1))
+    return torch.cat(values)

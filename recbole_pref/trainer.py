@@ -1,0 +1,412 @@
+"""RecBole's trainer with packed batches, references, schedules, safe checkpoints and exact resume."""
+
+import signal
+import time
+from contextlib import contextmanager
+from functools import lru_cache
+
+import torch
+from recbole.trainer import Trainer
+from recbole.utils import dict2str, set_color
+from torch.nn.utils import clip_grad_norm_
+from torch.optim.lr_scheduler import LambdaLR
+from tqdm import tqdm
+
+from recbole_pref import checkpoint, reference, schedule
+from recbole_pref.errors import PrefError
+from recbole_pref.evaluation import EvaluationMixin
+from recbole_pref.model.preference import PreferenceMixin
+from recbole_pref.packing import PackedLoader
+
+# Steps between two looks at the loss on an accelerator, where each look waits for the device.
+_CHECK_EVERY = 50
+
+
+class Interrupted(PrefError):
+    """Training was stopped by a signal after the state was stored."""
+
+
+class TrainerMixin(EvaluationMixin):
+    """What our trainers add to a trainer class of RecBole.
+
+    A checkpoint is written at the start of every epoch and after the last; it holds all that the rest
+    of the run depends on, so a killed run that goes on ends bit for bit as one that was not.
+    """
+
+    def __init__(self, config, model):
+        super().__init__(config, model)
+        self.eval_collector = self._make_collector()
+        stem = config["run_stem"] or checkpoint.run_stem(config["model"], config["dataset"])
+        self.store = checkpoint.CheckpointDir(config["checkpoint_dir"], stem, config["keep_last"] or 2)
+        self.saved_model_file = str(self.store.folder / f"{stem}-best.pth")
+        self.is_preference = isinstance(model, PreferenceMixin)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.enable_scaler)
+        self.scheduler = None
+        self.epoch_times = []  # seconds of training per epoch
+        self.history = []  # one dict per validation
+        self._loader = None
+        self._saving = False
+        self._resumed = None
+        self._nan_steps = 0
+        self._signal = None
+
+    def _build_optimizer(self, **kwargs):
+        kwargs.setdefault("params", [p for p in self.model.parameters() if p.requires_grad])
+        return super()._build_optimizer(**kwargs)
+
+    # -- fit ----------------------------------------------------------------------------------
+
+    def fit(
+        self,
+        train_data,
+        valid_data=None,
+        verbose=True,
+        saved=True,
+        show_progress=False,
+        callback_fn=None,
+    ):
+        """Train as RecBole's ``Trainer.fit``; see there for arguments and result.
+
+        Raises:
+            PrefError: an empty head or tail among the targets, a reference that does not fit, a loss
+                that is not finite, an output folder that cannot be written.
+            Interrupted: SIGINT or SIGTERM arrived; the message says how to go on.
+        """
+        self.eval_collector.data_collect(train_data)
+        self.check_groups(valid_data, "validation")
+        self._train_data, self._saving = train_data, saved
+        self._data_fingerprint = reference.fingerprint_of(train_data._dataset)
+        if self.is_preference:
+            self._prepare(train_data, valid_data)
+        if self._resumed is not None:
+            self._continue_from(self._resumed)
+        with self._catching_signals():
+            result = super().fit(
+                train_data, valid_data, verbose, saved, show_progress, callback_fn
+            )
+        if saved and not (self._resumed or {}).get("finished"):
+            self._save_last(self.epochs, finished=True)
+        return result
+
+    def _prepare(self, train_data, valid_data):
+        """Make the loader, the reference and the schedule of a preference model."""
+        model, config = self.model, self.config
+        if model.train_path == "all":
+            stride = config["window_stride"]
+            if stride == "auto":
+                stride = max(1, config["MAX_ITEM_LIST_LENGTH"] // 2)
+            self._loader = PackedLoader(train_data, stride, self.device.type == "cuda")
+        else:
+            self._loader = train_data
+        self.logger.info(
+            f"training path: {model.train_path} ({model.train_path_reason}); "
+            f"{'fused chunks over the catalogue' if model.needs_normalizer else 'K + 1 scores'}"
+            if not model.is_plain
+            else "training path: RecBole's own loss and rows, nothing is changed"
+        )
+        if self._resumed is None and config["reference"] != "none":
+            with _random_states_kept(train_data):
+                state_dict, told = reference.obtain(
+                    config, model, train_data, valid_data, train_reference
+                )
+            model.start_from(state_dict)
+            self.logger.info(told)
+        if config["reference_cache"] and model.uses_reference and model.backbone is not None:
+            started = time.perf_counter()
+            with _random_states_kept(train_data):
+                model.cache_reference(iter(self._loader), len(train_data._dataset))
+            self.logger.info(f"reference cached in {time.perf_counter() - started:.1f}s")
+        shape = schedule.SCHEDULES[config["lr_scheduler"]]
+        if config["lr_scheduler"] != "none" or config["warmup_ratio"]:
+            total = self.epochs * len(self._loader)
+            warmup = round(config["warmup_ratio"] * total)
+            self.scheduler = LambdaLR(self.optimizer, lambda step: shape(step, warmup, total))
+
+    # -- one epoch ----------------------------------------------------------------------------
+
+    def _train_epoch(self, train_data, epoch_idx, loss_func=None, show_progress=False):
+        if self._saving and epoch_idx != (self._resumed or {}).get("start_epoch"):
+            self._save_last(epoch_idx)
+        started = time.perf_counter()
+        if self.is_preference and loss_func is None:
+            total = self._preference_epoch(epoch_idx, show_progress)
+        else:
+            total = super()._train_epoch(train_data, epoch_idx, loss_func, show_progress)
+        self.epoch_times.append(time.perf_counter() - started)
+        return total
+
+    def _preference_epoch(self, epoch_idx, show_progress):
+        model, config = self.model, self.config
+        model.train()
+        total = torch.zeros((), device=self.device)
+        finite = torch.ones((), dtype=torch.bool, device=self.device)
+        look = 1 if self.device.type == "cpu" or config["max_nan_steps"] else _CHECK_EVERY
+        batches = self._loader
+        if show_progress:
+            batches = tqdm(batches, ncols=100, desc=set_color(f"Train {epoch_idx:>5}", "pink"))
+        for step, batch in enumerate(batches):
+            batch = batch.to(self.device)
+            self.optimizer.zero_grad()
+            with torch.autocast(self.device.type, enabled=self.enable_amp):
+                loss = model.calculate_loss(batch)
+            self.scaler.scale(loss).backward()
+            finite &= torch.isfinite(loss.detach())
+            if look == 1:
+                finite &= self._gradients_finite()
+            if (step + 1) % look == 0 and not finite:
+                self._skip_or_stop(epoch_idx, step, batch, loss)
+                finite.fill_(True)
+                continue
+            if self.clip_grad_norm:
+                clip_grad_norm_(model.parameters(), **self.clip_grad_norm)
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            if self.scheduler is not None:
+                self.scheduler.step()
+            total += loss.detach()
+            self._stop_on_signal(epoch_idx)
+        if not finite:
+            self._skip_or_stop(epoch_idx, step, batch, loss)
+        return total.item()
+
+    def _gradients_finite(self):
+        if self.scaler.is_enabled():
+            return True  # the scaler looks at them itself
+        norms = [p.grad.norm() for p in self.model.parameters() if p.grad is not None]
+        return torch.isfinite(torch.stack(norms).sum())
+
+    def _skip_or_stop(self, epoch_idx, step, batch, loss):
+        """Count a step whose loss or gradient is not finite; stop when there were too many."""
+        self._nan_steps += 1
+        self.model.log_sums = {}
+        with torch.no_grad():
+            self.model.calculate_loss(batch)
+        parts = ", ".join(f"{name} {v:.4g}" for name, v in self.model.pop_diagnostics().items())
+        where = (
+            f"epoch {epoch_idx}, batch {step}, model {self.config['model']}: the loss is "
+            f"{loss.item():.4g} or its gradient is not finite (parts: {parts or 'cross-entropy alone'})"
+        )
+        if self._nan_steps > self.config["max_nan_steps"]:
+            kept = f" The last good checkpoint is {self.store.last()}." if self.store.last() else ""
+            raise PrefError(
+                f"{where}; lower learning_rate or set clip_grad_norm, or allow skipped steps with "
+                f"max_nan_steps.{kept}"
+            )
+        self.optimizer.zero_grad()
+        self.logger.warning(f"{where}; the step is skipped")
+
+    def _check_nan(self, loss):
+        if not torch.isfinite(loss):
+            raise PrefError(
+                f"model {self.config['model']}: the training loss is {loss.item()}; lower "
+                "learning_rate or set clip_grad_norm."
+            )
+
+    def _valid_epoch(self, valid_data, show_progress=False):
+        score, result = super()._valid_epoch(valid_data, show_progress=show_progress)
+        told = {}
+        if self.is_preference:
+            told = self.model.pop_diagnostics()
+        share = self.eval_collector.tail_share
+        if share is not None:
+            told["tail_share"] = share
+        epoch = len(self.epoch_times) - 1
+        if told:
+            self.logger.info(set_color("alignment", "blue") + f": {dict2str(told)}")
+            for name, value in told.items():
+                self.tensorboard.add_scalar(f"Alignment/{name}", value, epoch)
+        self.history.append({"epoch": epoch, "score": score, **result, **told})
+        return score, result
+
+    # -- signals ------------------------------------------------------------------------------
+
+    @contextmanager
+    def _catching_signals(self):
+        """Turn SIGINT and SIGTERM into a stop after the running step; only in the main thread."""
+
+        def note(number, frame):
+            if self._signal is not None:
+                raise KeyboardInterrupt
+            self._signal = signal.Signals(number).name
+
+        try:
+            before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+        except ValueError:  # not the main thread
+            before = {}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _stop_on_signal(self, epoch_idx):
+        if self._signal is None:
+            return
+        if not self._saving:
+            raise Interrupted(f"{self._signal} stopped the run in epoch {epoch_idx}; nothing was saved.")
+        raise Interrupted(
+            f"{self._signal} stopped the run in epoch {epoch_idx}; go on with --resume={self.store.last()}"
+        )
+
+    # -- checkpoints --------------------------------------------------------------------------
+
+    def _state(self, start_epoch):
+        return {
+            "format": 1,
+            "model": self.config["model"],
+            "config": checkpoint.to_plain(self.config.final_config_dict, other=str),
+            "data": self._data_fingerprint,
+            "epoch": start_epoch - 1,
+            "start_epoch": start_epoch,
+            "cur_step": self.cur_step,
+            "best_valid_score": self.best_valid_score,
+            "best_valid_result": self.best_valid_result,
+            "train_loss_dict": self.train_loss_dict,
+            "state_dict": self.model.state_dict(),
+            "other_parameter": self.model.other_parameter(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def _save_checkpoint(self, epoch, verbose=True, **kwargs):
+        """Write the best checkpoint, as RecBole's trainer asks after an improvement."""
+        if (self._resumed or {}).get("finished"):
+            return
+        path = self.store.save_best(self._state(epoch + 1))
+        if verbose:
+            self.logger.info(set_color("Saving current", "blue") + f": {path}")
+
+    def _save_last(self, start_epoch, finished=False):
+        state = self._state(start_epoch)
+        state.update(
+            {
+                "epoch": start_epoch,  # names the file
+                "finished": finished,
+                "rng": checkpoint.rng_state(),
+                "loader": self._train_data.generator.get_state(),
+                "scheduler": self.scheduler.state_dict() if self.scheduler else None,
+                "scaler": self.scaler.state_dict(),
+                "nan_steps": self._nan_steps,
+                "epoch_times": self.epoch_times,
+                "history": self.history,
+            }
+        )
+        self.store.save_last(state)
+
+    def resume_checkpoint(self, resume_file):
+        """Go on from a checkpoint of an epoch's start; ``fit`` does the rest.
+
+        Args:
+            resume_file (path-like): a ``-last-`` checkpoint of this run.
+
+        Raises:
+            PrefError: missing, damaged or foreign file.
+        """
+        state = checkpoint.load(resume_file, map_location=self.device, setting="resume")
+        if state.get("model") != self.config["model"]:
+            raise PrefError(
+                f"resume={str(resume_file)!r} holds model {state.get('model')}, this run trains "
+                f"{self.config['model']}: name the checkpoint of this model."
+            )
+        if "rng" not in state:
+            raise PrefError(
+                f"resume={str(resume_file)!r} is a best checkpoint, which cannot be continued: "
+                "name one with -last- in its name."
+            )
+        self._resumed = state
+        stem = str(resume_file).rsplit("/", 1)[-1].rsplit("-last-", 1)[0]
+        self.store = checkpoint.CheckpointDir(
+            str(self.store.folder), stem, self.config["keep_last"] or 2
+        )
+        self.saved_model_file = str(self.store.folder / f"{stem}-best.pth")
+
+    def _continue_from(self, state):
+        differences = checkpoint.compare_fingerprints(state["data"], self._data_fingerprint)
+        if differences:
+            raise PrefError(
+                f"resume: the checkpoint was trained on other data ({'; '.join(differences)}): use the "
+                "data it was made with or set resume: False."
+            )
+        self.model.load_state_dict(state["state_dict"])
+        self.model.load_other_parameter(state["other_parameter"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.scheduler is not None and state["scheduler"]:
+            self.scheduler.load_state_dict(state["scheduler"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.start_epoch = self.epochs if state["finished"] else state["start_epoch"]
+        self.cur_step = state["cur_step"]
+        self.best_valid_score = state["best_valid_score"]
+        self.best_valid_result = state["best_valid_result"]
+        self.train_loss_dict = dict(state["train_loss_dict"])
+        self._nan_steps = state["nan_steps"]
+        self.epoch_times, self.history = list(state["epoch_times"]), list(state["history"])
+        self._train_data.generator.set_state(state["loader"].cpu())
+        checkpoint.set_rng_state(state["rng"])
+        self.logger.info(f"resumed: {self.start_epoch} epochs are done")
+
+    def evaluate(self, eval_data, load_best_model=True, model_file=None, show_progress=False):
+        """Evaluate as RecBole does, after the checkpoint's checksum was found right."""
+        if eval_data and load_best_model:
+            state = checkpoint.load(
+                model_file or self.saved_model_file,
+                map_location=self.device,
+                trust_pickle=bool(self.config["trust_checkpoint"]),
+                setting="checkpoint",
+            )
+            self.model.load_state_dict(state["state_dict"])
+            self.model.load_other_parameter(state.get("other_parameter"))
+            self.logger.info(f"best model loaded from {model_file or self.saved_model_file}")
+        return super().evaluate(eval_data, False, show_progress=show_progress)
+
+
+class PrefTrainer(TrainerMixin, Trainer):
+    """The trainer of preference models and of RecBole's models that use RecBole's plain trainer."""
+
+
+@lru_cache(maxsize=None)
+def trainer_class(base):
+    """Return our trainer on top of a trainer class of RecBole.
+
+    Args:
+        base (type): what RecBole's ``get_trainer`` chose.
+    """
+    if issubclass(base, TrainerMixin):
+        return base
+    if base is Trainer:
+        return PrefTrainer
+    return type(f"Pref{base.__name__}", (TrainerMixin, base), {"__doc__": base.__doc__})
+
+
+@contextmanager
+def _random_states_kept(train_data):
+    """Leave the random states as they were: a run must not depend on whether a reference existed."""
+    states, loader = checkpoint.rng_state(), train_data.generator.get_state()
+    try:
+        yield
+    finally:
+        checkpoint.set_rng_state(states)
+        train_data.generator.set_state(loader)
+
+
+def train_reference(config, backbone_class, train_data, valid_data):
+    """Train a backbone with cross-entropy for ``reference: auto``.
+
+    Returns:
+        tuple: state_dict of its best epoch, and a dict that tells how good it is.
+    """
+    from recbole.utils import init_seed
+
+    from recbole_pref.model import preference_class
+    from recbole_pref.registry import METHODS
+
+    own = reference.training_config(config, backbone_class)
+    init_seed(own["seed"], own["reproducibility"])
+    cls = preference_class(METHODS["CE"], backbone_class)
+    model = cls(own, train_data._dataset).to(own["device"])
+    trainer = PrefTrainer(own, model)
+    trainer.logger.info(set_color("training the reference", "pink") + f": {own['model']}")
+    score, result = trainer.fit(train_data, valid_data, saved=True)
+    best = trainer.store.best() or trainer.store.last()
+    state_dict = checkpoint.load(best, setting="reference")["state_dict"]
+    for file in trainer.store.files():
+        file.unlink(missing_ok=True)
+    return state_dict, {"epochs": len(trainer.epoch_times), "valid": dict(result or {})}
