@@ -1,0 +1,361 @@
+"""What RecBole's metrics are computed from, collected in one pass and with one top-k per batch.
+
+RecBole's collector ranks twice, builds a user-by-item label matrix and, for GAUC, sorts whole rows.
+:class:`PrefCollector` compares the top-k ids with the targets; every table it fills equals RecBole's
+(the top-k call is the same, so ties fall the same way), and there are some more:
+
+==================  ==========================  ====================================================
+table               shape                       content
+==================  ==========================  ====================================================
+rec.items           [U, K]                      the top-K item ids
+rec.topk            [U, K + 1]                  hit flags, then the number of targets
+rec.topk_tail       [U, K + 1]                  the same with the tail targets only; rec.topk_head
+rec.above           [targets]                   negatives ranked above each target (WPAUC)
+rec.meanrank        [U, 3]                      rank sum, list length, number of targets (GAUC)
+data.train_count    [n_items]                   training interactions per item
+data.tail_mask      [n_items]                   True for tail items
+==================  ==========================  ====================================================
+
+U counts the rows of the evaluation (users, or user-target rows of a sequential data set), K is
+``max(topk)``.
+"""
+
+import pandas as pd
+import torch
+from recbole.evaluator.collector import Collector, DataStruct
+from recbole.utils import EvaluatorType
+
+from recbole_pref.errors import PrefError
+from recbole_pref.metrics import GROUPS, split_settings
+from recbole_pref.popularity import head_tail_split, train_counts
+
+RANKING_TABLES = ("rec.items", "rec.topk", "rec.topk_tail", "rec.topk_head", "rec.above")
+USER_TABLES = ("user_id", "item_id", "rank")
+TAIL_SHARE_AT = 10
+
+
+def unseen_training_data(what):
+    """Return the PrefError of an evaluation that needs training data nobody handed over."""
+    return PrefError(
+        f"{what}: the training data are needed, which this trainer has not seen; call "
+        "trainer.eval_collector.data_collect(train_data) before evaluate."
+    )
+
+
+def distinct_targets(positive_u, positive_i, num_rows, num_items):
+    """Return the (row, item) pairs sorted by row, each once, and whether row r holds pair r alone.
+
+    Args:
+        positive_u, positive_i (LongTensor [P]): row and item of each target.
+        num_rows, num_items (int): shape of the score matrix.
+
+    Returns:
+        (LongTensor [P'], LongTensor [P'], bool)
+    """
+    rows = torch.arange(num_rows, device=positive_u.device)
+    if positive_u.shape == rows.shape and torch.equal(positive_u, rows):
+        return positive_u, positive_i, True
+    keys = torch.unique(positive_u * num_items + positive_i)
+    return keys // num_items, keys % num_items, False
+
+
+def hit_table(topk_items, positive_u, positive_i, num_items, single):
+    """Return which listed items are targets of their row, [B, K] bool.
+
+    Args:
+        topk_items (LongTensor [B, K]): listed items.
+        positive_u, positive_i (LongTensor [P]): targets as (row, item).
+        num_items (int): number of items with padding.
+        single (bool): target r belongs to row r, one each.
+    """
+    if single:
+        return topk_items == positive_i.unsqueeze(1)
+    rows = torch.arange(len(topk_items), device=topk_items.device).unsqueeze(1)  # [B, 1]
+    return torch.isin(rows * num_items + topk_items, positive_u * num_items + positive_i)
+
+
+def pad_by_row(values, rows, num_rows, fill):
+    """Lay flat values out as one line per row.
+
+    Args:
+        values (Tensor [P]): values, grouped by row.
+        rows (LongTensor [P]): ascending row of each value.
+        num_rows (int): number of rows.
+        fill (float): what stands where a row has fewer values.
+
+    Returns:
+        (Tensor [num_rows, widest], LongTensor [P]): the lines, and each value's place in its line.
+    """
+    lengths = torch.bincount(rows, minlength=num_rows)
+    place = torch.arange(len(rows), device=rows.device) - (lengths.cumsum(0) - lengths)[rows]
+    table = values.new_full((num_rows, int(lengths.max())), fill)
+    table[rows, place] = values
+    return table, place
+
+
+def count_at_least(sorted_desc, thresholds):
+    """Count, per row, the values of ``sorted_desc`` [B, M] that are >= each threshold [B, P]."""
+    return torch.searchsorted(-sorted_desc, -thresholds, right=True)
+
+
+def negatives_above(scores, topk_items, hits, positive_u, positive_i, single):
+    """Count the negatives ranked above each target, exactly below K and as K or more otherwise.
+
+    Listed targets take their place in the list, so ties stand as in ``topk_items``; a target outside
+    the list counts every negative that scores at least as high.
+
+    Args:
+        scores (Tensor [B, n_items]): scores, -inf where an item is left out.
+        topk_items (LongTensor [B, K]): the list.
+        hits (BoolTensor [B, K]): which listed items are targets.
+        positive_u, positive_i (LongTensor [P]): distinct targets sorted by row.
+        single (bool): one target per row.
+
+    Returns:
+        LongTensor [P], values in [0, K].
+    """
+    k = topk_items.shape[1]
+    if single:
+        return torch.where(hits.any(1), hits.int().argmax(1), k)
+    listed = topk_items[positive_u] == positive_i.unsqueeze(1)  # [P, K]
+    place = listed.int().argmax(1)
+    above = place - hits.cumsum(1)[positive_u, place] + 1
+    outside = ~listed.any(1)
+    if outside.any():
+        num_rows = len(scores)
+        target_scores = scores[positive_u, positive_i]  # [P]
+        targets, slot = pad_by_row(target_scores, positive_u, num_rows, -torch.inf)  # [B, widest]
+        # K + widest values hold at least K negatives, so a cut list can only hide counts beyond K
+        width = min(k + targets.shape[1], scores.shape[1])
+        best = torch.topk(scores, width, dim=-1).values
+        better = count_at_least(best, targets)
+        better -= count_at_least(targets.sort(dim=1, descending=True).values, targets)
+        above = torch.where(outside, better[positive_u, slot], above)
+    return above.clamp(0, k)
+
+
+def mean_ranks(scores, positive_u, positive_i, single):
+    """Return what GAUC needs, [B, 3]: sum of the targets' average ranks, list length, targets.
+
+    The average rank of a score is (number greater) + (number equal + 1) / 2; the list length is the
+    number of items above the row's lowest score, which is -inf for the items left out. Both are
+    RecBole's, without sorting the row when it holds one target.
+    """
+    lengths = (scores > scores.amin(dim=1, keepdim=True)).sum(1)
+    num_rows = len(scores)
+    if single:
+        targets = scores.gather(1, positive_i.unsqueeze(1))  # [B, 1]
+        greater = (scores > targets).sum(1)
+        equal = (scores == targets).sum(1)
+        rank_sum = greater + (equal + 1) * 0.5
+    else:
+        targets, slot = pad_by_row(
+            scores[positive_u, positive_i], positive_u, num_rows, torch.inf
+        )  # [B, widest]
+        ascending = -scores.sort(dim=1, descending=True).values
+        greater = torch.searchsorted(ascending, -targets)
+        at_least = torch.searchsorted(ascending, -targets, right=True)
+        ranks = (greater + at_least + 1)[positive_u, slot] * 0.5
+        rank_sum = ranks.new_zeros(num_rows).index_add_(0, positive_u, ranks)
+    counts = torch.bincount(positive_u, minlength=num_rows)
+    return torch.stack((rank_sum.float(), lengths.float(), counts.float()), dim=1)
+
+
+class PrefCollector(Collector):
+    """RecBole's collector with one top-k per batch, head and tail tables and per-user records.
+
+    Attributes:
+        collect_users (bool): keep what :meth:`user_frame` returns; setting ``collect_users``.
+        train_dataset (Dataset): training data given to :meth:`data_collect`, else None.
+        tail_share (float): share of tail items among the first 10 of the lists of the last evaluation,
+            None when it made no lists or the training data are unknown.
+    """
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.collect_users = bool(config["collect_users"])
+        self.train_dataset = None
+        self.tail_share = None
+        self._split = None
+        self._parts = {}
+        self._users = {}
+
+    # -- resources of the training data
+
+    def data_collect(self, train_data):
+        """Collect the counts that metrics need, and check ``topk`` against the catalogue.
+
+        Args:
+            train_data (AbstractDataLoader): loader of the training split.
+
+        Raises:
+            PrefError: when ``topk`` asks for more items than there are.
+        """
+        super().data_collect(train_data)
+        dataset = getattr(train_data, "_dataset", None) or train_data.dataset
+        if dataset is not self.train_dataset:
+            self.train_dataset, self._split = dataset, None
+        if self.config["eval_type"] == EvaluatorType.RANKING:
+            self._check_topk(dataset.num(self.config["ITEM_ID_FIELD"]))
+        if self.register.need("data.train_count"):
+            self.data_struct.set("data.train_count", self.train_count)
+        if self.register.need("data.tail_mask"):
+            self.data_struct.set("data.tail_mask", self.tail_mask)
+
+    def _check_topk(self, num_items):
+        if max(self.topk) >= num_items:
+            raise PrefError(
+                f"topk={max(self.topk)} is more than the {num_items - 1} items of the data set: "
+                "set topk to smaller numbers."
+            )
+
+    def _counts_and_tail(self):
+        if self._split is None:
+            if self.train_dataset is None:
+                raise unseen_training_data("head and tail")
+            counts = train_counts(self.train_dataset).cpu()
+            rule, ratio = split_settings(self.config)
+            head = head_tail_split(counts, rule, ratio)
+            tail = ~head
+            tail[0] = False
+            self._split = counts, tail
+        return self._split
+
+    @property
+    def train_count(self):
+        """LongTensor [n_items]: training interactions per item, 0 for the padding item."""
+        return self._counts_and_tail()[0]
+
+    @property
+    def tail_mask(self):
+        """BoolTensor [n_items]: True for tail items, False for head items and padding."""
+        return self._counts_and_tail()[1]
+
+    # -- one batch
+
+    def check_ready(self):
+        """Refuse an evaluation whose metrics need training data that was not collected.
+
+        Raises:
+            PrefError: names the call that collects it; ``fit`` makes it by itself.
+        """
+        needs = [name for name in vars(self.register) if name.startswith("data.")]
+        groups = [name for name in GROUPS if self.register.need(f"rec.topk_{name}")]
+        if groups and self.train_dataset is None:
+            raise unseen_training_data(f"metrics by {' and '.join(groups)}")
+        for name in needs:
+            if name != "data.label" and name not in self.data_struct:
+                raise unseen_training_data(f"metrics that use '{name}'")
+
+    def reset(self):
+        """Forget what was collected from batches, for instance of an evaluation that was broken off."""
+        self._parts = {}
+
+    def _add(self, name, value):
+        self._parts.setdefault(name, []).append(value.detach())
+
+    def eval_batch_collect(self, scores_tensor, interaction, positive_u, positive_i):
+        """Collect the ranking of a batch.
+
+        Args:
+            scores_tensor (Tensor [B, n_items]): scores, -inf for items left out; [N] for value metrics.
+            interaction (Interaction): rows of the batch (candidates, under sampled ranking).
+            positive_u (LongTensor [P]): row of each target.
+            positive_i (LongTensor [P]): item of each target.
+        """
+        if self.config["eval_type"] != EvaluatorType.RANKING:
+            super().eval_batch_collect(scores_tensor, interaction, positive_u, positive_i)
+            return
+        num_rows, num_items = scores_tensor.shape
+        device = scores_tensor.device
+        positive_u, positive_i, single = distinct_targets(
+            positive_u.to(device), positive_i.to(device), num_rows, num_items
+        )
+        if self.register.need("rec.meanrank"):
+            self._add("rec.meanrank", mean_ranks(scores_tensor, positive_u, positive_i, single))
+        if not self.collect_users and not any(map(self.register.need, RANKING_TABLES)):
+            return
+        self._check_topk(num_items)
+        items = torch.topk(scores_tensor, max(self.topk), dim=-1).indices  # [B, K]
+        if self.register.need("rec.items"):
+            self._add("rec.items", items)
+        hits = hit_table(items, positive_u, positive_i, num_items, single)  # [B, K]
+        if self.register.need("rec.topk"):
+            self._add("rec.topk", self._topk_table(hits, positive_u))
+        if self.register.need("rec.above"):
+            above = negatives_above(scores_tensor, items, hits, positive_u, positive_i, single)
+            self._add("rec.above", above)
+        groups = [group for group in GROUPS if self.register.need(f"rec.topk_{group}")]
+        if groups or self.train_dataset is not None:
+            tail = self.tail_mask.to(device)
+            self._add("tail_share", tail[items[:, :TAIL_SHARE_AT]].float().mean(1))
+            for group in groups:
+                wanted = tail if group == "tail" else ~tail
+                kept = positive_u[wanted[positive_i]]
+                self._add(f"rec.topk_{group}", self._topk_table(hits & wanted[items], kept))
+        if self.collect_users:
+            self._add_users(interaction, items, hits, positive_u, positive_i)
+
+    @staticmethod
+    def _topk_table(hits, positive_u):
+        """Return hits [B, K] and, as last column, the targets per row, in int32 [B, K + 1]."""
+        counts = torch.bincount(positive_u, minlength=len(hits))
+        return torch.cat((hits.int(), counts.int().unsqueeze(1)), dim=1)
+
+    def _add_users(self, interaction, items, hits, positive_u, positive_i):
+        """Keep per row the user, the target ranked best (the first when none is listed), its rank."""
+        users = interaction[self.config["USER_ID_FIELD"]].to(items.device)
+        if len(users) != len(items):  # candidates, user by user
+            users = torch.unique_consecutive(users)
+        first = torch.searchsorted(positive_u, torch.arange(len(items), device=items.device))
+        place = hits.int().argmax(1)  # [B]
+        hit = hits.any(1)
+        best = items.gather(1, place.unsqueeze(1)).squeeze(1)
+        self._add("user_id", users)
+        self._add("item_id", torch.where(hit, best, positive_i[first]))
+        self._add("rank", torch.where(hit, place + 1, 0).int())
+
+    # -- the end of an evaluation
+
+    def get_data_struct(self):
+        """Return everything collected, on the CPU, and forget what came from batches.
+
+        Returns:
+            DataStruct: the tables; values that are not tensors are passed on as they are.
+        """
+        self.tail_share = None
+        for name, parts in self._parts.items():
+            table = torch.cat(parts).cpu()
+            if name == "tail_share":
+                self.tail_share = table.mean().item()
+            elif name in USER_TABLES:
+                self._users[name] = table
+            else:
+                self.data_struct.set(name, table)
+        self._parts = {}
+        returned = DataStruct()
+        for name, value in list(self.data_struct._data_dict.items()):
+            returned.set(name, value.cpu() if isinstance(value, torch.Tensor) else value)
+            if name.startswith("rec.") or name == "data.label":
+                del self.data_struct[name]
+        return returned
+
+    def user_frame(self):
+        """Return the last evaluation row by row.
+
+        Returns:
+            DataFrame: ``user_id`` and ``item_id`` (internal ids; of several targets the one ranked
+            best, or the first when none is in the list), ``rank`` (1-based place in the top
+            ``max(topk)``, 0 when not in it), ``is_tail``.
+
+        Raises:
+            PrefError: when nothing was kept.
+        """
+        if not self._users:
+            raise PrefError(
+                "collect_users=False keeps no values per user: set collect_users: True and "
+                "evaluate again."
+            )
+        frame = pd.DataFrame({name: self._users[name].numpy() for name in USER_TABLES})
+        frame["is_tail"] = self.tail_mask[self._users["item_id"]].numpy()
+        return frame

@@ -1,0 +1,255 @@
+"""Full ranking in bounded memory, history masking and head/tail checks for RecBole's trainers.
+
+:class:`EvaluationMixin` stands before RecBole's ``Trainer`` in the class order. RecBole's ``evaluate``
+loop is inherited: a batch is ranked in chunks of rows, every chunk but the last is handed to the
+collector here, and the last one is returned to the loop, which hands it on itself.
+"""
+
+import numpy as np
+import torch
+from recbole.utils import EvaluatorType, ModelType
+
+from recbole_pref.collector import PrefCollector, unseen_training_data
+from recbole_pref.metrics import empty_group_error, group_metrics_in, split_settings
+
+MEGABYTE = 2**20
+DEFAULT_BUDGET_MB = 256.0
+# On the CPU scores that stay in cache are ranked faster, but a product of fewer rows than this
+# reads the item matrix too often.
+CPU_CHUNK_MB = 16.0
+CPU_CHUNK_ROWS = 32
+
+
+def chunk_rows(num_items, budget_mb=None, cache_sized=False):
+    """Return how many rows of scores are held at a time, at least 1.
+
+    Args:
+        num_items (int): scores per row, float32.
+        budget_mb (float or None): most MiB of scores at a time; None means 256.
+        cache_sized (bool): go below the budget where that is faster on a CPU.
+    """
+    row_bytes = 4 * num_items
+    budget = DEFAULT_BUDGET_MB if budget_mb is None else float(budget_mb)
+    rows = int(budget * MEGABYTE // row_bytes)
+    if cache_sized:
+        rows = min(rows, max(int(CPU_CHUNK_MB * MEGABYTE // row_bytes), CPU_CHUNK_ROWS))
+    return max(rows, 1)
+
+
+def encodes(model):
+    """Return whether a model offers ``encode`` and ``score_items`` for its backbone."""
+    offers = hasattr(model, "encode") and hasattr(model, "score_items")
+    return offers and getattr(model, "backbone", model) is not None
+
+
+def cut_pairs(rows, start, stop):
+    """Return the slice of ascending ``rows`` [P] that holds the row numbers start to stop - 1."""
+    bounds = torch.searchsorted(rows, torch.tensor([start, stop], device=rows.device))
+    return slice(int(bounds[0]), int(bounds[1]))
+
+
+class SeenItems:
+    """The items each user met in training, as a compressed sparse row table.
+
+    Args:
+        dataset (Dataset): training split; for a sequential one the items are the targets and the
+            contents of the item lists.
+    """
+
+    def __init__(self, dataset):
+        feat = dataset.inter_feat
+        users, items = feat[dataset.uid_field].numpy(), feat[dataset.iid_field].numpy()
+        list_field = dataset.iid_field + dataset.config["LIST_SUFFIX"]
+        if list_field in feat:
+            item_lists = feat[list_field].numpy()
+            if dataset.config["benchmark_filename"] is None:
+                # RecBole's rows are all prefixes of a sequence: only its first item is no target
+                first = feat[dataset.item_list_length_field].numpy() == 1
+                more_users, more_items = users[first], item_lists[first, 0]
+            else:
+                more_users = np.repeat(users, item_lists.shape[1])
+                more_items = item_lists.reshape(-1)
+            users = np.concatenate((users, more_users))
+            items = np.concatenate((items, more_items))
+        keys = np.unique(users[items > 0].astype(np.int64) * dataset.item_num + items[items > 0])
+        counts = np.bincount(keys // dataset.item_num, minlength=dataset.user_num)
+        self.items = torch.from_numpy(keys % dataset.item_num)  # [pairs]
+        self.start = torch.from_numpy(np.concatenate(([0], counts.cumsum())))  # [users + 1]
+
+    def pairs(self, users):
+        """Return (row, item) of every item seen by ``users`` [B]: two LongTensors [M]."""
+        begin = self.start[users]
+        lengths = self.start[users + 1] - begin  # [B]
+        rows = torch.repeat_interleave(torch.arange(len(users)), lengths)  # [M]
+        offset = torch.arange(len(rows)) - (lengths.cumsum(0) - lengths)[rows]
+        return rows, self.items[begin[rows] + offset]
+
+
+def mask_seen(scores, positive_u, positive_i, rows, items):
+    """Set scores of seen items to -inf in place, except those of the row's own targets.
+
+    Args:
+        scores (Tensor [B, n_items]): changed in place.
+        positive_u, positive_i (LongTensor [P]): targets as (row, item).
+        rows, items (LongTensor, one shape or broadcastable): the seen (row, item) pairs.
+    """
+    kept = scores[positive_u, positive_i]
+    scores[rows, items] = -torch.inf
+    scores[positive_u, positive_i] = kept
+
+
+class EvaluationMixin:
+    """Evaluation of RecBole-Pref's trainers; reads ``logits_memory_mb`` and ``mask_history``."""
+
+    _seen = None
+    _seen_dataset = None
+    _groups_logged = False
+
+    def _make_collector(self):
+        """Return the collector; the trainer sets it as ``self.eval_collector``."""
+        return PrefCollector(self.config)
+
+    # -- the groups
+
+    def check_groups(self, eval_data, name="evaluation"):
+        """Refuse group metrics for which ``eval_data`` holds no target, before time is spent.
+
+        To be called after ``self.eval_collector.data_collect(train_data)``. The split and the share
+        of tail targets are logged.
+
+        Args:
+            eval_data (AbstractDataLoader): validation or test loader.
+            name (str): what the loader is called in messages.
+
+        Raises:
+            PrefError: when a configured Tail or Head metric has no target in its group.
+        """
+        asked = group_metrics_in(self.config)
+        if not eval_data or not any(asked.values()):
+            return
+        tail = self.eval_collector.tail_mask
+        dataset = eval_data._dataset
+        targets = dataset.inter_feat[dataset.iid_field]
+        is_tail = tail[targets]
+        share = is_tail.float().mean().item()
+        self._log_split()
+        self.logger.info(f"{name}: {len(is_tail)} targets, {share:.2%} of them tail items")
+        present = {"tail": bool(is_tail.any()), "head": bool((~is_tail).any())}
+        for group, metrics in asked.items():
+            if metrics and not present[group]:
+                where = f"the {len(is_tail)} {name} targets"
+                raise empty_group_error(group, ", ".join(metrics), self.config, where)
+
+    def _log_split(self):
+        """Log the sizes of head and tail and their shares of the training interactions, once."""
+        if self._groups_logged:
+            return
+        self._groups_logged = True
+        counts, tail = self.eval_collector.train_count, self.eval_collector.tail_mask
+        rule, ratio = split_settings(self.config)
+        num_tail, num_items = int(tail.sum()), len(tail) - 1
+        share = counts[tail].sum().item() / max(counts.sum().item(), 1)
+        self.logger.info(
+            f"head/tail split (tail_split={rule}, head_ratio={ratio}): "
+            f"{num_items - num_tail} head items with {1 - share:.2%} of the training interactions, "
+            f"{num_tail} tail items with {share:.2%}"
+        )
+
+    # -- evaluation
+
+    def evaluate(self, eval_data, *args, **kwargs):
+        """Evaluate as RecBole does; see its ``Trainer.evaluate`` for the arguments.
+
+        Raises:
+            PrefError: when a metric or ``mask_history`` needs training data that was not given.
+        """
+        if eval_data:
+            self.eval_collector.reset()
+            self.eval_collector.check_ready()
+            if self._masks_history():
+                self._seen_items()
+        return super().evaluate(eval_data, *args, **kwargs)
+
+    def _full_sort_batch_eval(self, batched_data):
+        """Rank a batch in chunks of rows; same arguments and result as RecBole's method."""
+        interaction, history_index, positive_u, positive_i = batched_data
+        fast = encodes(self.model)
+        num_rows = len(interaction)
+        step = chunk_rows(
+            self.tot_item_num,
+            self.config["logits_memory_mb"],
+            cache_sized=fast and torch.device(self.device).type == "cpu",
+        )
+        hidden = None
+        if fast:
+            interaction = interaction.to(self.device)
+            hidden = self.model.encode(interaction)  # [B, H]
+        for start in range(0, num_rows, step):
+            stop = min(start + step, num_rows)
+            whole = stop - start == num_rows
+            rows = interaction if whole else interaction[start:stop]
+            targets = slice(None) if whole else cut_pairs(positive_u, start, stop)
+            chunk_u, chunk_i = positive_u[targets] - start, positive_i[targets]
+            seen = history_index
+            if seen is not None and not whole:
+                cut = cut_pairs(seen[0], start, stop)
+                seen = (seen[0][cut] - start, seen[1][cut])
+            if fast:
+                scores = self.model.score_items(hidden[start:stop])  # [c, n_items]
+                scores[:, 0] = -torch.inf
+                if seen is not None:
+                    scores[seen] = -torch.inf
+            else:
+                _, scores, _, _ = super()._full_sort_batch_eval((rows, seen, chunk_u, chunk_i))
+            if seen is None and self._masks_history():
+                self._mask_history(scores, rows, None, chunk_u, chunk_i)
+            if stop < num_rows:
+                self.eval_collector.eval_batch_collect(scores, rows, chunk_u, chunk_i)
+        return rows, scores, chunk_u, chunk_i
+
+    def _neg_sample_batch_eval(self, batched_data):
+        """Rank the sampled candidates of a batch; seen ones are left out when history is masked."""
+        interaction, scores, positive_u, positive_i = super()._neg_sample_batch_eval(batched_data)
+        if self.config["eval_type"] == EvaluatorType.RANKING and self._masks_history():
+            self._mask_history(scores, interaction, batched_data[1], positive_u, positive_i)
+        return interaction, scores, positive_u, positive_i
+
+    def _masks_history(self):
+        """Return whether seen items are to be masked here: RecBole masks them for general models."""
+        sequential = self.config["MODEL_TYPE"] == ModelType.SEQUENTIAL
+        return bool(self.config["mask_history"]) and sequential
+
+    def _mask_history(self, scores, interaction, row_index, positive_u, positive_i):
+        """Mask the users' training items and the items of the rows' own lists, never a target.
+
+        Args:
+            scores (Tensor [B, n_items]): changed in place.
+            interaction (Interaction): N rows.
+            row_index (LongTensor [N] or None): row of ``scores`` of each interaction row, ascending;
+                None when they are the same.
+            positive_u, positive_i (LongTensor [P]): targets.
+        """
+        users = interaction[self.config["USER_ID_FIELD"]].cpu()  # [N]
+        lines = torch.arange(len(users)) if row_index is None else row_index.cpu()  # [N]
+        if row_index is not None:
+            users = users[torch.searchsorted(lines, torch.arange(len(scores)))]  # [B]
+        rows, items = self._seen_items().pairs(users)  # [M]
+        own = interaction[self.config["ITEM_ID_FIELD"] + self.config["LIST_SUFFIX"]].cpu()  # [N, L]
+        rows = torch.cat((rows, lines.repeat_interleave(own.shape[1])))
+        items = torch.cat((items, own.reshape(-1)))
+        mask_seen(
+            scores,
+            positive_u.to(scores.device),
+            positive_i.to(scores.device),
+            rows.to(scores.device),
+            items.to(scores.device),
+        )
+
+    def _seen_items(self):
+        """Return the table of training items per user, built once per training data set."""
+        dataset = self.eval_collector.train_dataset
+        if dataset is None:
+            raise unseen_training_data("mask_history=True")
+        if self._seen_dataset is not dataset:
+            self._seen, self._seen_dataset = SeenItems(dataset), dataset
+        return self._seen

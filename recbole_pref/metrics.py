@@ -1,0 +1,241 @@
+"""Ranking metrics that RecBole lacks or computes slowly, as ordinary RecBole metrics.
+
+- ``TailHit``, ``TailRecall``, ``TailNDCG``, ``TailMRR``, ``TailPrecision``, ``TailMAP`` and the same six
+  with ``Head``: RecBole's metric with only the tail (head) targets counted as relevant.
+- ``WPAUC``: the windowed partial AUC of TAWin (arXiv 2604.22504).
+- ``TailPercentage`` and ``AveragePopularity``: RecBole's values, without its loop over users and ranks.
+
+:func:`register` enters them in RecBole's tables, after which ``metrics: [Hit, TailNDCG, WPAUC]`` and
+``valid_metric: TailNDCG@10`` work. The tables they read are made by
+:class:`recbole_pref.collector.PrefCollector`.
+"""
+
+import numpy as np
+from recbole.evaluator import metrics as recbole_metrics
+from recbole.evaluator import register as recbole_register
+from recbole.evaluator.base_metric import TopkMetric
+
+from recbole_pref.errors import PrefError
+
+GROUPS = ("tail", "head")
+DEFAULT_SPLIT = {"tail_split": "items", "head_ratio": 0.2}
+
+
+def split_settings(config):
+    """Return ``(tail_split, head_ratio)`` of a config, with the defaults where it has none."""
+    return tuple(
+        default if config[key] is None else config[key] for key, default in DEFAULT_SPLIT.items()
+    )
+
+
+def empty_group_error(group, metric, config, where="the evaluated users"):
+    """Return the PrefError of a group metric that has no target to count.
+
+    Args:
+        group (str): ``tail`` or ``head``.
+        metric (str): name of the metric in the message.
+        config (Config): where ``tail_split`` and ``head_ratio`` are read.
+        where (str): whose targets were looked at.
+    """
+    rule, ratio = split_settings(config)
+    remedy = "a larger" if group == "head" else "a smaller"
+    return PrefError(
+        f"{metric} cannot be computed because no target of {where} is a {group} item under "
+        f"tail_split={rule!r} with head_ratio={ratio}: set {remedy} head_ratio or another "
+        f"tail_split, or take the {group.capitalize()} metrics out of 'metrics'."
+    )
+
+
+def _table(dataobject, name, metric):
+    """Return a collected table, or say whose collector makes it."""
+    if name not in dataobject:
+        raise PrefError(
+            f"metrics: {metric} needs the table '{name}', which RecBole's own trainer does not "
+            f"collect: run the model through recbole_pref or take {metric} out of 'metrics'."
+        )
+    return dataobject.get(name)
+
+
+def _restrict(base, group):
+    """Return RecBole's metric class ``base`` with the relevant items cut down to one group.
+
+    For user u with targets R(u) the metric is that of ``base`` with R_g(u) = R(u) & group in place
+    of R(u). The ranked list is the whole one: items of the other group keep their places. The mean
+    is over the users with at least one target in the group.
+    """
+    name = f"{group.capitalize()}{base.__name__}"
+
+    def __init__(self, config):
+        base.__init__(self, config)
+        self.config = config
+
+    def used_info(self, dataobject):
+        """Return hits [U, K] bool and number of targets [U], of the users who count.
+
+        Raises:
+            PrefError: when no evaluated user has a target in the group.
+        """
+        table = _table(dataobject, f"rec.topk_{group}", name).numpy()
+        table = table[table[:, -1] > 0]
+        if len(table) == 0:
+            raise empty_group_error(group, name, self.config)
+        return table[:, :-1].astype(bool), table[:, -1]
+
+    def topk_result(self, metric, value):
+        """Return ``{'<group><metric>@k': mean over the users}``."""
+        return base.topk_result(self, f"{group}{metric}", value)
+
+    body = {
+        "__init__": __init__,
+        "__module__": __name__,
+        "__doc__": f"{base.__name__} over the {group} targets; see :func:`_restrict`.",
+        "metric_need": (f"rec.topk_{group}",),
+        "used_info": used_info,
+        "topk_result": topk_result,
+    }
+    return type(name, (base,), body)
+
+
+TailHit = _restrict(recbole_metrics.Hit, "tail")
+TailRecall = _restrict(recbole_metrics.Recall, "tail")
+TailNDCG = _restrict(recbole_metrics.NDCG, "tail")
+TailMRR = _restrict(recbole_metrics.MRR, "tail")
+TailPrecision = _restrict(recbole_metrics.Precision, "tail")
+TailMAP = _restrict(recbole_metrics.MAP, "tail")
+HeadHit = _restrict(recbole_metrics.Hit, "head")
+HeadRecall = _restrict(recbole_metrics.Recall, "head")
+HeadNDCG = _restrict(recbole_metrics.NDCG, "head")
+HeadMRR = _restrict(recbole_metrics.MRR, "head")
+HeadPrecision = _restrict(recbole_metrics.Precision, "head")
+HeadMAP = _restrict(recbole_metrics.MAP, "head")
+
+GROUP_METRICS = {
+    "tail": (TailHit, TailRecall, TailNDCG, TailMRR, TailPrecision, TailMAP),
+    "head": (HeadHit, HeadRecall, HeadNDCG, HeadMRR, HeadPrecision, HeadMAP),
+}
+
+
+def wpauc(above, num_targets, k):
+    """Windowed partial AUC at k of each user, from ranks.
+
+    Of a user's n- negatives in descending order of score, the window holds those with 1-based ranks
+    in (alpha n-, (alpha + d) n-], alpha = (k - n+)/n-, d = n+/n-, that is ranks k - n+ + 1 to k:
+
+        WPAUC@k = 1/(n+ |window|) * sum over targets i, window negatives j of [s_i > s_j]
+
+    With one target the window is the k-th negative alone and the value is Recall@k. For k < n+ the
+    window is cut to the ranks 1 to k. Ranks beyond n- count as beaten, so that the equality with
+    Recall@k also holds on a short candidate list.
+
+    Args:
+        above (ndarray [P]): per target, the number of negatives ranked above it (any number >= k may
+            stand for "k or more"); targets in the order of their users.
+        num_targets (ndarray [U]): n+ per user, at least 1, summing to P.
+        k (int): length of the list.
+
+    Returns:
+        ndarray [U], float64, in [0, 1].
+
+    Reference: TAWin, arXiv 2604.22504, Theorem 3.4 and Lemma 3.5.
+    """
+    num_targets = np.asarray(num_targets, dtype=np.int64)
+    users = np.repeat(np.arange(len(num_targets)), num_targets)  # [P]
+    first = np.maximum(k - num_targets, 0)  # [U], rank before the window
+    beaten = k - np.clip(above, first[users], k)  # [P]
+    total = np.bincount(users, weights=beaten, minlength=len(num_targets))  # [U]
+    return total / ((k - first) * num_targets)
+
+
+class WPAUC(TopkMetric):
+    """Windowed partial AUC at k, mean over the users; the formula is in :func:`wpauc`."""
+
+    metric_need = ("rec.topk", "rec.above")
+
+    def calculate_metric(self, dataobject):
+        """Return ``{'wpauc@k': value}``."""
+        above = _table(dataobject, "rec.above", "WPAUC").numpy()
+        _, num_targets = self.used_info(dataobject)
+        return {
+            f"wpauc@{k}": round(wpauc(above, num_targets, k).mean(), self.decimal_place)
+            for k in self.topk
+        }
+
+
+def _lookup(counts, item_matrix):
+    """Return the count of each listed item [U, K] int64, 0 for items without one.
+
+    Args:
+        counts (dict): count per item id.
+        item_matrix (ndarray [U, K]): item ids.
+    """
+    items = np.fromiter(counts.keys(), dtype=np.int64, count=len(counts))
+    values = np.fromiter(counts.values(), dtype=np.int64, count=len(counts))
+    table = np.zeros(max(items.max(initial=0), item_matrix.max(initial=0)) + 1, dtype=np.int64)
+    table[items] = values
+    return table[item_matrix]
+
+
+class AveragePopularity(recbole_metrics.AveragePopularity):
+    """RecBole's AveragePopularity with one table look-up in place of a loop."""
+
+    def get_pop(self, item_matrix, item_count):
+        """Return the popularity of the listed items [U, K]."""
+        return _lookup(item_count, item_matrix)
+
+
+class TailPercentage(recbole_metrics.TailPercentage):
+    """RecBole's TailPercentage with one table look-up in place of a loop.
+
+    Its tail is RecBole's own (setting ``tail_ratio``, from RecBole's item counter), not the split of
+    ``tail_split`` and ``head_ratio``.
+    """
+
+    def get_tail(self, item_matrix, count_items):
+        """Return 1 for each listed tail item [U, K], else 0."""
+        items = np.fromiter(count_items.keys(), dtype=np.int64, count=len(count_items))
+        counts = np.fromiter(count_items.values(), dtype=np.int64, count=len(count_items))
+        if self.tail > 1:
+            tail = items[counts <= self.tail]
+        else:
+            cut = max(int(len(items) * self.tail), 1)
+            tail = items[np.lexsort((items, counts))[:cut]]
+        return _lookup(dict.fromkeys(tail.tolist(), 1), item_matrix)
+
+
+METRICS = (*GROUP_METRICS["tail"], *GROUP_METRICS["head"], WPAUC, AveragePopularity, TailPercentage)
+
+
+def register():
+    """Enter the metrics in RecBole's tables; calling it again changes nothing.
+
+    To be called before a ``Config`` is made, once per process.
+    """
+    for metric in METRICS:
+        name = metric.__name__.lower()
+        recbole_register.metrics_dict[name] = metric
+        recbole_register.metric_information[name] = metric.metric_need
+        recbole_register.metric_types[name] = metric.metric_type
+        if metric.smaller and name not in recbole_register.smaller_metrics:
+            recbole_register.smaller_metrics.append(name)
+
+
+def group_metrics_in(config):
+    """Return the configured metrics that need a group, ``{'tail': [...], 'head': [...]}`` by name."""
+    asked = {metric.lower() for metric in config["metrics"]}
+    return {
+        group: [cls.__name__ for cls in classes if cls.__name__.lower() in asked]
+        for group, classes in GROUP_METRICS.items()
+    }
+
+
+def tail_share(items, tail_mask):
+    """Share of tail items among recommended items.
+
+    Args:
+        items (LongTensor [U, K]): recommended item ids.
+        tail_mask (BoolTensor [n_items]): True for tail items.
+
+    Returns:
+        float in [0, 1].
+    """
+    return tail_mask[items.to(tail_mask.device)].float().mean().item()
