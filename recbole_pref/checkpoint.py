@@ -41,6 +41,7 @@ _PICKLE_MARK = b"\x80"  # the first byte of every pickle of protocol 2 and above
 _CHUNK = 1 << 20
 _ABANDONED = 3600.0  # seconds after which the temporary file of an unknown writer is stale
 _HOST = re.sub(r"[^A-Za-z0-9]+", "-", socket.gethostname())
+_STAMP = r"\d{8}-\d{6}-[0-9a-f]{8}"  # how the stem of a run ends
 _FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 _REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
@@ -194,7 +195,7 @@ def _remove_stale(folder):
             dead = match[1] == _HOST and not _is_alive(int(match[2]))
             if dead or time.time() - file.stat().st_mtime > _ABANDONED:
                 file.unlink()
-        except FileNotFoundError:  # its writer finished or removed it meanwhile
+        except OSError:  # gone meanwhile, or another user's: no reason not to write our own
             pass
 
 
@@ -479,34 +480,41 @@ def _last_files(folder, stem):
 
 
 def newest_good(folder, stem, map_location="cpu"):
-    """Return ``(path, state)`` of a run's newest readable checkpoint, or None if it has none.
+    """Return ``(path, state)`` of a run's newest readable last checkpoint, or None if it has none.
 
-    The last checkpoints are tried from the newest to the oldest, then the best; a damaged one is
-    skipped with a warning.
+    They are tried from the newest to the oldest; a damaged one is skipped with a warning. The best
+    checkpoint is not tried: it holds what evaluation needs, not all that going on needs.
 
     Raises:
-        CorruptCheckpoint: there are checkpoints, and all are damaged.
+        CorruptCheckpoint: there are last checkpoints, and all are damaged.
         PrefError: a checkpoint needs pickle; it is not one of ours.
     """
-    files = CheckpointDir(folder, stem).files()
-    for path in files:
+    files = _last_files(folder, stem)
+    for epoch in sorted(files, reverse=True):
         try:
-            return path, load(path, map_location=map_location, setting="resume")
+            return files[epoch], load(files[epoch], map_location=map_location, setting="resume")
         except CorruptCheckpoint as error:
             logger.warning("%s Trying the one before.", error)
     if files:
         raise CorruptCheckpoint(
-            f"resume: all {len(files)} checkpoints of '{stem}' in checkpoint_dir='{folder}' are "
-            f"damaged: restore one from a copy, or set resume: False to start anew."
+            f"resume: all {len(files)} last checkpoints of '{stem}' in checkpoint_dir='{folder}' "
+            f"are damaged: restore one from a copy, or set resume: False to start anew."
         )
     return None
 
 
-def newest_run(folder, prefix):
-    """Return the stem, starting with ``prefix``, of the run that wrote last in ``folder``, or None."""
+def newest_run(folder, *names):
+    """Return the stem of the run with these names that wrote last in ``folder``, or None.
+
+    Args:
+        folder (path-like): the setting ``checkpoint_dir``.
+        names (str): as given to :func:`run_stem`. The whole of them must fit: a run on the data
+            ``ml-100k`` is not one on ``ml-100k-small``.
+    """
+    pattern = re.compile(rf"({re.escape(_words(names))}{_STAMP})-(?:last-\d+|best)\.pth")
     newest = None
     for name in os.listdir(folder) if os.path.isdir(folder) else []:
-        match = re.fullmatch(rf"({re.escape(prefix)}.*)-(?:last-\d+|best)\.pth", name)
+        match = pattern.fullmatch(name)
         if match:
             try:
                 age = os.stat(os.path.join(folder, name)).st_mtime_ns
@@ -522,8 +530,13 @@ def run_stem(*names):
     RecBole's names end with the time to the second, which parallel runs share. The random part does
     not touch the generators that training uses.
     """
-    words = [re.sub(r"[^\w.+-]+", "_", str(name)) for name in names]
-    return "-".join([*words, time.strftime("%Y%m%d-%H%M%S"), uuid.uuid4().hex[:8]])
+    return f"{_words(names)}{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:8]}"
+
+
+def _words(names):
+    """Return the names joined and ended by ``-``, without what a file's name cannot hold."""
+    joined = "-".join(re.sub(r"[^\w.+-]+", "_", str(name)) for name in names)
+    return joined.rstrip("-") + "-"
 
 
 # Random states

@@ -81,6 +81,7 @@ def build_windows(users, item_lists, lengths, targets, stride):
     n_rows, max_length = item_lists.shape
     if n_rows == 0:
         return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    stride = min(stride, max_length)  # a window has no more positions to serve
     # A row continues the one before when it is the same user's sequence, one item on.
     same_user = users[1:] == users[:-1]
     grows = same_user & (lengths[1:] == lengths[:-1] + 1)

@@ -56,6 +56,7 @@ def run_recbole_pref(
     test_result = trainer.evaluate(
         run.test_data, load_best_model=load_best, show_progress=config["show_progress"]
     )
+    best_valid_result, test_result = _as_floats(best_valid_result), _as_floats(test_result)
     logger.info(set_color("best valid", "yellow") + f": {best_valid_result}")
     logger.info(set_color("test result", "yellow") + f": {test_result}")
     result = {
@@ -166,6 +167,11 @@ def _resume(trainer, config):
             return
         wanted = found[0]
     trainer.resume_checkpoint(wanted)
+
+
+def _as_floats(metrics):
+    """Return metrics with plain floats, which print and store well, or None."""
+    return None if metrics is None else {name: float(value) for name, value in metrics.items()}
 
 
 def _mean(values):

@@ -1,0 +1,122 @@
+"""Windows of shared prefixes against a plain reading of RecBole's rows."""
+
+import numpy as np
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from recbole_pref.packing import PackedLoader, build_windows, length_groups
+
+
+def _rows(sequences, max_length):
+    """RecBole's augmentation, row by row."""
+    users, lists, lengths, targets = [], [], [], []
+    for user, sequence in enumerate(sequences, start=1):
+        for t in range(1, len(sequence)):
+            prefix = sequence[max(0, t - max_length) : t]
+            users.append(user)
+            lists.append(prefix + [0] * (max_length - len(prefix)))
+            lengths.append(len(prefix))
+            targets.append(sequence[t])
+    shape = (len(users), max_length)
+    return (
+        np.array(users, dtype=np.int64),
+        np.array(lists, dtype=np.int64).reshape(shape),
+        np.array(lengths, dtype=np.int64),
+        np.array(targets, dtype=np.int64),
+    )
+
+
+_SEQUENCES = st.lists(st.lists(st.integers(1, 6), min_size=2, max_size=17), min_size=1, max_size=6)
+
+
+@settings(deadline=None, max_examples=150)
+@given(_SEQUENCES, st.integers(1, 6), st.integers(1, 6))
+def test_every_row_is_served_once_and_sees_its_items(sequences, max_length, stride):
+    users, lists, lengths, targets = _rows(sequences, max_length)
+    anchors, counts = build_windows(users, lists, lengths, targets, stride)
+    served = np.concatenate([np.arange(a - c + 1, a + 1) for a, c in zip(anchors, counts)])
+    assert sorted(served) == list(range(len(users)))
+    for anchor, count in zip(anchors, counts):
+        for row in range(anchor - count + 1, anchor + 1):
+            seen = lists[anchor][: lengths[anchor] - (anchor - row)]
+            own = lists[row][: lengths[row]]
+            assert len(seen) >= 1
+            # What the window shows before the target is the end of the row's own prefix.
+            assert list(seen) == list(own[len(own) - len(seen) :])
+            if count <= lengths[anchor] and lengths[anchor] < max_length:
+                assert len(seen) == len(own)
+
+
+def test_short_sequences_are_exact_and_long_ones_keep_context():
+    users, lists, lengths, targets = _rows([list(range(1, 12))], max_length=4)
+    anchors, counts = build_windows(users, lists, lengths, targets, stride=2)
+    # Rows 0..3 have prefixes of 1..4 items from the start; rows 4..9 slide two at a time.
+    assert anchors.tolist() == [3, 5, 7, 9]
+    assert counts.tolist() == [4, 2, 2, 2]
+
+
+def test_rows_that_are_no_prefixes_stand_alone():
+    users = np.array([1, 1, 2])
+    lists = np.array([[3, 4, 0], [5, 6, 7], [3, 0, 0]])
+    lengths, targets = np.array([2, 3, 1]), np.array([9, 8, 9])
+    anchors, counts = build_windows(users, lists, lengths, targets, stride=3)
+    assert anchors.tolist() == [0, 1, 2] and counts.tolist() == [1, 1, 1]
+
+
+def test_length_groups_cover_all():
+    lengths = np.array([1, 50, 3, 9, 33, 4])
+    groups = length_groups(lengths)
+    assert sorted(np.concatenate([members for members, _ in groups])) == list(range(6))
+    for members, longest in groups:
+        assert lengths[members].max() == longest
+
+
+class _Dataset:
+    uid_field, iid_field, item_list_length_field = "user_id", "item_id", "item_length"
+    config = {"LIST_SUFFIX": "_list"}
+
+    def __init__(self, rows):
+        users, lists, lengths, targets = map(torch.from_numpy, rows)
+        self.inter_feat = {
+            "user_id": users,
+            "item_id_list": lists,
+            "item_length": lengths,
+            "item_id": targets,
+        }
+
+
+class _TrainData:
+    step, shuffle = 7, True
+
+    def __init__(self, rows, seed):
+        self._dataset = _Dataset(rows)
+        self.generator = torch.Generator().manual_seed(seed)
+
+
+def _loader(seed=1, n_users=9, max_length=5):
+    rng = np.random.default_rng(0)
+    sequences = [rng.integers(1, 30, rng.integers(2, 14)).tolist() for _ in range(n_users)]
+    rows = _rows(sequences, max_length)
+    return PackedLoader(_TrainData(rows, seed), stride=2), rows
+
+
+def test_batches_hold_each_row_once_with_its_target_and_last_item():
+    loader, (_, lists, lengths, targets) = _loader()
+    seen = []
+    for batch in loader:
+        flat = [(seq, pick) for seq, pick in zip(batch.sequences, batch.picks)]
+        last_items = torch.cat([seq.flatten()[pick] for seq, pick in flat])
+        rows = batch.rows.numpy()
+        assert torch.equal(batch.targets, torch.from_numpy(targets[rows]))
+        assert (last_items.numpy() == lists[rows, lengths[rows] - 1]).all()
+        seen.extend(rows.tolist())
+    assert sorted(seen) == list(range(len(targets)))
+
+
+def test_the_generator_decides_the_order():
+    first, second = _loader(seed=3)[0], _loader(seed=3)[0]
+    for a, b in zip(first, second):
+        assert torch.equal(a.rows, b.rows)
+    other = [batch.rows.tolist() for batch in _loader(seed=4)[0]]
+    assert other != [batch.rows.tolist() for batch in _loader(seed=3)[0]]
