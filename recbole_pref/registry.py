@@ -197,6 +197,19 @@ def register():
     """Make our models, trainer and metrics known to RecBole; harmless when called again."""
     if not any(isinstance(finder, _ModelFinder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _ModelFinder())
+    import recbole.trainer
+
     from recbole_pref import metrics
 
+    # RecBole's get_trainer asks the package for ``<Model>Trainer``.
+    recbole.trainer.__getattr__ = _trainer_named
     metrics.register()
+
+
+def _trainer_named(name):
+    """Return our trainer for ``<Method><Backbone>Trainer``; a module ``__getattr__``."""
+    if name.endswith("Trainer") and split_model_name(name.removesuffix("Trainer")):
+        from recbole_pref.trainer import PrefTrainer
+
+        return PrefTrainer
+    raise AttributeError(f"module 'recbole.trainer' has no attribute {name!r}")

@@ -1,0 +1,200 @@
+"""Models: names, equality with RecBole's own loss, packed against row-wise, gradients, references."""
+
+import pickle
+
+import pytest
+import torch
+from recbole.model.sequential_recommender import Caser, GRU4Rec, SASRec
+from recbole.utils import get_model, get_trainer, init_seed
+
+from recbole_pref import model as models
+from recbole_pref.config import Config
+from recbole_pref.errors import PrefError
+from recbole_pref.quick_start import prepare_data
+from recbole_pref.registry import METHODS, model_class
+from recbole_pref.trainer import PrefTrainer
+
+BACKBONES = {"SASRec": SASRec, "GRU4Rec": GRU4Rec, "Caser": Caser}
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attn_dropout_prob": 0.0, "dropout_prob": 0.0}
+
+
+def build(name, settings, **more):
+    """Return config, model and loaders of a model on the tiny data."""
+    config = Config(name, config_dict={**settings, **more})
+    _, loaders = prepare_data(config, log=False)
+    init_seed(config["seed"], True)
+    return config, model_class(name)(config, loaders[0]._dataset), loaders
+
+
+def all_rows(loader):
+    """Return all training rows as one Interaction."""
+    dataset = loader._dataset
+    return dataset[torch.arange(len(dataset))]
+
+
+def gradients(loss, model):
+    """Return gradients by parameter name."""
+    names, parameters = zip(*[(n, p) for n, p in model.named_parameters() if p.requires_grad])
+    grads = torch.autograd.grad(loss, parameters, allow_unused=True)
+    return {n: torch.zeros_like(p) if g is None else g for n, p, g in zip(names, parameters, grads)}
+
+
+def assert_same(ours, theirs, tolerance=1e-6):
+    for name, expected in theirs.items():
+        scale = expected.abs().max().clamp_min(1e-3)
+        assert (ours[name] - expected).abs().max() <= tolerance * scale * 10, name
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("method", METHODS)
+def test_explicit_classes_are_real(method, backbone):
+    cls = getattr(models, method + backbone)
+    assert issubclass(cls, BACKBONES[backbone])
+    assert pickle.loads(pickle.dumps(cls)) is cls
+    assert get_model(method + backbone) is cls
+    assert get_trainer(cls.type, method + backbone) is PrefTrainer
+
+
+def test_classes_on_other_backbones_are_made_on_demand():
+    cls = models.LPONARM
+    assert cls is get_model("LPONARM") is models.LPONARM
+    assert pickle.loads(pickle.dumps(cls)) is cls
+    with pytest.raises(AttributeError):
+        models.LPONarm
+
+
+@pytest.mark.parametrize("name, near", [("LPOSASRek", "LPOSASRec"), ("lposasrec", "LPOSASRec")])
+def test_a_misspelt_model_names_the_nearest(name, near):
+    with pytest.raises(PrefError, match=near):
+        model_class(name)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_without_preference_terms_the_loss_is_recboles(tiny_dataset, backbone):
+    switches = {"lambda": 0, "reweight": "none", **NO_DROPOUT}
+    name = f"LPO{backbone}"
+    path = "last" if backbone == "Caser" else "all"
+    config, model, loaders = build(name, tiny_dataset, train_positions=path, **switches)
+    stock = BACKBONES[backbone](config, loaders[0]._dataset)
+    stock.load_state_dict(model.state_dict())
+    rows = all_rows(loaders[0])
+    expected = stock.calculate_loss(rows)
+    weights = model._row_weights(rows["item_id"])
+    # The fused path on RecBole's own rows, forced even where RecBole's loss would be called.
+    loss = model._loss_from_hidden(model.encode(rows), rows, rows["item_id"], weights)
+    if model.backbone.regularize is not None:
+        loss = loss + model.backbone.regularize(model)
+    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=1e-6)
+    assert_same(gradients(loss, model), gradients(expected, stock))
+
+
+@pytest.mark.parametrize("backbone", ["SASRec", "GRU4Rec"])
+@pytest.mark.parametrize("method", ["CE", "LPO"])
+def test_packed_rows_equal_rows_when_sequences_are_short(tiny_dataset, backbone, method):
+    # With MAX_ITEM_LIST_LENGTH above every sequence, sharing a pass changes nothing.
+    settings = {
+        **tiny_dataset, **NO_DROPOUT, "MAX_ITEM_LIST_LENGTH": 20, "train_batch_size": 10**6,
+        "neg_sampler": "topk", "neg_candidates": "all",
+    }  # fmt: skip
+    _, model, loaders = build(method + backbone, settings, train_positions="all")
+    from recbole_pref.packing import PackedLoader
+
+    packed = next(iter(PackedLoader(loaders[0], stride=5)))
+    assert len(packed) == len(loaders[0]._dataset)
+    together = model.calculate_loss(packed)
+    by_rows = model.calculate_loss(all_rows(loaders[0]))
+    torch.testing.assert_close(together, by_rows, rtol=1e-6, atol=1e-6)
+    assert_same(gradients(together, model), gradients(by_rows, model))
+
+
+@pytest.mark.parametrize("backbone", ["SASRec", "GRU4Rec"])
+def test_encoding_every_prefix_equals_recboles_forward(tiny_dataset, backbone):
+    _, model, loaders = build(f"CE{backbone}", tiny_dataset)
+    model.eval()
+    rows = all_rows(loaders[0])
+    expected = BACKBONES[backbone].forward(model, rows["item_id_list"], rows["item_length"])
+    torch.testing.assert_close(model.encode(rows), expected, rtol=1e-5, atol=1e-6)
+    scores = BACKBONES[backbone].full_sort_predict(model, rows)
+    torch.testing.assert_close(model.full_sort_predict(rows), scores, rtol=1e-5, atol=1e-5)
+
+
+def test_reweighting_gives_a_tail_row_e_times_the_weight_of_a_head_row(tiny_dataset):
+    _, model, loaders = build("LPOSASRec", tiny_dataset)
+    targets = all_rows(loaders[0])["item_id"]
+    weights = model._row_weights(targets)
+    is_tail = ~model.head_mask[targets]
+    assert 0 < is_tail.sum() < len(targets)
+    torch.testing.assert_close(weights.sum(), torch.tensor(1.0))
+    ratio = weights[is_tail].max() / weights[~is_tail].max()
+    torch.testing.assert_close(ratio, torch.tensor(1.0).exp())
+
+
+def test_lpo_loss_is_the_papers(tiny_dataset):
+    """CE + lambda * LPO with its weights, from whole scores and plain autograd."""
+    settings = {**tiny_dataset, **NO_DROPOUT, "neg_sampler": "topk", "train_positions": "last"}
+    _, model, loaders = build("LPOSASRec", settings, tau=0.5)
+    rows = all_rows(loaders[0])
+    targets = rows["item_id"]
+    scores = SASRec.full_sort_predict(model, rows)
+    pi = torch.softmax(scores[:, 1:], 1)  # real items only
+    head = model.head_mask[1:]
+    masked = pi.detach().clone()
+    masked[:, ~head] = -1
+    masked[torch.arange(len(targets)), targets - 1] = -1
+    negatives = masked.topk(3, 1).indices
+    pos = pi[torch.arange(len(targets)), targets - 1] / 0.5
+    neg = pi.gather(1, negatives) / 0.5
+    lpo = -(pos - torch.logsumexp(torch.cat([pos[:, None], neg], 1), 1))
+    ce = torch.nn.functional.cross_entropy(scores, targets, reduction="none")
+    alpha = (~model.head_mask[targets]).float()
+    expected = (torch.softmax(alpha, 0) * (ce + 0.5 * lpo)).sum()
+    got = model.calculate_loss(rows)
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+    assert_same(gradients(got, model), gradients(expected, model), 1e-5)
+
+
+@pytest.mark.parametrize("name", ["SDPOSASRec", "SDPOCaser", "DPONARM"])
+def test_the_reference_is_frozen_and_part_of_the_state(tiny_dataset, name):
+    _, model, loaders = build(name, tiny_dataset)
+    assert all(not p.requires_grad for p in model.reference.parameters())
+    assert any(key.startswith("reference.") for key in model.state_dict())
+    model.train()
+    assert model.training and not model.reference.training
+    own = {k: v for k, v in model.state_dict().items() if not k.startswith("reference.")}
+    model.start_from({k: v.clone() for k, v in own.items()})
+    # Policy and reference agree: the softmax over K + 1 equal margins costs log(1 + K).
+    model.eval()
+    k = 3
+    loss = model.calculate_loss(all_rows(loaders[0]))
+    if name.startswith("SDPO"):
+        regular = model.backbone.regularize
+        expected = torch.log(torch.tensor(1.0 + k)) + (regular(model) if regular else 0.0)
+    else:
+        expected = torch.log(torch.tensor(2.0))
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_cached_reference_scores_equal_fresh_ones(tiny_dataset):
+    _, model, loaders = build("SDPOSASRec", {**tiny_dataset, "neg_sampler": "topk"}, ce_weight=1.0)
+    model.eval()
+    torch.manual_seed(0)
+    model.reference.item_embedding.weight.normal_()
+    from recbole_pref.packing import PackedLoader
+
+    loader = PackedLoader(loaders[0], stride=4)
+    batches = list(loader)
+    fresh = [model.calculate_loss(batch).item() for batch in batches]
+    model.cache_reference(batches, len(loaders[0]._dataset))
+    assert model.reference_rows.shape == (len(loaders[0]._dataset), 16)
+    cached = [model.calculate_loss(batch).item() for batch in batches]
+    assert fresh == pytest.approx(cached, rel=1e-6)
+
+
+def test_a_reference_method_without_reference_is_refused(tiny_dataset):
+    with pytest.raises(PrefError, match="reference='none'"):
+        Config("SDPOSASRec", config_dict={**tiny_dataset, "reference": "none"})
+
+
+def test_packing_a_backbone_that_looks_ahead_is_refused(tiny_dataset):
+    with pytest.raises(PrefError, match="train_positions"):
+        build("LPOCaser", tiny_dataset, train_positions="all")
