@@ -1,0 +1,464 @@
+"""Losses of the preference methods: pure functions of the scores of one positive and K negatives.
+
+Every loss takes the policy's values of the positive [B] and of the negatives [B, K] and returns one
+loss per row [B]; where it compares with a reference model, the reference's values of the same items
+follow. The first two arguments are called ``pos_logps, neg_logps`` where log-probabilities over the
+catalogue (in nats) are needed, and ``pos, neg`` where a constant added to a row changes nothing, so
+that raw scores do as well. Settings are keyword-only and named as in the property files. In the
+formulas w is the positive, l a negative, and Delta = log pi - log pi_ref.
+
+Inputs below float32 are computed in float32, float64 stays float64; autocast changes nothing. Values
+and gradients are finite for scores of +-1e4. NaN in gives NaN out.
+"""
+
+import torch
+from torch.nn import functional as F
+
+from recbole_pref.errors import PrefError, suggest
+
+_CLUSTER_PAIRS = 2**21  # pairs of cuts that top_cluster holds at a time: 16 MB per tensor
+_CLUSTER_TIE = 1e-12  # relative difference below which two partitions count as equally good
+_EXP_LIMIT = 10.0  # exponents of probability ratios above this go on along the tangent
+
+
+def _island(*tensors):
+    """Return the tensors in at least float32."""
+    return [tensor.to(torch.promote_types(tensor.dtype, torch.float32)) for tensor in tensors]
+
+
+def _pair_margins(pos, neg, ref_pos, ref_neg):
+    """Return Delta_w - Delta_l for each negative: [B, K]."""
+    pos, neg, ref_pos, ref_neg = _island(pos, neg, ref_pos, ref_neg)
+    return (pos - ref_pos).unsqueeze(1) - (neg - ref_neg)
+
+
+def _one_against_all(margins):
+    """Return -log of the positive's share in a softmax, from its margins above the others: [B]."""
+    return -F.logsigmoid(-torch.logsumexp(-margins, dim=1))
+
+
+def _tangent_exp(x):
+    """Return exp(x), continued along its tangent above 10 so that value and slope stay finite."""
+    return x.clamp(max=_EXP_LIMIT).exp() * (1 + (x - _EXP_LIMIT).clamp(min=0))
+
+
+def _kl_terms(log_ratios):
+    """Return the k3 estimate of KL(pi, pi_ref) from log pi_ref - log pi, elementwise, >= 0."""
+    return _tangent_exp(log_ratios) - log_ratios - 1
+
+
+def _unknown(name, value, options):
+    return PrefError(
+        f"{name}={value!r} is not accepted: set it to one of {', '.join(options)}."
+        f"{suggest(value, options)}"
+    )
+
+
+def log1mexp(x):
+    """Return log(1 - exp(x)) for x < 0 without cancellation, elementwise."""
+    # Near 0 expm1 keeps the digits, far below log1p does. Each branch sees only arguments that it is
+    # safe for, or the gradient of the branch not taken would be NaN.
+    near = x > -0.6931471805599453
+    by_expm1 = (-torch.expm1(torch.where(near, x, -1.0))).log()
+    by_log1p = torch.log1p(-torch.where(near, -1.0, x).exp())
+    return torch.where(near, by_expm1, by_log1p)
+
+
+def ce(pos_logps):
+    """Cross-entropy over the catalogue, -log pi_w: [B] -> [B]."""
+    return -_island(pos_logps)[0]
+
+
+def lpo(pos_logps, neg_logps, *, tau, lpo_space):
+    """Listwise preference optimization: the positive's share in a softmax with its negatives.
+
+    -log[e^(x_w / tau) / (e^(x_w / tau) + sum_l e^(x_l / tau))], where x is the probability pi
+    (``probability``), the score (``logit``) or log pi (``log_prob``). Scores and log-probabilities
+    differ by a constant per row, which cancels: the last two coincide. Cross-entropy is not in it.
+
+    Args:
+        pos_logps, neg_logps (Tensor): [B], [B, K].
+        tau (float): temperature, > 0; paper 0.1, searched in [0.05, 2].
+        lpo_space (str): probability (the paper), logit or log_prob; else a PrefError.
+
+    Reference: LPO4Rec, arXiv 2507.02255, equation 13; the authors' code adds +0.5 times the share
+    itself (no -log) with tau = 2, so that training lowers the positive.
+    """
+    pos, neg = _island(pos_logps, neg_logps)
+    if lpo_space == "probability":
+        pos, neg = pos.exp(), neg.exp()
+    elif lpo_space not in ("logit", "log_prob"):
+        raise _unknown("lpo_space", lpo_space, ("probability", "logit", "log_prob"))
+    return _one_against_all((pos.unsqueeze(1) - neg) / tau)
+
+
+def dpo(pos, neg, ref_pos, ref_neg, *, beta, dpo_loss, label_smoothing):
+    """Direct preference optimization, the mean over the K pairs of a row.
+
+    With h = beta (Delta_w - Delta_l) and smoothing e:
+    ``sigmoid`` -(1 - e) log sigma(h) - e log sigma(-h), DPO, or cDPO where e > 0;
+    ``robust`` [-(1 - e) log sigma(h) + e log sigma(-h)] / (1 - 2 e), rDPO;
+    ``ipo`` (Delta_w - Delta_l - 1 / (2 beta))^2, in which e has no part.
+
+    Args:
+        pos, neg, ref_pos, ref_neg (Tensor): [B], [B, K], [B], [B, K].
+        beta (float): strength of the tie to the reference, > 0; typically 0.1.
+        dpo_loss (str): sigmoid, ipo or robust; else a PrefError.
+        label_smoothing (float): probability that a preference is flipped, in [0, 0.5).
+
+    Reference: DPO, arXiv 2305.18290, equation 7; IPO, arXiv 2310.12036, equation 17; rDPO, arXiv
+    2403.00409. As in the authors' code, which has one pair per row.
+    """
+    margins = _pair_margins(pos, neg, ref_pos, ref_neg)  # [B, K]
+    if dpo_loss == "ipo":
+        return (margins - 1 / (2 * beta)).square().mean(dim=1)
+    kept, flipped = -F.logsigmoid(beta * margins), -F.logsigmoid(-beta * margins)
+    keep, flip = 1 - label_smoothing, label_smoothing
+    if dpo_loss == "sigmoid":
+        return (keep * kept + flip * flipped).mean(dim=1)
+    if dpo_loss == "robust":
+        return ((keep * kept - flip * flipped) / (keep - flip)).mean(dim=1)
+    raise _unknown("dpo_loss", dpo_loss, ("sigmoid", "ipo", "robust"))
+
+
+def sdpo(pos, neg, ref_pos, ref_neg, *, beta):
+    """Softmax DPO: the positive against all K negatives in one softmax.
+
+    -log sigma(-log sum_l exp(beta (Delta_l - Delta_w))).
+
+    Args:
+        pos, neg, ref_pos, ref_neg (Tensor): [B], [B, K], [B], [B, K].
+        beta (float): strength of the tie to the reference, > 0; authors' script 1.
+
+    Reference: S-DPO, arXiv 2406.09215; the authors' code sums exponentials before it takes the
+    logarithm, which overflows where log-sum-exp does not.
+    """
+    return _one_against_all(beta * _pair_margins(pos, neg, ref_pos, ref_neg))
+
+
+def dmpo(pos, neg, ref_pos, ref_neg, *, beta):
+    """Direct multi-preference optimization: the positive against the mean of the K negatives.
+
+    -log sigma(beta Delta_w - (1 / K) sum_l beta Delta_l). Every negative gets the same gradient,
+    however easy it is.
+
+    Args:
+        pos, neg, ref_pos, ref_neg (Tensor): [B], [B, K], [B], [B, K].
+        beta (float): strength of the tie to the reference, > 0; DynamicPO's comparison 1.
+
+    Reference: DMPO, doi 10.1145/3627673.3679611; in the authors' code the reference cancels and the
+    mean is taken over the losses of pairs, beside cross-entropy.
+    """
+    return -F.logsigmoid(beta * _pair_margins(pos, neg, ref_pos, ref_neg).mean(dim=1))
+
+
+def simpo(pos, neg, *, beta, gamma):
+    """SimPO for single items: a pair loss with scale and target margin, the mean over K pairs.
+
+    -log sigma(beta (log pi_w - log pi_l) - gamma). Items have length 1, so that there is no length to
+    average over: it is BPR with scale beta and margin gamma.
+
+    Args:
+        pos, neg (Tensor): [B], [B, K].
+        beta (float): scale, > 0; authors' runs 2 to 10.
+        gamma (float): target margin of the scaled gap; authors advise gamma / beta in [0, 1].
+
+    Reference: SimPO, arXiv 2405.14734, equation 6; the authors' code writes gamma as beta times
+    ``gamma_beta_ratio``.
+    """
+    pos, neg = _island(pos, neg)
+    return -F.logsigmoid(beta * (pos.unsqueeze(1) - neg) - gamma).mean(dim=1)
+
+
+def orpo(pos_logps, neg_logps):
+    """Odds-ratio term of ORPO, the mean over the K pairs; ``ce_weight`` mixes in cross-entropy.
+
+    -log sigma(o_w - o_l) with log-odds o = log pi - log(1 - pi).
+
+    Args:
+        pos_logps, neg_logps (Tensor): [B], [B, K].
+
+    Reference: ORPO, arXiv 2403.07691, equation 7; the authors' code takes the logarithm of a sigmoid,
+    which underflows, and log(1 - pi) without care for pi near 1.
+    """
+    # A log-probability is exact to about one unit of its dtype; nearer to 0 the odds would be noise.
+    limit = -torch.finfo(pos_logps.dtype).eps
+    pos, neg = (logps.clamp(max=limit) for logps in _island(pos_logps, neg_logps))
+    pos_odds, neg_odds = pos - log1mexp(pos), neg - log1mexp(neg)
+    return -F.logsigmoid(pos_odds.unsqueeze(1) - neg_odds).mean(dim=1)
+
+
+def mppo(pos_logps, neg_logps, *, beta):
+    """Multi-pair preference optimization on probabilities, without a reference.
+
+    -log sigma(beta (K pi_w - sum_l pi_l)).
+
+    Args:
+        pos_logps, neg_logps (Tensor): [B], [B, K].
+        beta (float): scale, > 0; DynamicPO's comparison 1.
+
+    Reference: MPPO, arXiv 2412.15244, in the form of DynamicPO's code: probabilities of items take
+    the place of average likelihoods of texts.
+    """
+    pos, neg = _island(pos_logps, neg_logps)
+    return -F.logsigmoid(beta * (pos.exp().unsqueeze(1) - neg.exp()).sum(dim=1))
+
+
+@torch.no_grad()
+def top_cluster(values):
+    """Mark the highest cluster of an exact one-dimensional 3-means of each row: [B, K] -> bool [B, K].
+
+    The partition of least squared error is contiguous in sorted order, so that all pairs of cuts can
+    be compared through prefix sums. Equal values are never separated; with fewer than three distinct
+    values each is its own cluster; of equally good partitions the one with the smallest top cluster
+    is taken. Nothing depends on the order of the columns. Memory is bounded for any B.
+    """
+    rows = max(1, _CLUSTER_PAIRS // values.shape[1] ** 2)
+    return torch.cat([_top_cluster(part.double()) for part in values.split(rows)])
+
+
+def _top_cluster(values):
+    ordered = values.sort(dim=1, descending=True).values  # [B, K]
+    size = torch.arange(1, values.shape[1] + 1, device=values.device)  # [K]
+    prefix = (ordered - ordered.mean(dim=1, keepdim=True)).cumsum(dim=1)  # [B, K] of the first 1..K
+    prefix[:, -1] = 0
+    # Squared error = constant - sum over clusters of (sum of centred values)^2 / size, for clusters
+    # that end after i, j and K values. j = K stands for an empty lowest cluster.
+    upper = prefix.square() / size  # [B, i]
+    lower = prefix.square() / (size[-1] - size).clamp(min=1)  # [B, j]
+    width = size - size.unsqueeze(1)  # [i, j]
+    middle = (prefix.unsqueeze(1) - prefix.unsqueeze(2)).square() / width.clamp(min=1)  # [B, i, j]
+    cuttable = F.pad(ordered[:, :-1] > ordered[:, 1:], (0, 1), value=True)  # [B, K]
+    allowed = cuttable.unsqueeze(2) & cuttable.unsqueeze(1) & (width >= 0)  # [B, i, j]
+    explained = upper.unsqueeze(2) + middle + lower.unsqueeze(1)  # [B, i, j]
+    explained = explained.masked_fill(~allowed, -1.0).amax(dim=2)  # [B, i]
+    best = explained.amax(dim=1, keepdim=True)
+    last = (explained >= best * (1 - _CLUSTER_TIE)).int().argmax(dim=1, keepdim=True)  # [B, 1]
+    return ~(values < ordered.gather(1, last))  # NaN is marked, and shows in the loss
+
+
+@torch.no_grad()
+def boundary_negatives(pos, neg):
+    """Select DynamicPO's boundary negatives: [B], [B, K] -> two bool Tensors [B, K].
+
+    The boundary is every negative that scores at least as high as the positive, else the top cluster
+    of the negatives. The second mask is the rest, or the boundary again where nothing is left.
+    """
+    violating = ~(neg < pos.unsqueeze(1))
+    boundary = torch.where(violating.any(dim=1, keepdim=True), violating, top_cluster(neg))
+    return boundary, torch.where(boundary.all(dim=1, keepdim=True), boundary, ~boundary)
+
+
+def dynamicpo(pos, neg, ref_pos, ref_neg, *, beta, gamma, dynamic_base, dynamic_beta):
+    """DynamicPO: DMPO or S-DPO on the boundary negatives, each with its own beta.
+
+    For a boundary negative b, with d = log pi_w - log pi_b and c = log pi_b - the mean log pi of the
+    other negatives: beta_b = beta (1 + 0.5 tanh((d - c - gamma) / (|d| + |c|))), no gradient.
+    ``dmpo`` -log sigma(mean_b beta_b (Delta_w - Delta_b));
+    ``sdpo`` -log sigma(-log sum_b exp(beta_b (Delta_b - Delta_w))).
+
+    Args:
+        pos, neg, ref_pos, ref_neg (Tensor): [B], [B, K], [B], [B, K].
+        beta (float): base strength, > 0; authors' script 1.
+        gamma (float): margin; authors' code 2 (v1) and 6 (v2), for texts. Gaps between items are a few
+            nats, so that such margins push nearly every beta_b to beta / 2.
+        dynamic_base (str): dmpo or sdpo; else a PrefError.
+        dynamic_beta (str): adaptive as above; half (beta / 2, the control) or constant (beta), with
+            the boundary selection alone; else a PrefError.
+
+    Returns:
+        tuple: losses [B] and a dict of detached [B]: ``mean_beta`` over the boundary and
+        ``boundary_size``, the number of boundary negatives.
+
+    Reference: DynamicPO, arXiv 2605.00327, as the authors' code has it (the equations were not seen);
+    there k-means starts from a random seed, and a tie with K = 1 divides by zero.
+    """
+    pos, neg = _island(pos, neg)
+    boundary, rest = boundary_negatives(pos, neg)
+    size = boundary.sum(dim=1)  # [B]
+    if dynamic_beta == "adaptive":
+        gaps = (pos.unsqueeze(1) - neg).detach()  # [B, K], d
+        rest_gap = torch.where(rest, gaps, 0.0).sum(dim=1) / rest.sum(dim=1)  # [B]
+        below = rest_gap.unsqueeze(1) - gaps  # [B, K], c
+        spread = (gaps.abs() + below.abs()).clamp(min=torch.finfo(gaps.dtype).eps)
+        betas = beta * (1 + 0.5 * torch.tanh((gaps - below - gamma) / spread))
+    elif dynamic_beta in ("half", "constant"):
+        betas = torch.full_like(neg, beta / 2 if dynamic_beta == "half" else beta)
+    else:
+        raise _unknown("dynamic_beta", dynamic_beta, ("adaptive", "half", "constant"))
+    rewards = betas * _pair_margins(pos, neg, ref_pos, ref_neg)  # [B, K]
+    if dynamic_base == "dmpo":
+        losses = -F.logsigmoid(torch.where(boundary, rewards, 0.0).sum(dim=1) / size)
+    elif dynamic_base == "sdpo":
+        losses = _one_against_all(rewards.masked_fill(~boundary, float("inf")))
+    else:
+        raise _unknown("dynamic_base", dynamic_base, ("dmpo", "sdpo"))
+    mean_beta = torch.where(boundary, betas, 0.0).sum(dim=1) / size
+    return losses, {"mean_beta": mean_beta, "boundary_size": size.to(losses.dtype)}
+
+
+def anchor_for(topk):
+    """Return TAWin's anchor for a cut-off: the 0-based rank of the topk-th negative.
+
+    The positive is among the first topk exactly when it outscores that negative.
+    """
+    return topk - 1
+
+
+def soft_topk(x, k, tau):
+    """Return soft top-k weights min(1, exp((x - lam) / tau)), lam such that they sum to k.
+
+    In closed form: with x in descending order the first m weigh 1, and lam = tau (log sum_{i > m}
+    exp(x_i / tau) - log(k - m)) for the smallest m that leaves no other weight above 1.
+
+    Args:
+        x (Tensor): [..., n] -> weights [..., n] in [0, 1].
+        k (int): sum of the weights, >= 1; k >= n gives ones.
+        tau (float): softness, > 0; towards 0 the k largest weigh 1 and the others 0.
+
+    Reference: the operator T of TAWin, arXiv 2604.22504, as a third party reports it.
+    """
+    if k >= x.shape[-1]:
+        return torch.ones_like(x)
+    ordered = x.sort(dim=-1, descending=True).values / tau  # [..., n]
+    tails = ordered.flip(-1).logcumsumexp(dim=-1).flip(-1)  # [..., n] over x_m and all below
+    free = torch.arange(k, 0, -1, device=x.device, dtype=x.dtype)  # [k], k - m for m = 0..k-1
+    lam = tails[..., :k] - free.log()  # [..., k], lam / tau of each m
+    fits = ordered[..., :k] <= lam
+    fits[..., -1] = True  # x_k is part of the sum, so that it holds but for rounding
+    m = fits.int().argmax(dim=-1, keepdim=True)  # the first that fits
+    return (x / tau - lam.gather(-1, m)).clamp(max=0).exp()
+
+
+@torch.no_grad()
+def rank_weights(neg, *, tau, tawin_anchor, tawin_window):
+    """Return TAWin's weights of negatives, a soft window over their rank: [B, K] -> [B, K], sum K.
+
+    Ranks are 0-based among the row's negatives, best first; equal scores share their mean rank. The
+    settings are those of ``tawin``.
+    """
+    (neg,) = _island(neg)
+    ordered = (-neg).sort(dim=1).values
+    better = torch.searchsorted(ordered, -neg)  # [B, K]
+    not_worse = torch.searchsorted(ordered, -neg, right=True)  # [B, K], itself included
+    rank = (better + not_worse - 1).to(neg.dtype) / 2
+    weights = soft_topk(-(rank - tawin_anchor).abs(), tawin_window, tau)
+    return weights * (neg.shape[1] / weights.sum(dim=1, keepdim=True))
+
+
+def group_advantages(n_negatives, advantage_ddof):
+    """Return GRPO's advantage (R - mean) / std of the positive (R = 1) and of a negative (R = 0).
+
+    ``advantage_ddof`` is 0 for the standard deviation of the population, 1 for the unbiased one.
+    """
+    mean = 1 / (n_negatives + 1)
+    std = (mean * n_negatives / (n_negatives + 1 - advantage_ddof)) ** 0.5
+    return (1 - mean) / std, -mean / std
+
+
+def _clipped_objective(pos, neg, old_pos, old_neg, weights, *, clip_eps, advantage_ddof):
+    """Return PPO's clipped loss over a group of one positive and K weighted negatives: [B].
+
+    -(1 / G) sum_m omega_m min(rho_m A_m, clip(rho_m, 1 - eps, 1 + eps) A_m), rho = pi / pi_old,
+    G = K + 1, omega the weights [B, K] and 1 for the positive. GRPO, arXiv 2402.03300, equation 3.
+    """
+    pos_advantage, neg_advantage = group_advantages(neg.shape[1], advantage_ddof)
+    # The minimum, taken by the sign of the advantage.
+    pos_gain = pos_advantage * _tangent_exp(pos - old_pos).clamp(max=1 + clip_eps)  # [B]
+    neg_gain = neg_advantage * _tangent_exp(neg - old_neg).clamp(min=1 - clip_eps)  # [B, K]
+    return -(pos_gain + (weights * neg_gain).sum(dim=1)) / (neg.shape[1] + 1)
+
+
+def tawin(
+    pos,
+    neg,
+    ref_pos=None,
+    ref_neg=None,
+    *,
+    tau,
+    tawin_anchor,
+    tawin_window,
+    clip_eps,
+    kl_weight,
+    advantage_ddof,
+    old_policy,
+):
+    """TAWin: GRPO whose negatives are weighted by a window over their rank (windowed partial AUC).
+
+    -(1 / G) sum_m omega_m min(rho_m A_m, clip(rho_m) A_m) + kl_weight (1 / G) sum_m [e^(-Delta_m) +
+    Delta_m - 1], over the G = K + 1 items of the group; above e^10 exponentials go on along their
+    tangent. On-policy without KL the weighted advantages sum to 0: the value is 0, its gradient
+    is not, and raw scores do. With KL, or with the reference as old policy, log-probabilities are
+    needed.
+
+    Args:
+        pos, neg (Tensor): [B], [B, K], the group.
+        ref_pos, ref_neg (Tensor or None): [B], [B, K]; a PrefError if needed and missing.
+        tau (float): softness of the window, in ranks, > 0; paper 1.
+        tawin_anchor (int): 0-based rank at its centre, >= 0; paper 2 for Recall@3, 4 for Recall@5.
+        tawin_window (int): its width in ranks, >= 1; the paper's value is not known.
+        clip_eps (float): PPO's clipping, in (0, 1); without effect on-policy.
+        kl_weight (float): weight of the KL term, >= 0; MiniOneRec 1e-3.
+        advantage_ddof (int): 0 or 1, see ``group_advantages``.
+        old_policy (str): current (rho = 1) or reference; else a PrefError.
+
+    Reference: TAWin, arXiv 2604.22504, from a third party's report (no code is public); that ranks
+    are raw, and those under the current policy, is our choice.
+    """
+    if old_policy not in ("current", "reference"):
+        raise _unknown("old_policy", old_policy, ("current", "reference"))
+    if (kl_weight > 0 or old_policy == "reference") and (ref_pos is None or ref_neg is None):
+        raise PrefError(
+            f"kl_weight={kl_weight} with old_policy={old_policy!r} needs a reference model: set "
+            "reference to auto, or kl_weight to 0 and old_policy to current."
+        )
+    pos, neg = _island(pos, neg)
+    old_pos, old_neg = pos.detach(), neg.detach()
+    weights = rank_weights(old_neg, tau=tau, tawin_anchor=tawin_anchor, tawin_window=tawin_window)
+    if old_policy == "reference":
+        old_pos, old_neg = _island(ref_pos, ref_neg)
+    losses = _clipped_objective(
+        pos, neg, old_pos, old_neg, weights, clip_eps=clip_eps, advantage_ddof=advantage_ddof
+    )
+    if kl_weight > 0:
+        ref_pos, ref_neg = _island(ref_pos, ref_neg)
+        pos_kl, neg_kl = _kl_terms(ref_pos - pos), _kl_terms(ref_neg - neg)
+        losses = losses + kl_weight * (pos_kl + neg_kl.sum(dim=1)) / (neg.shape[1] + 1)
+    return losses
+
+
+def reduce(losses, weights=None):
+    """Return the weighted mean sum(w l) / sum(w) of row losses: [B], [B] or None -> scalar.
+
+    Without weights all rows count alike; weights that are all zero give 0.
+    """
+    if weights is None:
+        return losses.mean()
+    total = weights.sum()
+    return (weights * losses).sum() / torch.where(total > 0, total, 1.0)
+
+
+@torch.no_grad()
+def diagnostics(pos, neg, ref_pos=None, ref_neg=None, beta=1.0):
+    """Return what an alignment run needs watched, as a dict of detached Tensors [B].
+
+    ``reward_margin``: beta times the mean of Delta_w - Delta_l, or the mean gap of the scores without
+    a reference; ``reward_accuracy``: share of negatives that the policy ranks below the positive;
+    ``pos_score``, ``neg_score``: the positive's value and the mean of the negatives', as they came.
+
+    Args:
+        pos, neg, ref_pos, ref_neg (Tensor): [B], [B, K], and [B], [B, K] or None.
+        beta (float): scale of the implicit reward.
+    """
+    pos, neg = _island(pos, neg)
+    gaps = pos.unsqueeze(1) - neg  # [B, K]
+    if ref_pos is None:
+        margins = gaps
+    else:
+        margins = beta * _pair_margins(pos, neg, ref_pos, ref_neg)
+    return {
+        "reward_margin": margins.mean(dim=1),
+        "reward_accuracy": (gaps > 0).to(pos.dtype).mean(dim=1),
+        "pos_score": pos.clone(),
+        "neg_score": neg.mean(dim=1),
+    }
