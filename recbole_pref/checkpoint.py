@@ -215,42 +215,34 @@ class _ChecksumWriter:
     """A file for ``torch.save`` that hashes what passes and ends it with the checksum.
 
     The last record of the archive is held back, because its comment's length must change before it
-    is hashed and written. An error of the disk is kept, and raised by ``finish``: thrown through
-    torch's C++ writer it would come out as a RuntimeError without its cause.
+    is hashed and written.
     """
 
     def __init__(self, file):
         self.file = file
         self.hash = hashlib.sha256()
         self.held = b""
-        self.error = None
 
     def _push(self, data):
         self.hash.update(data)
         self.file.write(data)
 
     def write(self, data):
-        if self.error is None:
-            try:
-                data = memoryview(data).cast("B")
-                if len(data) >= _END:
-                    self._push(self.held)
-                    self._push(data[:-_END])
-                    self.held = bytes(data[-_END:])
-                else:
-                    joined = self.held + bytes(data)
-                    self._push(joined[:-_END])
-                    self.held = joined[-_END:]
-            except BaseException as error:  # noqa: BLE001 (Ctrl-C must not get lost in C++)
-                self.error = error
+        data = memoryview(data).cast("B")
+        if len(data) >= _END:
+            self._push(self.held)
+            self._push(data[:-_END])
+            self.held = bytes(data[-_END:])
+        else:
+            joined = self.held + bytes(data)
+            self._push(joined[:-_END])
+            self.held = joined[-_END:]
         return len(data)
 
     def flush(self):
         """Nothing: ``write_atomically`` flushes."""
 
     def finish(self):
-        if self.error is not None:
-            raise self.error
         if not (self.held.startswith(_END_MARK) and self.held.endswith(b"\0\0")):
             raise RuntimeError(f"torch {torch.__version__} ended its archive in an unknown way")
         self._push(self.held[:-2] + struct.pack("<H", len(_LABEL) + _HEX) + _LABEL)
@@ -278,8 +270,9 @@ def save(state, path):
         try:
             torch.save(plain, writer)
         except RuntimeError as error:
-            # What ends torch.save early is the context of what its writer raises on closing.
-            raise writer.error or error.__context__ or error from None
+            # torch closes its archive after an error or Ctrl-C too; when that fails in turn, the
+            # cause (no space left, say) is only the context of what comes out.
+            raise error.__context__ or error from None
         writer.finish()
 
     write_atomically(path, write, "checkpoint_dir")
