@@ -1,0 +1,218 @@
+"""Training runs: stock equality, determinism, exact resume after SIGKILL, signals, NaN, schedules."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from recbole.data import create_dataset, data_preparation
+from recbole.trainer import Trainer
+from recbole.utils import get_model, init_seed
+
+from recbole_pref import checkpoint, schedule
+from recbole_pref.config import Config
+from recbole_pref.errors import PrefError
+from recbole_pref.quick_start import build_run, run_recbole_pref
+
+SCRIPT = """
+import json, sys
+settings = json.loads(sys.argv[1]); sys.argv = sys.argv[:1]
+import torch; torch.set_num_threads(1)
+from recbole_pref.quick_start import run_recbole_pref
+run_recbole_pref(settings.pop("model"), config_dict=settings)
+"""
+
+
+def final_state(folder):
+    """Return the state of the only finished run in a folder."""
+    states = [checkpoint.load(path) for path in Path(folder).glob("*-last-*.pth")]
+    (state,) = [state for state in states if state["finished"]]
+    return state
+
+
+def assert_equal_states(one, other):
+    assert one["state_dict"].keys() == other["state_dict"].keys()
+    for name, tensor in one["state_dict"].items():
+        assert torch.equal(tensor, other["state_dict"][name]), name
+    for key in ("best_valid_score", "best_valid_result", "cur_step", "train_loss_dict"):
+        assert one[key] == other[key], key
+    flat = lambda state: [t for s in state["optimizer"]["state"].values() for t in s.values()]  # noqa: E731
+    assert all(torch.equal(a, b) for a, b in zip(flat(one), flat(other)))
+
+
+@pytest.mark.parametrize("backbone", ["SASRec", "GRU4Rec", "Caser"])
+def test_nothing_changed_means_stock_recbole_bit_for_bit(tiny_dataset, backbone):
+    settings = {**tiny_dataset, "lambda": 0, "reweight": "none", "train_positions": "last"}
+    config = Config(f"LPO{backbone}", config_dict=settings)
+    run = build_run(config, log=False)
+    run.trainer.fit(run.train_data, run.valid_data)
+    ours = run.trainer.evaluate(run.test_data)
+
+    config = Config(backbone, config_dict=settings)
+    init_seed(config["seed"], config["reproducibility"])
+    dataset = create_dataset(config)
+    train_data, valid_data, test_data = data_preparation(config, dataset)
+    init_seed(config["seed"], config["reproducibility"])
+    model = get_model(backbone)(config, train_data._dataset)
+    trainer = Trainer(config, model)
+    trainer.eval_collector = run.trainer.eval_collector  # stock has no head and tail tables
+    trainer.fit(train_data, valid_data, saved=False)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, final_state(settings["checkpoint_dir"])["state_dict"][name]), name
+    assert ours.keys() == run.trainer.best_valid_result.keys()
+    assert run.trainer.best_valid_result == trainer.best_valid_result
+
+
+@pytest.mark.parametrize("model", ["LPOSASRec", "SDPOGRU4Rec", "RoDPOCaser", "DynamicPOSASRec"])
+def test_same_seed_same_result(tiny_dataset, tmp_path, model):
+    folders = [str(tmp_path / name) for name in "ab"]
+    for folder in folders:
+        run_recbole_pref(model, config_dict={**tiny_dataset, "checkpoint_dir": folder})
+    assert_equal_states(*map(final_state, folders))
+
+
+def test_a_stored_reference_gives_the_same_run_as_a_fresh_one(tiny_dataset, tmp_path):
+    shared = {**tiny_dataset, "reference_dir": str(tmp_path / "reference")}
+    folders = [str(tmp_path / name) for name in "ab"]
+    for folder in folders:
+        run_recbole_pref("SDPOSASRec", config_dict={**shared, "checkpoint_dir": folder})
+    assert len(list((tmp_path / "reference").glob("*.pth"))) == 1
+    assert_equal_states(*map(final_state, folders))
+
+
+@pytest.mark.parametrize("model", ["LPOSASRec", "SDPOSASRec"])
+def test_killed_and_resumed_is_bit_identical(tiny_dataset, tmp_path, model):
+    settings = {**tiny_dataset, "epochs": 8, "stopping_step": 20, "model": model}
+    settings |= {"lr_scheduler": "cosine", "warmup_ratio": 0.2}
+    whole, broken = str(tmp_path / "whole"), str(tmp_path / "broken")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join(sys.path)
+
+    def start(folder, **more):
+        text = json.dumps({**settings, "checkpoint_dir": folder, **more})
+        return subprocess.Popen([sys.executable, "-c", SCRIPT, text], env=environment)
+
+    assert start(whole).wait() == 0
+    chance = random.Random(7)
+    kills = 0
+    for _ in range(12):
+        process = start(broken, resume=True)
+        # Wait until training goes on, then kill at any moment of the epochs that follow.
+        known = set(Path(broken).glob("*-last-*.pth"))
+        deadline = time.time() + 60
+        while process.poll() is None and time.time() < deadline:
+            if set(Path(broken).glob("*-last-*.pth")) - known:
+                break
+            time.sleep(0.005)
+        time.sleep(chance.uniform(0, 0.15))
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            kills += 1
+        if process.wait() == 0:
+            break
+    else:
+        assert start(broken, resume=True).wait() == 0
+    assert kills >= 2
+    assert_equal_states(final_state(whole), final_state(broken))
+
+
+def test_a_finished_run_is_not_trained_again(tiny_dataset):
+    first = run_recbole_pref("LPOSASRec", config_dict=tiny_dataset)
+    again = run_recbole_pref("LPOSASRec", config_dict={**tiny_dataset, "resume": True})
+    assert again["test_result"] == first["test_result"]
+    assert again["epochs"] == first["epochs"]
+    assert len(list(Path(tiny_dataset["checkpoint_dir"]).glob("*-best.pth"))) == 1
+
+
+def test_resume_refuses_the_checkpoint_of_another_model(tiny_dataset):
+    run_recbole_pref("LPOSASRec", config_dict=tiny_dataset)
+    (last, *_) = Path(tiny_dataset["checkpoint_dir"]).glob("*-last-*.pth")
+    with pytest.raises(PrefError, match="holds model LPOSASRec"):
+        run_recbole_pref("LPOGRU4Rec", config_dict={**tiny_dataset, "resume": str(last)})
+
+
+def test_a_signal_stops_after_the_step_and_names_the_checkpoint(tiny_dataset, monkeypatch):
+    run = build_run(Config("LPOSASRec", config_dict=tiny_dataset), log=False)
+    loss = run.model.calculate_loss
+
+    def interrupted(batch):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return loss(batch)
+
+    monkeypatch.setattr(run.model, "calculate_loss", interrupted)
+    with pytest.raises(PrefError, match=r"SIGTERM stopped .* --resume=.*-last-0.pth"):
+        run.trainer.fit(run.train_data, run.valid_data)
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_nan_stops_with_epoch_batch_and_method(tiny_dataset, monkeypatch, where):
+    run = build_run(Config("LPOSASRec", config_dict=tiny_dataset), log=False)
+    loss, calls = run.model.calculate_loss, []
+
+    def poisoned(batch):
+        calls.append(1)
+        value = loss(batch)
+        if len(calls) == 3:
+            # sqrt has an infinite slope at 0: the value is fine, the gradient is not.
+            weight = run.model.item_embedding.weight
+            value = value * float("nan") if where == "loss" else value + (weight * 0).sum().sqrt()
+        return value
+
+    monkeypatch.setattr(run.model, "calculate_loss", poisoned)
+    with pytest.raises(PrefError, match=r"epoch 0, batch 2, model LPOSASRec.*max_nan_steps"):
+        run.trainer.fit(run.train_data, run.valid_data)
+    assert all(torch.isfinite(p).all() for p in run.model.parameters())
+
+
+def test_nan_steps_can_be_skipped(tiny_dataset, monkeypatch):
+    settings = {**tiny_dataset, "max_nan_steps": 1}
+    run = build_run(Config("LPOSASRec", config_dict=settings), log=False)
+    loss, calls = run.model.calculate_loss, []
+
+    def poisoned(batch):
+        calls.append(1)
+        return loss(batch) * (float("nan") if len(calls) == 3 else 1.0)
+
+    monkeypatch.setattr(run.model, "calculate_loss", poisoned)
+    run.trainer.fit(run.train_data, run.valid_data)
+    assert all(torch.isfinite(p).all() for p in run.model.parameters())
+
+
+def test_schedules_by_hand():
+    cosine = schedule.SCHEDULES["cosine"]
+    assert [cosine(s, 2, 6) for s in (0, 1, 2, 4, 6)] == pytest.approx([0.5, 1.0, 1.0, 0.5, 0.0])
+    linear = schedule.SCHEDULES["linear"]
+    assert [linear(s, 0, 4) for s in (0, 1, 4, 9)] == pytest.approx([1.0, 0.75, 0.0, 0.0])
+    assert schedule.SCHEDULES["constant"](5, 0, 10) == 1.0
+    assert schedule.SCHEDULES["none"](0, 4, 10) == 0.25
+
+
+def test_the_schedule_drives_the_optimizer(tiny_dataset):
+    settings = {**tiny_dataset, "lr_scheduler": "linear", "warmup_ratio": 0.5, "epochs": 2}
+    run = build_run(Config("CESASRec", config_dict=settings), log=False)
+    run.trainer.fit(run.train_data, run.valid_data)
+    assert run.trainer.optimizer.param_groups[0]["lr"] < 0.2 * 0.001
+
+
+def test_result_file_tells_how_to_repeat(tiny_dataset, tmp_path):
+    path = tmp_path / "result.json"
+    result = run_recbole_pref("LPOSASRec", config_dict={**tiny_dataset, "result_file": str(path)})
+    record = json.loads(path.read_text())
+    assert record["test_result"] == result["test_result"]
+    assert record["seed"] == 2020 and record["config"]["tau"] == 0.1
+    assert record["environment"]["torch"] and record["data"]["n_items"] == 41
+    assert record["mask_history"] is False
+
+
+@pytest.mark.parametrize("model", ["SASRec", "GRU4Rec", "BPR", "Pop"])
+def test_recboles_own_models_run_with_head_and_tail_metrics(tiny_dataset, model):
+    result = run_recbole_pref(model, config_dict=tiny_dataset)
+    assert 0 <= result["test_result"]["tailhit@10"] <= 1
+    assert Path(result["checkpoint"]).is_file()
