@@ -30,6 +30,11 @@ from recbole_pref.settings import (
 )
 
 _HERE = Path(__file__).resolve().parent
+# How RecBole's Config refuses a value, on purpose or by tripping over it.
+_RECBOLES_REFUSALS = (
+    ValueError, TypeError, KeyError, IndexError, RuntimeError, NotImplementedError, AttributeError,
+    AssertionError, SyntaxError, OverflowError,
+)  # fmt: skip
 # Keys that RecBole or the command line read and that stand in none of RecBole's property files.
 _OTHER_KEYS = {
     "model", "dataset", "config_files", "nproc", "world_size", "ip", "port", "offset",
@@ -111,7 +116,12 @@ class Config(RecBoleConfig):
 
     def __init__(self, model=None, dataset=None, config_file_list=None, config_dict=None):
         config_dict = dict(config_dict) if config_dict else None
-        super().__init__(model, dataset, config_file_list, config_dict)
+        try:
+            super().__init__(model, dataset, config_file_list, config_dict)
+        except PrefError:
+            raise
+        except _RECBOLES_REFUSALS as error:
+            raise PrefError(" ".join(str(error).split()) or repr(error)) from error
         self._check_keys()
         self._check_values()
 
@@ -221,12 +231,7 @@ class Config(RecBoleConfig):
         for key in ("eval_args", "topk", "valid_metric", "metrics"):
             if not self.final_config_dict.get(key):
                 raise PrefError(f"{key} is empty: set it or remove the line to use the default.")
-        try:
-            super()._set_default_parameters()
-        except PrefError:
-            raise
-        except (ValueError, TypeError, RuntimeError, NotImplementedError, AttributeError) as error:
-            raise PrefError(" ".join(str(error).split())) from None
+        super()._set_default_parameters()
         self._check_valid_metric()
 
     def _check_valid_metric(self):

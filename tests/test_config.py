@@ -1,0 +1,177 @@
+"""Settings: precedence, defaults of every method, and refusals in one sentence."""
+
+import re
+
+import pytest
+import yaml
+from recbole.config import Config as RecBoleConfig
+
+from recbole_pref import cli
+from recbole_pref.config import Config, known_keys, parse_value, properties_dir
+from recbole_pref.errors import PrefError
+from recbole_pref.registry import BACKBONES, METHODS
+from recbole_pref.settings import SETTINGS, check_setting
+
+
+def refused(match, model="LPOSASRec", dataset="ml-100k", **settings):
+    with pytest.raises(PrefError, match=match) as caught:
+        Config(model, dataset, config_dict=settings)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_every_model_has_sound_defaults(method, backbone):
+    config = Config(method + backbone, "ml-100k")
+    for name in METHODS[method].setting_names:
+        check_setting(name, config[name])
+    assert config["train_neg_sample_args"]["distribution"] == "none"
+    assert config["loss_type"] == "CE"
+
+
+def test_precedence_is_recboles(tmp_path, monkeypatch):
+    first, second = tmp_path / "a.yaml", tmp_path / "b.yaml"
+    first.write_text("tau: 0.2\nlambda: 0.3\nbeta: 0.4\n")
+    second.write_text("lambda: 0.6\nalpha_tail: 0.7\n")
+    monkeypatch.setattr("sys.argv", ["run.py", "--beta=0.9", "--url=http://a?b=c"])
+    config = Config("LPOSASRec", "ml-100k", [str(first), str(second)], {"alpha_tail": 0.8})
+    values = [config[key] for key in ("tau", "lambda", "alpha_tail", "beta", "num_negatives")]
+    assert values == [0.2, 0.6, 0.8, 0.9, 5]
+    assert config["url"] == "http://a?b=c"
+
+
+def test_recboles_own_config_finds_our_defaults():
+    config = RecBoleConfig("LPOSASRec", "ml-100k")
+    assert config["tau"] == 0.1 and config["n_layers"] == 2
+
+
+def test_a_backbones_own_file_is_read():
+    assert Config("LPOCaser", "ml-100k")["MAX_ITEM_LIST_LENGTH"] == 10
+    assert Config("LPOSASRec", "ml-100k")["MAX_ITEM_LIST_LENGTH"] == 50
+
+
+@pytest.mark.parametrize(
+    "settings, match",
+    [
+        ({"taau": 0.1}, "taau.*'tau'"),
+        ({"learning_rat": 0.1}, "learning_rat.*'learning_rate'"),
+        ({"tau": 0}, r"tau=0 .*above 0"),
+        ({"tau": -1.5}, r"tau=-1.5"),
+        ({"tau": "warm"}, r"tau='warm'"),
+        ({"tau": float("nan")}, r"tau=nan"),
+        ({"head_ratio": 1.0}, r"head_ratio=1.0.*below 1"),
+        ({"head_ratio": 0}, r"head_ratio=0"),
+        ({"neg_sampler": "gumbell"}, r"neg_sampler='gumbell'.*'gumbel'"),
+        ({"num_negatives": 2.5}, r"num_negatives=2.5"),
+        ({"num_negatives": True}, r"num_negatives=True"),
+        ({"epochs": -1}, r"epochs=-1"),
+        ({"train_batch_size": 0}, r"train_batch_size=0"),
+        ({"learner": "adm"}, r"learner='adm'.*'adam'"),
+        ({"metrics": ["TailNDGC"]}, r"TailNDGC.*'tailndcg'"),
+        ({"valid_metric": "NDCG@7"}, r"valid_metric='NDCG@7'.*add 7"),
+        ({"valid_metric": "Recall@10"}, r"valid_metric.*add Recall"),
+        ({"topk": [0]}, "topk"),
+        ({"topk": "ten"}, "topk"),
+        ({"eval_args": {"mode": "fulll"}}, "fulll"),
+        ({"ce_weight": 0, "lambda": 0}, "both 0"),
+        ({"loss_type": "BPR"}, "loss_type='BPR'"),
+        ({"reweight": "soft"}, "'softmax'"),
+        ({"mask_history": "yes"}, "mask_history='yes'"),
+        ({"data_path": 3}, "data_path=3"),
+    ],
+)
+def test_mistakes_are_named(settings, match):
+    refused(match, **settings)
+
+
+@pytest.mark.parametrize(
+    "model, match",
+    [("LPOSASRek", "LPOSASRec"), ("LP0SASRec", "LPOSASRec"), ("SASRek", "SASRec"), ("", "model")],
+)
+def test_a_misspelt_model_is_named(model, match):
+    refused(match, model=model)
+
+
+def test_keys_of_your_own_need_to_be_allowed():
+    config = Config("LPOSASRec", "ml-100k", config_dict={"zzz": 1, "strict_config": False})
+    assert config["zzz"] == 1
+
+
+@pytest.mark.parametrize(
+    "text, match", [("a: [1\n", "not valid YAML"), ("- 1\n", "key: value"), ("\0", "not valid YAML")]
+)
+def test_broken_files_are_named(tmp_path, text, match):
+    file = tmp_path / "broken.yaml"
+    file.write_text(text)
+    with pytest.raises(PrefError, match=match):
+        Config("LPOSASRec", "ml-100k", [str(file)])
+
+
+def test_a_missing_file_names_its_neighbour(tmp_path):
+    (tmp_path / "mine.yaml").write_text("tau: 1\n")
+    with pytest.raises(PrefError, match="mine.yaml"):
+        Config("LPOSASRec", "ml-100k", [str(tmp_path / "mne.yaml")])
+
+
+@pytest.mark.parametrize(
+    "text, value",
+    [
+        ("0.1", 0.1), ("1e-3", 1e-3), ("[5, 10]", [5, 10]), ("True", True), ("false", False),
+        ("None", None), ("{'LS': 'x'}", {"LS": "x"}), ("NDCG@10", "NDCG@10"), ("1/0", "1/0"),
+        ("__import__('os').getcwd()", "__import__('os').getcwd()"), ("none", "none"),
+    ],
+)  # fmt: skip
+def test_texts_become_values_without_running_code(text, value):
+    assert parse_value(text) == value
+
+
+def test_every_key_of_the_property_files_is_explained_and_checked():
+    files = [properties_dir() / "overall.yaml", *(properties_dir() / "method").glob("*.yaml")]
+    assert len(files) == len(METHODS) + 1
+    for file in files:
+        for line in file.read_text().splitlines():
+            if re.match(r"\w+:", line):
+                assert re.search(r"  # \((float|int|bool|str|list|dict)[^)]*\)? ?.*\S", line), line
+        for key, value in yaml.safe_load(file.read_text()).items():
+            assert key in known_keys()
+            if key in SETTINGS:
+                check_setting(key, value)
+
+
+def test_every_setting_has_a_default():
+    defaults = set()
+    for file in properties_dir().rglob("*.yaml"):
+        defaults |= set(yaml.safe_load(file.read_text()) or {})
+    # These two are free of defaults on purpose.
+    assert set(SETTINGS) - defaults <= {"matmul_precision"}
+
+
+def test_cli_prints_one_sentence_and_returns_2(capsys):
+    assert cli.main(["--model=LPOSASRec", "--tau=0"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "tau=0" in error and "Traceback" not in error
+
+
+@pytest.mark.parametrize("words", [["oops"], ["--tau"], ["--tau=1", "--tau=2"]])
+def test_cli_refuses_what_it_does_not_understand(words, capsys):
+    assert cli.main(words) == 2
+    assert capsys.readouterr().err
+
+
+def test_debug_shows_the_traceback():
+    with pytest.raises(PrefError):
+        cli.main(["--debug", "--tau=0"])
+
+
+def test_list_names_all_methods_and_defaults(capsys):
+    assert cli.main(["--list"]) == 0
+    text = capsys.readouterr().out
+    assert all(method in text for method in METHODS) and "head_ratio: 0.2" in text
+    assert cli.main(["--list=DynamicPO"]) == 0
+    assert "gamma: 0.5" in capsys.readouterr().out
+
+
+def test_help_has_examples(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    assert "--model=LPOSASRec" in capsys.readouterr().out
