@@ -1,0 +1,320 @@
+"""RecBole 1.2.1 on today's numpy, pandas, torch and ray: every patch, here and nowhere else.
+
+RecBole's package is used as published. A patch names its cause in RecBole's source, is as small as it
+can be, is applied only where its guard says that it is needed, and says when it can go. ``apply`` runs
+once, when ``recbole_pref`` is imported; ``applied()`` tells what was done.
+"""
+
+import builtins
+import importlib
+import importlib.metadata
+import importlib.util
+import types
+import warnings
+from dataclasses import dataclass
+from typing import Callable
+
+from recbole_pref.errors import PrefError
+
+RECBOLE_VERSION = "1.2.1"
+_INSTALL = f"pip install --no-deps recbole=={RECBOLE_VERSION}"
+# What RecBole imports when it is imported, as module and distribution.
+_NEEDED = {
+    "torch": "torch", "numpy": "numpy", "pandas": "pandas", "scipy": "scipy", "sklearn": "scikit-learn",
+    "yaml": "pyyaml", "ray": "ray[tune]", "tqdm": "tqdm", "colorlog": "colorlog",
+    "colorama": "colorama", "tensorboard": "tensorboard", "thop": "thop", "tabulate": "tabulate",
+    "texttable": "texttable", "psutil": "psutil",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Patch:
+    """One change to RecBole.
+
+    Attributes:
+        name (str): how it is called in ``applied()`` and in the tests.
+        cause (str): file and line of RecBole 1.2.1 and what goes wrong there.
+        until (str): what makes it superfluous.
+        needed (callable): whether this environment needs it.
+        change (callable): does it.
+    """
+
+    name: str
+    cause: str
+    until: str
+    needed: Callable[[], bool]
+    change: Callable[[], None]
+
+
+def _version(package):
+    return tuple(int(part) for part in importlib.metadata.version(package).split(".")[:2])
+
+
+def _module(name):
+    return importlib.import_module(f"recbole.{name}")
+
+
+def _over(module, **replaced):
+    """Return a module that answers for ``module`` with some names replaced."""
+    proxy = types.ModuleType(module.__name__, module.__doc__)
+    proxy.__getattr__ = lambda name: getattr(module, name)
+    vars(proxy).update(replaced)
+    return proxy
+
+
+# -- numpy
+
+
+def _numpy_names_missing():
+    import numpy
+
+    return not hasattr(numpy, "float_")
+
+
+def _name_numpy_types():
+    import numpy
+
+    numpy.float_, numpy.complex_, numpy.unicode_ = numpy.float64, numpy.complex128, numpy.str_
+
+
+def _sort_interactions_as_arrays():
+    import numpy
+
+    interaction = _module("data.interaction")
+    interaction.np = _over(
+        interaction.np, argsort=lambda key, **options: numpy.argsort(numpy.asarray(key), **options)
+    )
+
+
+# -- pandas
+
+
+def _pandas_copies():
+    return _version("pandas") >= (3, 0)
+
+
+def _fill_missing_features():
+    dataset = _module("data.dataset.dataset")
+    original = dataset.Dataset._fill_nan
+
+    def _fill_nan(self):
+        # What is filled here the original finds complete; it goes on with sequences.
+        for name in self.feat_name_list:
+            feat = getattr(self, name)
+            for field in feat:
+                kind = self.field2type[field].value
+                if kind == "token":
+                    feat[field] = feat[field].fillna(0).astype("int64")
+                elif kind == "float":
+                    feat[field] = feat[field].fillna(feat[field].mean())
+        original(self)
+
+    _fill_nan.original = original
+    dataset.Dataset._fill_nan = _fill_nan
+
+
+def _read_empty_sequences():
+    dataset = _module("data.dataset.dataset")
+    pandas = dataset.pd
+
+    def read_csv(*args, **options):
+        frame = pandas.read_csv(*args, **options)
+        sequences = [column for column in frame if str(column).endswith("_seq")]
+        return frame.fillna({column: "" for column in sequences})
+
+    dataset.pd = _over(pandas, read_csv=read_csv)
+
+
+def _measure_elementwise():
+    import pandas
+
+    def _len(value):
+        # ``series.agg(len)`` meant the length of each element; pandas 3 calls len(series).
+        return value.map(builtins.len) if isinstance(value, pandas.Series) else builtins.len(value)
+
+    for name in ("dataset", "sequential_dataset", "kg_dataset"):
+        vars(_module(f"data.dataset.{name}"))["len"] = _len
+
+
+# -- torch
+
+
+def _anomaly_detection_set():
+    import torch
+
+    before = torch.is_anomaly_enabled()
+    _module("model.sequential_recommender")
+    return torch.is_anomaly_enabled() and not before
+
+
+def _unset_anomaly_detection():
+    import torch
+
+    torch.autograd.set_detect_anomaly(False)
+
+
+# -- RecBole itself
+
+
+def _collect_values_that_are_no_tensors():
+    import torch
+
+    collector = _module("evaluator.collector").Collector
+    original = collector.get_data_struct
+
+    def get_data_struct(self):
+        held = self.data_struct._data_dict
+        plain = {k: v for k, v in held.items() if not isinstance(v, torch.Tensor)}
+        for key in plain:
+            del held[key]
+        struct = original(self)
+        held.update(plain)
+        struct._data_dict.update(plain)
+        return struct
+
+    get_data_struct.original = original
+    collector.get_data_struct = get_data_struct
+
+
+def _read_our_properties():
+    config = _module("config.configurator").Config
+    original = config._load_internal_config_dict
+
+    def _load_internal_config_dict(self, model, model_class, dataset):
+        original(self, model, model_class, dataset)
+        if getattr(model_class, "preference_method", None) is not None:
+            from recbole_pref.config import load_properties
+
+            load_properties(self, model_class, dataset)
+
+    _load_internal_config_dict.original = original
+    config._load_internal_config_dict = _load_internal_config_dict
+
+
+def _silence_notices():
+    for category, message in (
+        (FutureWarning, r".*torch\.cuda\.amp\.GradScaler.*"),
+        (UserWarning, r"The given NumPy array is not writable.*"),
+        (UserWarning, r"torch\.set_num_threads.*"),
+        (DeprecationWarning, r".*distutils Version classes are deprecated.*"),
+    ):
+        warnings.filterwarnings("ignore", message=message, category=category)
+    import pandas
+
+    for name in ("ChainedAssignmentError", "Pandas4Warning"):
+        category = getattr(pandas.errors, name, None)
+        if category is not None:
+            warnings.filterwarnings("ignore", category=category, module=r"recbole\.")
+
+
+def _always():
+    return True
+
+
+PATCHES = (
+    Patch(
+        "numpy_type_names",
+        "config/configurator.py:630-635 reads np.float_, np.complex_ and np.unicode_, gone in numpy 2",
+        "RecBole stops reading them",
+        _numpy_names_missing,
+        _name_numpy_types,
+    ),
+    Patch(
+        "interaction_sort",
+        "data/interaction.py:347 calls np.argsort on a tensor, which numpy 2 deprecates",
+        "RecBole sorts with torch",
+        _always,
+        _sort_interactions_as_arrays,
+    ),
+    Patch(
+        "fill_nan",
+        "data/dataset/dataset.py:648-650 fills a copy under pandas 3: missing tokens become "
+        "-9223372036854775808, missing floats stay NaN",
+        "RecBole assigns the filled column",
+        _pandas_copies,
+        _fill_missing_features,
+    ),
+    Patch(
+        "empty_sequences",
+        "data/dataset/dataset.py:501 fills a copy under pandas 3: an empty *_seq cell crashes",
+        "RecBole assigns the filled column",
+        _pandas_copies,
+        _read_empty_sequences,
+    ),
+    Patch(
+        "elementwise_len",
+        "data/dataset/dataset.py:1217 and sequential_dataset.py:163 call series.agg(len), which counts "
+        "rows under pandas 3: token_seq features crash, benchmark files get wrong lengths",
+        "RecBole uses map(len)",
+        _pandas_copies,
+        _measure_elementwise,
+    ),
+    Patch(
+        "anomaly_detection",
+        "model/sequential_recommender/sine.py:25 switches autograd's anomaly detection on for every "
+        "model as soon as it is imported, which makes training up to twice as slow",
+        "sine.py stops doing so",
+        _anomaly_detection_set,
+        _unset_anomaly_detection,
+    ),
+    Patch(
+        "collector_cpu",
+        "evaluator/collector.py:226 calls .cpu() on counts: ItemCoverage, GiniIndex, AveragePopularity "
+        "and TailPercentage crash (RecBole #2194)",
+        "RecBole merges #2209",
+        _always,
+        _collect_values_that_are_no_tensors,
+    ),
+    Patch(
+        "our_properties",
+        "config/configurator.py:236 looks for property files in RecBole's own folder only",
+        "RecBole lets a package add property files",
+        _always,
+        _read_our_properties,
+    ),
+    Patch(
+        "notices",
+        "trainer.py:235, dataset.py:2202 and utils/utils.py:298 make today's libraries warn at each run",
+        "RecBole follows their new names",
+        _always,
+        _silence_notices,
+    ),
+)
+_applied = []
+
+
+def check_installation():
+    """Refuse to go on without RecBole 1.2.1 and what it imports.
+
+    Raises:
+        PrefError: names what is missing and the command that installs it.
+    """
+    try:
+        version = importlib.metadata.version("recbole")
+    except importlib.metadata.PackageNotFoundError:
+        raise PrefError(f"RecBole is not installed: run '{_INSTALL}'.") from None
+    if version != RECBOLE_VERSION:
+        raise PrefError(
+            f"RecBole {version} is installed and RecBole-Pref works with {RECBOLE_VERSION}: run "
+            f"'{_INSTALL}'."
+        )
+    missing = [name for module, name in _NEEDED.items() if importlib.util.find_spec(module) is None]
+    if missing:
+        quoted = " ".join(f'"{name}"' if "[" in name else name for name in missing)
+        raise PrefError(f"packages that RecBole imports are missing: run 'pip install {quoted}'.")
+
+
+def apply():
+    """Check the installation and apply the patches that are needed; later calls do nothing."""
+    if _applied:
+        return
+    check_installation()
+    for patch in PATCHES:
+        if patch.needed():
+            patch.change()
+            _applied.append(patch.name)
+
+
+def applied():
+    """Return the names of the applied patches: tuple of str."""
+    return tuple(_applied)
