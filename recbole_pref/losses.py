@@ -221,20 +221,17 @@ def _top_cluster(values):
     ordered = values.sort(dim=1, descending=True).values  # [B, K]
     size = torch.arange(1, values.shape[1] + 1, device=values.device)  # [K]
     prefix = (ordered - ordered.mean(dim=1, keepdim=True)).cumsum(dim=1)  # [B, K] of the first 1..K
-    prefix[:, -1] = 0
     # Squared error = constant - sum over clusters of (sum of centred values)^2 / size, for clusters
     # that end after i, j and K values. j = K stands for an empty lowest cluster.
     upper = prefix.square() / size  # [B, i]
     lower = prefix.square() / (size[-1] - size).clamp(min=1)  # [B, j]
     width = size - size.unsqueeze(1)  # [i, j]
     middle = (prefix.unsqueeze(1) - prefix.unsqueeze(2)).square() / width.clamp(min=1)  # [B, i, j]
-    cuttable = F.pad(ordered[:, :-1] > ordered[:, 1:], (0, 1), value=True)  # [B, K]
-    allowed = cuttable.unsqueeze(2) & cuttable.unsqueeze(1) & (width >= 0)  # [B, i, j]
     explained = upper.unsqueeze(2) + middle + lower.unsqueeze(1)  # [B, i, j]
-    explained = explained.masked_fill(~allowed, -1.0).amax(dim=2)  # [B, i]
+    explained = explained.masked_fill(width < 0, -1.0).amax(dim=2)  # [B, i]
     best = explained.amax(dim=1, keepdim=True)
     last = (explained >= best * (1 - _CLUSTER_TIE)).int().argmax(dim=1, keepdim=True)  # [B, 1]
-    return ~(values < ordered.gather(1, last))  # NaN is marked, and shows in the loss
+    return values >= ordered.gather(1, last)  # by value: twins stay together
 
 
 @torch.no_grad()
@@ -244,7 +241,7 @@ def boundary_negatives(pos, neg):
     The boundary is every negative that scores at least as high as the positive, else the top cluster
     of the negatives. The second mask is the rest, or the boundary again where nothing is left.
     """
-    violating = ~(neg < pos.unsqueeze(1))
+    violating = ~(neg < pos.unsqueeze(1))  # NaN violates, and shows in the loss
     boundary = torch.where(violating.any(dim=1, keepdim=True), violating, top_cluster(neg))
     return boundary, torch.where(boundary.all(dim=1, keepdim=True), boundary, ~boundary)
 
@@ -324,8 +321,7 @@ def soft_topk(x, k, tau):
     tails = ordered.flip(-1).logcumsumexp(dim=-1).flip(-1)  # [..., n] over x_m and all below
     free = torch.arange(k, 0, -1, device=x.device, dtype=x.dtype)  # [k], k - m for m = 0..k-1
     lam = tails[..., :k] - free.log()  # [..., k], lam / tau of each m
-    fits = ordered[..., :k] <= lam
-    fits[..., -1] = True  # x_k is part of the sum, so that it holds but for rounding
+    fits = ordered[..., :k] <= lam  # always true of m = k - 1
     m = fits.int().argmax(dim=-1, keepdim=True)  # the first that fits
     return (x / tau - lam.gather(-1, m)).clamp(max=0).exp()
 

@@ -627,6 +627,13 @@ def test_orpo_near_certainty_keeps_its_gradient():
     assert leaves[0].grad.item() == pytest.approx(expected, rel=1e-3)
 
 
+def test_orpo_of_half_precision_near_certainty_does_not_overflow():
+    # 1 / (1 - pi) = 1e5 is beyond float16.
+    leaves = torch.tensor([-9.0]).half(), torch.tensor([[-1e-5]]).half().requires_grad_()
+    losses.orpo(*leaves).sum().backward()
+    assert torch.isfinite(leaves[1].grad).all()
+
+
 # -- DynamicPO's clusters -----------------------------------------------------------------------
 
 
@@ -652,6 +659,19 @@ def test_top_cluster_by_pencil():
         [False, True, False, False]
     ]
     assert losses.top_cluster(torch.full((2, 4), 7.0)).all()
+
+
+def test_top_cluster_sees_small_gaps_and_evens_out_rounding():
+    # An outlier of -1e4 costs float32 the digits that decide between {1, 0.9}, {0} and {1}, {0.9, 0}.
+    assert losses.top_cluster(torch.tensor([[1.0, 0.9, 0.0, -1e4]])).sum() == 2
+    # 1e-4 decides between {2.9999, 2} and the three other pairs of neighbours.
+    assert losses.top_cluster(torch.tensor([[2.9999, 2.0, 1.0, 0.0]])).sum() == 2
+    # Evenly spaced values tie up to rounding, whatever their scale: the smallest top cluster.
+    for k in range(4, 30):
+        steps = torch.arange(k, dtype=torch.float64)[None]
+        expected = losses.top_cluster(steps)
+        for scale in (0.1, 1 / 3, 0.7, 123.456):
+            assert torch.equal(losses.top_cluster(steps * scale + scale / 7), expected)
 
 
 def test_top_cluster_agrees_with_sklearn_on_separated_clusters():
