@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from recbole_pref.errors import PrefError, suggest
 
-_CLUSTER_PAIRS = 2**21  # pairs of cuts that top_cluster holds at a time: 16 MB per tensor
+_CLUSTER_PAIRS = 2**19  # pairs of cuts that top_cluster holds at a time: 4 MB, within caches
 _CLUSTER_TIE = 1e-12  # relative difference below which two partitions count as equally good
 _EXP_LIMIT = 10.0  # exponents of probability ratios above this go on along the tangent
 
@@ -213,7 +213,8 @@ def top_cluster(values):
     values each is its own cluster; of equally good partitions the one with the smallest top cluster
     is taken. Nothing depends on the order of the columns. Memory is bounded for any B.
     """
-    rows = max(1, _CLUSTER_PAIRS // values.shape[1] ** 2)
+    pairs = _CLUSTER_PAIRS if values.device.type == "cpu" else 16 * _CLUSTER_PAIRS
+    rows = max(1, pairs // values.shape[1] ** 2)
     return torch.cat([_top_cluster(part.double()) for part in values.split(rows)])
 
 
