@@ -196,33 +196,34 @@ class PreferenceMixin:
         context = self._context(interaction, targets)
         reference = self._reference_states(interaction, context) if self.uses_reference else None
         chunk = self._chunk(hidden.device.type)
+        # Samplers that rank nothing draw for the whole batch at once.
+        early = self.sampler is not None and self.sampler.needs_scores is None
+        negatives = self._draw(context, None, None) if early else None
         if self.needs_normalizer:
+            drawn = {}
 
             def sample(rows, scores, log_z):
                 part = context.at(rows)
                 columns = [torch.zeros_like(part.targets).unsqueeze(1), part.targets.unsqueeze(1)]
-                if self.sampler is not None:
+                if early:
+                    columns.append(negatives[rows])
+                elif self.sampler is not None:
                     scores = self._sampler_scores(scores, reference, rows)
                     columns.append(self._draw(part, scores, log_z))
-                ids = torch.cat(columns, dim=1)  # [c, 2 + K]
-                drawn["ids"] = ids
-                return ids
-
-            drawn = {}
+                drawn["ids"] = torch.cat(columns, dim=1)  # [c, 2 + K]
+                return drawn["ids"]
 
             def row_loss(rows, log_z, picked):
-                part = context.at(rows)
                 ref = self._reference_scores(reference, rows, drawn["ids"][:, 1:])
-                return self._mixed_loss(part, log_z, picked, ref, weights[rows])
+                return self._mixed_loss(log_z, picked, ref)
 
             return scoring.catalogue_loss(hidden, item_emb, row_loss, sample, weights, chunk)
-        if self.sampler.needs_scores is None:
-            negatives = self._draw(context, None, None)
-        else:
+        if not early:
 
             def sample_only(rows, scores):
                 scores = self._sampler_scores(scores, reference, rows)
-                return self._draw(context.at(rows), scores, None)
+                log_z = torch.logsumexp(scores, 1) if self.sampler.needs_normalizer else None
+                return self._draw(context.at(rows), scores, log_z)
 
             negatives = scoring.sample_over_catalogue(
                 hidden.detach(), item_emb.detach(), sample_only, chunk
@@ -230,7 +231,7 @@ class PreferenceMixin:
         ids = torch.cat([targets.unsqueeze(1), negatives], dim=1)  # [R, 1 + K]
         picked = scoring.item_scores(hidden, item_emb, ids)
         ref = self._reference_scores(reference, slice(None), ids)
-        per_row = self._preference(picked[:, 0], picked[:, 1:], ref, weights)
+        per_row = self._preference(picked[:, 0], picked[:, 1:], ref)
         return self.settings["lambda"] * (per_row * weights).sum()
 
     def _chunk(self, device_type):
@@ -247,7 +248,7 @@ class PreferenceMixin:
             return scores
         return torch.mm(reference.hidden[rows], reference.item_emb.t()).float()
 
-    def _mixed_loss(self, part, log_z, picked, ref, weights):
+    def _mixed_loss(self, log_z, picked, ref):
         """Cross-entropy and preference term of rows: [c].
 
         Cross-entropy keeps the padding column in its normalizer, as RecBole's does; preference terms
@@ -260,19 +261,19 @@ class PreferenceMixin:
         if self.uses_negatives:
             real_z = scoring.without_padding(log_z, pad).unsqueeze(1)
             pos, neg = pos - real_z[:, 0], neg - real_z
-            total = total + self.settings["lambda"] * self._preference(pos, neg, ref, weights)
+            total = total + self.settings["lambda"] * self._preference(pos, neg, ref)
         return total
 
-    def _preference(self, pos, neg, ref, weights):
+    def _preference(self, pos, neg, ref):
         arguments = [pos, neg]
         if self.method.uses_reference(self.settings):
             arguments += [ref[:, 0], ref[:, 1:]]
         result = self.method.loss(*arguments, **self.loss_settings)
         per_row, extras = result if isinstance(result, tuple) else (result, {})
-        self._record(pos, neg, ref, extras, weights)
+        self._record(pos, neg, ref, extras)
         return per_row
 
-    def _record(self, pos, neg, ref, extras, weights):
+    def _record(self, pos, neg, ref, extras):
         with torch.no_grad():
             beta = self.settings.get("beta") or 1.0
             ref_parts = (None, None) if ref is None else (ref[:, 0], ref[:, 1:])
@@ -305,7 +306,7 @@ class PreferenceMixin:
         if reference is not None:
             ref = reference.gather(1, ids[:, 1:])
             ref = ref - torch.logsumexp(reference[:, 1:], dim=-1, keepdim=True)
-        per_row = self._mixed_loss(context, log_z, scores.gather(1, ids), ref, weights)
+        per_row = self._mixed_loss(log_z, scores.gather(1, ids), ref)
         return (per_row * weights).sum()
 
     # -- the reference ------------------------------------------------------------------------

@@ -1,0 +1,120 @@
+"""Training counts, the head/tail split and the weights of rows: one definition for all.
+
+Counts come from training interactions only. RecBole's ``item_counter`` counts the targets of its
+augmented rows and so misses the first item of every user; ``train_counts`` adds it.
+"""
+
+import torch
+
+from recbole_pref.errors import PrefError, suggest
+
+RULES = ("items", "interactions")
+
+
+def count_items(targets, first_items, n_items):
+    """Return how often each item occurs in training.
+
+    Args:
+        targets (Tensor): [N] target items of the training rows.
+        first_items (Tensor): [M] first item of each user, which is no row's target.
+        n_items (int): items with padding.
+
+    Returns:
+        Tensor: [n_items] int64.
+    """
+    return torch.bincount(torch.cat([targets, first_items]), minlength=n_items)
+
+
+def train_counts(dataset):
+    """Return the training counts of a RecBole training split: [n_items] int64.
+
+    Sequential data: the targets plus the first item of rows with a prefix of one item. In benchmark
+    files whose rows do not start with such prefixes, only targets are counted. Other data: the items.
+    """
+    features = dataset.inter_feat
+    items = features[dataset.iid_field]
+    list_field = dataset.iid_field + (dataset.config["LIST_SUFFIX"] or "_list")
+    first = items[:0]
+    if list_field in features:
+        starts = features[dataset.config["ITEM_LIST_LENGTH_FIELD"]] == 1
+        first = features[list_field][starts, 0]
+    return count_items(items, first, dataset.item_num)
+
+
+def head_tail_split(counts, rule, head_ratio):
+    """Return which items are head.
+
+    By ``items`` the head is the most popular ``head_ratio`` of all catalogue items; by ``interactions``
+    it is the fewest items that hold at least ``head_ratio`` of the training interactions. Equal counts
+    are ordered by item id, the smaller one first. Items never seen in training are tail.
+
+    Args:
+        counts (Tensor): [n_items] training counts, index 0 is padding.
+        rule (str): ``items`` or ``interactions``.
+        head_ratio (float): in (0, 1).
+
+    Returns:
+        Tensor: [n_items] bool, False for padding.
+
+    Raises:
+        PrefError: unknown rule, or an empty head or tail.
+    """
+    if rule not in RULES:
+        raise PrefError(
+            f"tail_split={rule!r} is not accepted: set it to items or interactions."
+            f"{suggest(rule, RULES)}"
+        )
+    real = counts[1:]
+    order = torch.argsort(real, descending=True, stable=True)
+    if rule == "items":
+        size = round(head_ratio * len(real))
+    else:
+        held = real[order].cumsum(0)
+        size = int(torch.searchsorted(held, torch.tensor(head_ratio * real.sum().item()))) + 1
+    size = min(size, int((real > 0).sum()))
+    if not 0 < size < len(real):
+        which = "head" if size == 0 else "tail"
+        raise PrefError(
+            f"head_ratio={head_ratio} with tail_split={rule!r} leaves no {which} among {len(real)} "
+            f"items: {'raise' if size == 0 else 'lower'} head_ratio."
+        )
+    head = torch.zeros_like(counts, dtype=torch.bool)
+    head[order[:size] + 1] = True
+    return head
+
+
+def sample_weights(is_tail, alpha_head, alpha_tail):
+    """Return the weights of the rows of a batch: softmax of alpha over the batch (LPO4Rec eq. 17).
+
+    They sum to 1, as those of an ordinary mean: a batch of head rows alone or of tail rows alone is
+    averaged; otherwise a tail row weighs exp(alpha_tail - alpha_head) times a head row.
+
+    Args:
+        is_tail (Tensor): [B] bool, whether the target is a tail item.
+        alpha_head, alpha_tail (float): LPO4Rec uses 0 and 1.
+
+    Returns:
+        Tensor: [B] float32.
+    """
+    head = torch.full(is_tail.shape, float(alpha_head), device=is_tail.device)
+    return torch.softmax(head.masked_fill(is_tail, float(alpha_tail)), dim=0)
+
+
+def split_summary(counts, head_mask, targets=None):
+    """Describe a split.
+
+    Args:
+        counts, head_mask (Tensor): [n_items].
+        targets (Tensor, optional): [N] evaluation targets.
+
+    Returns:
+        dict: n_head, n_tail, head_interactions and tail_targets (shares).
+    """
+    summary = {
+        "n_head": int(head_mask.sum()),
+        "n_tail": len(counts) - 1 - int(head_mask.sum()),
+        "head_interactions": (counts[head_mask].sum() / counts.sum().clamp_min(1)).item(),
+    }
+    if targets is not None:
+        summary["tail_targets"] = (~head_mask[targets]).float().mean().item()
+    return summary
