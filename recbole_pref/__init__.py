@@ -3,12 +3,13 @@
 Importing the package makes its models known to RecBole: ``run_recbole(model="LPOSASRec")`` works.
 """
 
-__version__ = "0.1.0"
-
 from recbole_pref import compat
+from recbole_pref.version import __version__
 
 compat.apply()
 
 from recbole_pref.registry import register  # noqa: E402  (RecBole can be imported from here on)
 
 register()
+
+__all__ = ["__version__"]
