@@ -11,8 +11,8 @@ import importlib.metadata
 import importlib.util
 import types
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Callable
 
 from recbole_pref.errors import PrefError
 

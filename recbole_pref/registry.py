@@ -12,9 +12,9 @@ import importlib.util
 import inspect
 import pkgutil
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Callable, Optional
 
 from recbole_pref import losses
 from recbole_pref.errors import PrefError, suggest
@@ -33,9 +33,9 @@ class Method:
     """
 
     name: str
-    loss: Optional[Callable]
+    loss: Callable | None
     title: str
-    normalized: Optional[Callable] = None
+    normalized: Callable | None = None
 
     @cached_property
     def _parameters(self):

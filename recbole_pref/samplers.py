@@ -9,8 +9,8 @@ among the candidates; a rank in what remains turns into a position by counting t
 stand before it.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Callable, Optional
 
 import torch
 from torch import nn
@@ -164,10 +164,10 @@ class _Call:
     """What is known about a batch: see ``NegativeSampler.sample``."""
 
     positives: torch.Tensor
-    scores: Optional[torch.Tensor]
-    history: Optional[torch.Tensor]
-    keys: Optional[torch.Tensor]
-    log_z: Optional[torch.Tensor]
+    scores: torch.Tensor | None
+    history: torch.Tensor | None
+    keys: torch.Tensor | None
+    log_z: torch.Tensor | None
     excluded_ids: torch.Tensor  # [B, E] positive, padding and history
 
     def uniforms(self, k):
@@ -282,7 +282,7 @@ def _pool(sampler, call):
 @dataclass(frozen=True)
 class _Sampler:
     draw: Callable
-    needs_scores: Optional[str] = None  # "policy" or "reference"
+    needs_scores: str | None = None  # "policy" or "reference"
     needs_normalizer: bool = False
 
 

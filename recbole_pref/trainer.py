@@ -3,7 +3,7 @@
 import signal
 import time
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import cache
 
 import torch
 from recbole.trainer import Trainer
@@ -362,7 +362,7 @@ class PrefTrainer(TrainerMixin, Trainer):
     """The trainer of preference models and of RecBole's models that use RecBole's plain trainer."""
 
 
-@lru_cache(maxsize=None)
+@cache
 def trainer_class(base):
     """Return our trainer on top of a trainer class of RecBole.
 

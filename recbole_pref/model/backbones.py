@@ -4,8 +4,8 @@ An entry names the backbone's RecBole class; classes derived from it use the sam
 without an entry are trained through RecBole's ``full_sort_predict``, whole scores at a time.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Callable, Optional
 
 import torch
 from torch.nn import functional as F
@@ -25,8 +25,8 @@ class Backbone:
     """
 
     encode: Callable
-    encode_all: Optional[Callable] = None
-    regularize: Optional[Callable] = None
+    encode_all: Callable | None = None
+    regularize: Callable | None = None
 
 
 def encode_last(model, spec, interaction):
