@@ -269,9 +269,10 @@ class Config(RecBoleConfig):
                 f"reference='none' is not possible: {method.name} compares with a reference model, "
                 "set reference to auto or to the path of a checkpoint."
             )
-        if str(final.get("loss_type", "CE")) != "CE":
+        loss_type = self.external_config_dict.get("loss_type", "CE")
+        if loss_type != "CE":
             raise PrefError(
-                f"loss_type={final['loss_type']!r} does not go with {self.model}: leave it at 'CE', "
+                f"loss_type={loss_type!r} does not go with {self.model}: leave it at 'CE', "
                 "the method brings its own loss."
             )
 

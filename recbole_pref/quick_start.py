@@ -108,7 +108,7 @@ def build_run(config, log=True):
     init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
     torch.set_float32_matmul_precision(config["matmul_precision"] or "highest")
     cls = model_class(config["model"]) if isinstance(config["model"], str) else config.model_class
-    model = cls(config, loaders[0]._dataset).to(config["device"])
+    model = _build_model(cls, config, loaders[0]._dataset).to(config["device"])
     base = get_trainer(config["MODEL_TYPE"], config["model"])
     trainer = trainer_class(base)(config, model)
     if log:
@@ -117,6 +117,20 @@ def build_run(config, log=True):
     trainer.eval_collector.data_collect(loaders[0])
     trainer.check_groups(loaders[2], "test")
     return Run(config, dataset, loaders, model, trainer)
+
+
+def _build_model(cls, config, dataset):
+    """Return the model, or say in one sentence what RecBole's constructor tripped over."""
+    try:
+        return cls(config, dataset)
+    except PrefError:
+        raise
+    except (KeyError, ValueError, TypeError, IndexError, NotImplementedError, RuntimeError,
+            ArithmeticError, AttributeError) as error:  # fmt: skip
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise PrefError(
+            f"model={config['model']!r} cannot be built with these settings and data: {reason}"
+        ) from error
 
 
 def prepare_data(config, log=True):
@@ -236,7 +250,8 @@ def load_data_and_model(model_file, **overrides):
             f"model_file={model_file!r} was trained on other data ({'; '.join(differences)}): set "
             "data_path to the data it was made with."
         )
-    model = model_class(config["model"])(config, loaders[0]._dataset).to(config["device"])
+    cls = model_class(config["model"])
+    model = _build_model(cls, config, loaders[0]._dataset).to(config["device"])
     model.load_state_dict(state["state_dict"])
     model.load_other_parameter(state.get("other_parameter"))
     return (config, model, dataset, *loaders)

@@ -14,6 +14,8 @@ from copy import copy
 
 import torch
 from recbole.data.interaction import Interaction
+from recbole.model.abstract_recommender import AbstractRecommender
+from recbole.utils import InputType
 
 from recbole_pref import losses, scoring
 from recbole_pref.errors import PrefError
@@ -24,6 +26,8 @@ from recbole_pref.registry import METHODS
 from recbole_pref.samplers import NegativeSampler
 from recbole_pref.settings import SETTINGS
 
+# Backbones whose full_sort_predict returns probabilities; their logarithm serves as score.
+_PROBABILITY_BACKBONES = ("RepeatNet", "GRU4RecCPR", "SASRecCPR")
 ROW_FIELD = "pref_row"  # number of a training row, added to the batches of row-wise training
 
 
@@ -42,8 +46,14 @@ class PreferenceMixin:
 
     preference_method = None
     backbone_class = None
+    input_type = InputType.POINTWISE  # RecBole's loader then repeats no rows for negatives
 
     def __init__(self, config, dataset):
+        if self.backbone_class.full_sort_predict is AbstractRecommender.full_sort_predict:
+            raise PrefError(
+                f"model={config['model']!r} cannot be trained: RecBole's {self.backbone_class.__name__} "
+                "scores single pairs, not the catalogue; choose another backbone (--list)."
+            )
         super().__init__(config, dataset)
         self.method = METHODS[self.preference_method]
         self.settings = read_settings(config)
@@ -289,13 +299,19 @@ class PreferenceMixin:
         self.log_sums = {}
         return means
 
+    def _whole_scores(self, output):
+        scores = output.float().view(-1, self.n_items)
+        if self.backbone_class.__name__ in _PROBABILITY_BACKBONES:
+            scores = scores.clamp_min(torch.finfo(scores.dtype).tiny).log()
+        return scores
+
     def _loss_from_scores(self, interaction, targets, weights):
-        scores = super().full_sort_predict(interaction).float()  # [R, n]
+        scores = self._whole_scores(super().full_sort_predict(interaction))  # [R, n]
         context = self._context(interaction, targets)
         reference = None
         if self.uses_reference:
             with torch.no_grad():
-                reference = self.reference.full_sort_predict(interaction).float()
+                reference = self._whole_scores(self.reference.full_sort_predict(interaction))
         log_z = torch.logsumexp(scores, dim=-1)
         ids = [torch.zeros_like(targets).unsqueeze(1), targets.unsqueeze(1)]
         if self.sampler is not None:
