@@ -39,7 +39,7 @@ class Method:
 
     @cached_property
     def _parameters(self):
-        return inspect.signature(self.loss).parameters if self.loss else {}
+        return dict(inspect.signature(self.loss).parameters) if self.loss else {}
 
     @property
     def setting_names(self):

@@ -1,0 +1,206 @@
+"""Each patch of RecBole: it fails without, it works with."""
+
+import importlib.metadata
+import os
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from recbole_pref import compat
+from recbole_pref.errors import PrefError
+
+PANDAS_3 = int(pd.__version__.split(".")[0]) >= 3
+needs_pandas_3 = pytest.mark.skipif(not PANDAS_3, reason="pandas 2 does not need the patch")
+
+def probe(body, left_out="", folder="."):
+    """Run a body in a fresh process without a patch; return its exit code and what it printed last."""
+    code = textwrap.dedent(
+        f"""
+        import sys, types
+        import importlib.util
+        # Leave a patch out before the package applies them all.
+        spec = importlib.util.find_spec("recbole_pref")
+        package = types.ModuleType("recbole_pref")
+        package.__path__ = list(spec.submodule_search_locations)
+        sys.modules["recbole_pref"] = package
+        from recbole_pref import compat
+        compat.PATCHES = tuple(p for p in compat.PATCHES if p.name != {left_out!r})
+        compat.apply()
+        from recbole_pref.registry import register
+        register()
+        """
+    ) + textwrap.dedent(body)
+    done = subprocess.run(
+        [sys.executable, "-W", "error::DeprecationWarning:recbole", "-c", code],
+        capture_output=True, text=True, cwd=folder, check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    )  # fmt: skip
+    return done.returncode, done.stdout.strip().splitlines()[-1:] or [done.stderr[-400:]]
+
+
+DATASET = """
+from recbole.config import Config
+from recbole.data import create_dataset
+config = Config("{model}", "d", config_dict=dict(data_path=".", state="ERROR", gpu_id="", {more}))
+dataset = create_dataset(config)
+"""
+
+
+def write(folder, **files):
+    target = folder / "d"
+    target.mkdir(exist_ok=True)
+    for name, lines in files.items():
+        text = "\n".join("\t".join(line) for line in lines) + "\n"
+        (target / f"d.{name.replace('_', '.')}").write_text(text)
+
+
+def interactions(n_users=6):
+    rows = [("user_id:token", "item_id:token", "timestamp:float")]
+    return rows + [(f"u{u}", f"i{(u + t) % 5}", str(t)) for u in range(n_users) for t in range(5)]
+
+
+def test_every_patch_tells_its_cause_and_is_applied():
+    needed = {p.name for p in compat.PATCHES if p.name != "anomaly_detection"}
+    if not PANDAS_3:
+        needed -= {"fill_nan", "empty_sequences", "elementwise_len"}
+    assert needed <= set(compat.applied())
+    for patch in compat.PATCHES:
+        assert ".py" in patch.cause or ".yaml" in patch.cause
+        assert patch.until
+
+
+def test_numpy_type_names(tmp_path):
+    write(tmp_path, inter=interactions())
+    body = DATASET.format(model="BPR", more="") + "print(dataset.item_num)"
+    assert probe(body, folder=tmp_path) == (0, ["6"])
+    code, _ = probe(body, "numpy_type_names", tmp_path)
+    assert code != 0
+
+
+@needs_pandas_3
+def test_missing_features_are_filled(tmp_path):
+    items = [("item_id:token", "brand:token", "price:float")]
+    items += [("i0", "x", "2"), ("i1", "", "4"), ("i2", "y", ""), ("i3", "x", "6")]
+    write(tmp_path, inter=interactions(), item=items)
+    more = "load_col=dict(inter=['user_id','item_id'], item=['item_id','brand','price']), normalize_all=False"
+    body = DATASET.format(model="LR", more=more) + (
+        "import torch\n"
+        "dataset.build()\n"
+        "feat = dataset.get_item_feature()\n"
+        "print(int(feat['brand'].min()), bool(torch.isnan(feat['price']).any()), feat['price'].flatten()[0].item())"
+    )
+    assert probe(body, folder=tmp_path) == (0, ["0 False 4.0"])
+    code, said = probe(body, "fill_nan", tmp_path)
+    assert code != 0 or said != ["0 False 4.0"]
+
+
+@needs_pandas_3
+def test_sequence_features_with_empty_cells(tmp_path):
+    items = [("item_id:token", "tags:token_seq"), ("i0", "a b c"), ("i1", ""), ("i2", "c")]
+    write(tmp_path, inter=interactions(), item=items)
+    more = "load_col=dict(inter=['user_id','item_id'], item=['item_id','tags'])"
+    body = DATASET.format(model="LR", more=more) + (
+        "dataset.build()\n"
+        "ids = dataset.token2id('item_id', ['i0', 'i1', 'i2'])\n"
+        "tags = dataset.get_item_feature()['tags'][ids]\n"
+        "print([[str(dataset.id2token('tags', t)) for t in row if t] for row in tags.tolist()])"
+    )
+    expected = (0, ["[['a', 'b', 'c'], [], ['c']]"])
+    assert probe(body, folder=tmp_path) == expected
+    assert probe(body, "empty_sequences", tmp_path)[0] != 0
+    assert probe(body, "elementwise_len", tmp_path)[0] != 0
+
+
+@needs_pandas_3
+def test_benchmark_files_have_the_lengths_of_their_rows(tmp_path):
+    head = [("user_id:token", "item_id_list:token_seq", "item_id:token")]
+    rows = [("u0", "i0 i1", "i2"), ("u1", "i1", "i0"), ("u2", "i2 i1 i0", "i1")]
+    write(tmp_path, train_inter=head + rows, valid_inter=head + rows, test_inter=head + rows)
+    more = (
+        "benchmark_filename=['train','valid','test'], alias_of_item_id=['item_id_list'],"
+        "load_col=dict(inter=['user_id','item_id_list','item_id']), MAX_ITEM_LIST_LENGTH=3,"
+        "train_neg_sample_args=None"
+    )
+    body = DATASET.format(model="SASRec", more=more) + (
+        "train = dataset.build()[0]\n"
+        "print(train.inter_feat['item_length'].tolist())"
+    )
+    assert probe(body, folder=tmp_path) == (0, ["[2, 1, 3]"])
+    code, said = probe(body, "elementwise_len", tmp_path)
+    assert code != 0 or said != ["[2, 1, 3]"]
+
+
+def test_anomaly_detection_stays_off():
+    body = "import recbole.model.sequential_recommender, torch\nprint(torch.is_anomaly_enabled())"
+    assert probe(body) == (0, ["False"])
+    assert probe(body, "anomaly_detection") == (0, ["True"])
+
+
+def test_interactions_sort_without_a_deprecated_call(tmp_path):
+    body = (
+        "import warnings; warnings.simplefilter('error')\n"
+        "import torch\n"
+        "from recbole.data.interaction import Interaction\n"
+        "i = Interaction({'a': torch.tensor([2, 1, 2, 0]), 'b': torch.arange(4)})\n"
+        "i.sort('a'); print(i['b'].tolist())"
+    )
+    assert probe(body) == (0, ["[3, 1, 0, 2]"])
+    if np.lib.NumpyVersion(np.__version__) >= "2.0.0":
+        assert probe(body, "interaction_sort")[0] != 0
+
+
+def test_the_collector_keeps_values_that_are_no_tensors():
+    body = (
+        "from recbole.evaluator.collector import Collector, DataStruct\n"
+        "import torch\n"
+        "c = Collector.__new__(Collector); c.data_struct = DataStruct()\n"
+        "c.data_struct.set('data.num_items', 7); c.data_struct.set('rec.items', torch.ones(2))\n"
+        "s = c.get_data_struct(); print(s.get('data.num_items'), len(s.get('rec.items')), "
+        "'rec.items' in c.data_struct, c.data_struct.get('data.num_items'))"
+    )
+    assert probe(body) == (0, ["7 2 False 7"])
+    assert probe(body, "collector_cpu")[0] != 0
+
+
+def test_recboles_config_reads_our_property_files():
+    body = (
+        "from recbole.config import Config\n"
+        "print(Config('LPOSASRec', 'ml-100k')['head_ratio'])"
+    )
+    assert probe(body) == (0, ["0.2"])
+    code, said = probe(body, "our_properties")
+    assert code != 0 or said != ["0.2"]
+
+
+def test_plain_recbole_trains_our_model(tiny_dataset):
+    from recbole.quick_start import run_recbole
+
+    result = run_recbole("LPOSASRec", config_dict={**tiny_dataset, "train_neg_sample_args": None})
+    assert 0 <= result["test_result"]["tailhit@10"] <= 1
+
+
+@pytest.mark.parametrize("wrong", ["1.2.0", None])
+def test_a_wrong_recbole_names_the_command(monkeypatch, wrong):
+    def version(name):
+        if wrong is None:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return wrong
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    with pytest.raises(PrefError, match="pip install --no-deps recbole==1.2.1"):
+        compat.check_installation()
+
+
+def test_missing_packages_name_the_command(monkeypatch):
+    monkeypatch.setitem(compat._NEEDED, "no_such_module_here", "no-such[tune]")
+    with pytest.raises(PrefError, match=r'pip install "no-such\[tune\]"'):
+        compat.check_installation()
+
+
+def test_torch_is_recent_enough():
+    assert tuple(int(n) for n in torch.__version__.split(".")[:2]) >= (2, 6)
