@@ -1,0 +1,336 @@
+"""Item features of a RecBole data set: which there are, whether their files are sound, as tensors."""
+
+import hashlib
+import os
+from dataclasses import dataclass
+from functools import lru_cache
+from math import isfinite
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from recbole_pref.errors import PrefError, suggest
+
+# Files of a data set that hold no item features.
+_OTHER_FILES = {"inter", "user", "item", "kg", "link", "net", "ent", "rel"}
+
+
+@dataclass(frozen=True)
+class Feature:
+    """One modality of all items; row 0 belongs to padding.
+
+    Attributes:
+        name (str): its field.
+        values (Tensor): [n_items, D] float32 vectors, or [n_items, T] int64 tokens padded with 0.
+        present (Tensor): [n_items] bool, which items have it.
+        n_tokens (int or None): size of the token vocabulary; None for vectors.
+    """
+
+    name: str
+    values: torch.Tensor
+    present: torch.Tensor
+    n_tokens: int | None = None
+
+
+# -- the files
+
+
+def columns_of(path, separator="\t", encoding="utf-8"):
+    """Return the columns of an atomic file: dict of field to type (``token``, ``float_seq``, ...)."""
+    with open(path, encoding=encoding) as lines:
+        head = lines.readline().rstrip("\r\n")
+    return dict(column.partition(":")[::2] for column in head.split(separator))
+
+
+def feature_files(config):
+    """Return the files that may hold item features: dict of suffix to (path, columns).
+
+    ``<dataset>.item`` comes first; other suffixes count when their first column is a token and another
+    holds vectors.
+    """
+    folder, name = Path(config["data_path"]), config["dataset"]
+    found = {}
+    for path in sorted(folder.glob(f"{name}.*"), key=lambda path: path.suffix != ".item"):
+        suffix = path.name[len(name) + 1 :]
+        if not path.is_file() or "." in suffix or (suffix in _OTHER_FILES and suffix != "item"):
+            continue
+        try:
+            columns = columns_of(path, config["field_separator"], config["encoding"])
+        except UnicodeDecodeError:
+            continue
+        kinds = list(columns.values())
+        if suffix == "item" or (kinds[:1] == ["token"] and "float_seq" in kinds):
+            found[suffix] = (path, columns)
+    return found
+
+
+def request_features(config):
+    """Make RecBole load the fields that ``mm_fields`` names, where the user's settings do not yet.
+
+    A field of ``<dataset>.item`` is added to ``load_col``; one of another file, say ``<dataset>.text``,
+    brings ``additional_feat_suffix``, ``alias_of_item_id``, ``preload_weight`` and ``load_col`` for that
+    file. ``auto`` takes the features that the settings load, and all of the files' when they load none.
+
+    Args:
+        config (Config): changed in place; called before the data set is made.
+
+    Raises:
+        PrefError: a field that no file holds, or no features at all.
+    """
+    files, item_id = feature_files(config), config["ITEM_ID_FIELD"]
+    load = config["load_col"]
+    suffixes = list(config["additional_feat_suffix"] or [])
+    wanted = config["mm_fields"]
+    if wanted == "auto":
+        if load is None and "item" in files or suffixes or set(load or {}) - {"inter", "user"}:
+            return
+        found = [(s, f) for s, (_, columns) in files.items() for f in _fields_in(s, columns, item_id)]
+        if not found:
+            raise PrefError(
+                f"mm_fields='auto' finds no item features in {config['data_path']!r}: add columns to "
+                f"{config['dataset']}.item or make a feature file with recbole_pref.features_tool."
+            )
+    else:
+        found = [_find(field, files, item_id, config) for field in as_list(wanted)]
+    load = None if load is None else {key: _names(value) for key, value in load.items()}
+    aliases, preload = list(config["alias_of_item_id"] or []), dict(config["preload_weight"] or {})
+    for suffix, field in found:
+        id_field = item_id
+        if suffix != "item":
+            id_field = next(iter(files[suffix][1]))
+            if suffix not in suffixes:
+                suffixes.append(suffix)
+            if id_field not in aliases:
+                aliases.append(id_field)
+            preload.setdefault(id_field, field)
+        if load is not None and load.get(suffix) != "*":
+            loaded = load.setdefault(suffix, [])
+            loaded += [name for name in (id_field, field) if name not in loaded]
+    config["load_col"] = load
+    if suffixes:
+        config["additional_feat_suffix"] = suffixes
+        config["alias_of_item_id"], config["preload_weight"] = aliases, preload
+
+
+def as_list(names):
+    """Return one name or several as a list."""
+    return [names] if isinstance(names, str) else list(names)
+
+
+def _names(value):
+    return value if value == "*" else list(value)
+
+
+def _fields_in(suffix, columns, item_id):
+    skipped = {item_id} if suffix == "item" else set(list(columns)[:1])
+    return [field for field in columns if field not in skipped]
+
+
+def _find(field, files, item_id, config):
+    for suffix, (_, columns) in files.items():
+        if field in _fields_in(suffix, columns, item_id):
+            return suffix, field
+    known = [f for s, (_, columns) in files.items() for f in _fields_in(s, columns, item_id)]
+    raise PrefError(
+        f"mm_fields names {field!r}, which is in no feature file of {config['dataset']} in "
+        f"{config['data_path']!r}.{suggest(field, known) or ' Known: ' + (', '.join(known) or 'none') + '.'}"
+    )
+
+
+def check_files(config):
+    """Refuse feature files with rows that do not fit, before RecBole pads or drops them in silence.
+
+    Raises:
+        PrefError: names file and line: a vector of another length or with a value that is no finite
+            number, an item named twice, or one that is neither in the interactions nor in the item file.
+    """
+    known = None
+    for suffix, (path, columns) in feature_files(config).items():
+        if suffix == "item":
+            used = config["load_col"] is None or "item" in config["load_col"]
+        else:
+            used = suffix in (config["additional_feat_suffix"] or [])
+        if not used:
+            continue
+        if suffix != "item" and known is None:
+            known = _known_items(config)
+        stat = os.stat(path)
+        id_field = config["ITEM_ID_FIELD"] if suffix == "item" else next(iter(columns))
+        if id_field not in columns:
+            raise PrefError(f"{path}, line 1: there is no column {id_field}:token, add it.")
+        _check_file(
+            str(path), (stat.st_mtime_ns, stat.st_size), tuple(columns.items()), id_field,
+            (config["field_separator"], config["seq_separator"], config["encoding"]),
+            known if suffix != "item" else None,
+        )  # fmt: skip
+
+
+@lru_cache(maxsize=16)
+def _check_file(path, version, columns, id_field, reading, known):
+    separator, seq_separator, encoding = reading
+    id_column = [field for field, _ in columns].index(id_field)
+    vectors = [i for i, (_, kind) in enumerate(columns) if kind == "float_seq"]
+    widths, first_line = {}, {}
+    with open(path, encoding=encoding) as lines:
+        next(lines)
+        for number, line in enumerate(lines, start=2):
+            where = f"{path}, line {number}"
+            cells = line.rstrip("\r\n").split(separator)
+            if len(cells) != len(columns):
+                raise PrefError(f"{where}: {len(cells)} columns instead of {len(columns)}.")
+            token = cells[id_column]
+            if token in first_line:
+                raise PrefError(
+                    f"{where}: item {token!r} stands in line {first_line[token]} already, keep one."
+                )
+            first_line[token] = number
+            if known is not None and token not in known:
+                raise PrefError(
+                    f"{where}: item {token!r} is neither in the interactions nor in the item file, "
+                    "remove the line or correct the token."
+                )
+            for column in vectors:
+                _check_vector(cells[column].split(seq_separator), columns[column][0], widths, where)
+
+
+def _check_vector(texts, field, widths, where):
+    texts = [text for text in texts if text]
+    if not texts:
+        return  # the item lacks this modality
+    expected = widths.setdefault(field, len(texts))
+    if len(texts) != expected:
+        raise PrefError(
+            f"{where}: {field} holds {len(texts)} numbers where the lines before hold {expected}, give "
+            "every item a vector of one length or an empty cell."
+        )
+    try:
+        sound = isfinite(sum(map(float, texts)))
+    except ValueError:
+        sound = False
+    if not sound:
+        raise PrefError(f"{where}: {field} holds a value that is no finite number.")
+
+
+def _known_items(config):
+    """Return the item tokens of the interaction files and the item file: frozenset of str."""
+    folder, name, item_id = Path(config["data_path"]), config["dataset"], config["ITEM_ID_FIELD"]
+    tokens = set()
+    for path in [*folder.glob(f"{name}.inter"), *folder.glob(f"{name}.*.inter"), folder / f"{name}.item"]:
+        if not path.is_file():
+            continue
+        columns = columns_of(path, config["field_separator"], config["encoding"])
+        if item_id not in columns:
+            continue
+        column = list(columns).index(item_id)
+        with open(path, encoding=config["encoding"]) as lines:
+            next(lines)
+            for line in lines:
+                cells = line.rstrip("\r\n").split(config["field_separator"], column + 1)
+                if column < len(cells):
+                    tokens.add(cells[column])
+    return frozenset(tokens)
+
+
+# -- the tensors
+
+
+def read(dataset, wanted):
+    """Return the item features that a RecBole data set has loaded.
+
+    Args:
+        dataset (Dataset): built, such as the training split.
+        wanted (str or list of str): ``mm_fields``.
+
+    Returns:
+        list of Feature: in the order of the fields; not empty.
+
+    Raises:
+        PrefError: a field that is not loaded, or no features at all.
+    """
+    found = dict(_item_table(dataset))
+    for suffix in dataset.config["additional_feat_suffix"] or []:
+        found.update(_further_table(dataset, suffix))
+    if wanted != "auto":
+        for field in as_list(wanted):
+            if field not in found:
+                known = suggest(field, found) or f" Loaded: {', '.join(found) or 'none'}."
+                raise PrefError(
+                    f"mm_fields names {field!r}, which is not loaded as an item feature: add it to "
+                    f"load_col.{known}"
+                )
+        found = {field: found[field] for field in as_list(wanted)}
+    if not found:
+        raise PrefError(
+            "mm_fields='auto' finds no item features: load columns of the item file with load_col or a "
+            "feature file with additional_feat_suffix."
+        )
+    return list(found.values())
+
+
+def _item_table(dataset):
+    if dataset.item_feat is None:
+        return
+    for field in dataset.item_feat:
+        if field != dataset.iid_field:
+            yield field, _feature(dataset, field, dataset.item_feat[field])
+
+
+def _further_table(dataset, suffix):
+    table = getattr(dataset, f"{suffix}_feat", None)
+    fields = list(table) if table is not None else []
+    ids = [field for field in fields if field in dataset.alias["item_id"]]
+    if not ids:
+        return
+    rows = table[ids[0]]  # [n] item ids
+    for field in fields:
+        if field in ids:
+            continue
+        values = table[field]
+        whole = values.new_zeros((dataset.item_num, *values.shape[1:]))
+        whole[rows] = values
+        yield field, _feature(dataset, field, whole)
+
+
+def _feature(dataset, field, values):
+    values = values.reshape(len(values), -1)  # [n_items, T or D]
+    kind = dataset.field2type[field].value
+    # RecBole marks a missing token with 0, pads a missing vector with zeros and fills a missing number
+    # with the mean of the others.
+    present = torch.ones(len(values), dtype=torch.bool) if kind == "float" else (values != 0).any(dim=1)
+    present[0] = False
+    if kind.startswith("token"):
+        return Feature(field, values.long(), present, dataset.num(field))
+    return Feature(field, values.float(), present)
+
+
+def standardized(values, present):
+    """Center vectors and scale them to unit variance, over the items that have them.
+
+    One scale serves all dimensions, so that the geometry of an encoder's space is kept; whatever affine
+    normalization RecBole applied before (``normalize_all``) drops out.
+
+    Args:
+        values (Tensor): [n_items, D].
+        present (Tensor): [n_items] bool.
+
+    Returns:
+        Tensor: [n_items, D]; zero where not present.
+    """
+    if not present.any():
+        return torch.zeros_like(values)
+    rows = values[present].double()
+    rows = rows - rows.mean(dim=0)
+    scale = rows.square().mean().sqrt()
+    out = torch.zeros_like(values)
+    out[present] = (rows / scale if scale > 0 else rows).to(values.dtype)
+    return out
+
+
+def digest(features):
+    """Return what identifies the features a model was trained with: [32] uint8 (SHA-256)."""
+    hashed = hashlib.sha256()
+    for feature in features:
+        hashed.update(f"{feature.name} {list(feature.values.shape)} {feature.n_tokens};".encode())
+        hashed.update(np.ascontiguousarray(feature.values.cpu().numpy()))
+    return torch.frombuffer(bytearray(hashed.digest()), dtype=torch.uint8)

@@ -1,0 +1,171 @@
+"""Fusion of ID, text, image and attribute vectors into one item vector; sparse mixture of experts.
+
+Modalities arrive as ``[N, M, H]``: every one projected to the width of the item embedding, with a learned
+default vector where an item lacks it.
+"""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from recbole_pref.errors import PrefError
+
+
+def route(logits, top_k):
+    """Choose experts per row.
+
+    One expert keeps its softmax probability as gate (Switch Transformer, arXiv 2101.03961, eq. 2), so that
+    the router learns from the loss; several share a gate of 1 in proportion to theirs (arXiv 1701.06538,
+    eq. 3-5, without noise).
+
+    Args:
+        logits (Tensor): [N, E] router outputs.
+        top_k (int): experts per row, 1 to E.
+
+    Returns:
+        tuple: gates [N, k], experts [N, k] int64, probabilities [N, E].
+    """
+    probs = torch.softmax(logits.float(), dim=-1)  # [N, E]
+    gates, experts = probs.topk(top_k, dim=-1)  # [N, k]
+    if top_k > 1:
+        gates = gates / gates.sum(dim=-1, keepdim=True)
+    return gates, experts, probs
+
+
+def dispatch(rows, gates, experts, n_experts, run_expert):
+    """Return the gated sum of the chosen experts; no other expert is computed.
+
+    Rows are sorted by expert, so that each expert is one call on a contiguous block, and put back by the
+    inverse permutation, which adds nothing up and is the same at each run.
+
+    Args:
+        rows (Tensor): [N, D] inputs.
+        gates (Tensor): [N, k] weights.
+        experts (Tensor): [N, k] int64.
+        n_experts (int): E.
+        run_expert (callable): ``(expert, block [n, D]) -> [n, H]``; not called without rows.
+
+    Returns:
+        Tensor: [N, H].
+    """
+    n_rows, top_k = experts.shape
+    order = torch.argsort(experts.flatten(), stable=True)  # [N k]
+    counts = expert_counts(experts, n_experts).tolist()
+    blocks = rows[order // top_k].split(counts)
+    done = torch.cat([run_expert(e, block) for e, block in enumerate(blocks) if len(block)])  # [N k, H]
+    back = torch.empty_like(order)
+    back[order] = torch.arange(len(order), device=order.device)
+    per_choice = done[back].view(n_rows, top_k, -1)  # [N, k, H]
+    return torch.einsum("nk,nkh->nh", gates.to(per_choice.dtype), per_choice)
+
+
+def expert_counts(experts, n_experts):
+    """Return how many rows each expert was chosen for: [E] int64."""
+    return torch.bincount(experts.flatten(), minlength=n_experts)
+
+
+def balance_loss(probs, experts):
+    """Return E sum_e f_e P_e: 1 when experts are used evenly, E when one gets all.
+
+    f_e is the share of choices that fell on expert e (no gradient), P_e its mean probability
+    (arXiv 2101.03961, eq. 4-6; for k > 1 the choices count 1 / k each).
+
+    Args:
+        probs (Tensor): [N, E] router probabilities.
+        experts (Tensor): [N, k] chosen experts.
+
+    Returns:
+        Tensor: scalar.
+    """
+    n_experts = probs.shape[1]
+    share = expert_counts(experts, n_experts).to(probs.dtype) / experts.numel()  # [E]
+    return n_experts * (share * probs.mean(dim=0)).sum()
+
+
+def router_z_loss(logits):
+    """Return the mean of log-sum-exp squared, which keeps router logits small (arXiv 2202.08906, eq. 5).
+
+    Args:
+        logits (Tensor): [N, E].
+
+    Returns:
+        Tensor: scalar.
+    """
+    return torch.logsumexp(logits.float(), dim=-1).square().mean()
+
+
+class SumFusion(nn.Module):
+    """The sum of the modalities."""
+
+    def __init__(self, n_modalities, width, settings):
+        super().__init__()
+
+    def forward(self, parts):
+        """Return fused vectors [N, H] of modalities [N, M, H]."""
+        return parts.sum(dim=1)
+
+
+class ConcatFusion(nn.Module):
+    """Concatenation and a linear projection, which starts as the sum."""
+
+    def __init__(self, n_modalities, width, settings):
+        super().__init__()
+        self.projection = nn.Linear(n_modalities * width, width)
+        with torch.no_grad():
+            self.projection.weight.copy_(torch.eye(width).repeat(1, n_modalities))
+            self.projection.bias.zero_()
+
+    def forward(self, parts):
+        """Return fused vectors [N, H] of modalities [N, M, H]."""
+        return self.projection(parts.flatten(1))
+
+
+class ExpertFusion(nn.Module):
+    """The sum of the modalities plus a sparse mixture of feed-forward experts on all of them.
+
+    Experts read the normalized concatenation, so that a router can tell items by any modality, and write
+    a correction to the sum; their output layers start at zero, hence training starts as the sum's.
+
+    Args:
+        n_modalities (int): M.
+        width (int): H, of the item vectors.
+        settings (Mapping): ``moe_experts``, ``moe_top_k``, ``moe_hidden``.
+
+    Raises:
+        PrefError: more experts chosen than there are.
+    """
+
+    def __init__(self, n_modalities, width, settings):
+        super().__init__()
+        n_experts, top_k = settings["moe_experts"], settings["moe_top_k"]
+        if top_k > n_experts:
+            raise PrefError(
+                f"moe_top_k={top_k} is above moe_experts={n_experts}: choose at most all experts."
+            )
+        hidden, joint = settings["moe_hidden"] or 2 * width, n_modalities * width
+        self.top_k, self.n_experts = top_k, n_experts
+        self.norm = nn.LayerNorm(joint)
+        self.router = nn.Linear(joint, n_experts, bias=False)
+        nn.init.normal_(self.router.weight, std=0.02)
+        self.weight_in = nn.Parameter(torch.empty(n_experts, hidden, joint))
+        nn.init.normal_(self.weight_in, std=joint**-0.5)
+        self.bias_in = nn.Parameter(torch.zeros(n_experts, hidden))
+        self.weight_out = nn.Parameter(torch.zeros(n_experts, width, hidden))
+        self.bias_out = nn.Parameter(torch.zeros(n_experts, width))
+        self.routing = None  # (router logits [N, E], probabilities [N, E], experts [N, k]) of the last call
+
+    def run_expert(self, expert, block):
+        """Return the output [n, H] of one expert for rows [n, M H]."""
+        inner = F.gelu(F.linear(block, self.weight_in[expert], self.bias_in[expert]))  # [n, F]
+        return F.linear(inner, self.weight_out[expert], self.bias_out[expert])
+
+    def forward(self, parts):
+        """Return fused vectors [N, H] of modalities [N, M, H]."""
+        rows = self.norm(parts.flatten(1))  # [N, M H]
+        logits = self.router(rows)  # [N, E]
+        gates, experts, probs = route(logits, self.top_k)
+        self.routing = (logits, probs, experts)
+        return parts.sum(dim=1) + dispatch(rows, gates, experts, self.n_experts, self.run_expert)
+
+
+FUSIONS = {"sum": SumFusion, "concat": ConcatFusion, "moe": ExpertFusion}
