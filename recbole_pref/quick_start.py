@@ -142,6 +142,9 @@ def prepare_data(config, log=True):
     init_seed(config["seed"], config["reproducibility"])
     init_logger(config)
     logger = getLogger()
+    prepare_config = getattr(config.model_class, "prepare_config", None)
+    if prepare_config is not None:
+        prepare_config(config)
     if log:
         logger.info(sys.argv)
         logger.info(config)

@@ -15,7 +15,7 @@ import recbole
 from filelock import FileLock
 
 from recbole_pref import checkpoint
-from recbole_pref.config import _top_level_keys
+from recbole_pref.config import _top_level_keys, properties_dir
 from recbole_pref.errors import PrefError
 
 # What shapes the training of a reference beside the data and the backbone's own settings.
@@ -35,10 +35,11 @@ def fingerprint_of(dataset):
 
 
 def backbone_settings(config, backbone_class):
-    """Return the settings of a backbone that are in RecBole's property file for it: dict."""
-    file = Path(recbole.__file__).parent / "properties" / "model" / f"{backbone_class.__name__}.yaml"
-    keys = sorted(_top_level_keys(file)) if file.is_file() else []
-    return {key: config[key] for key in keys}
+    """Return the settings that are in the property files of a backbone, RecBole's and ours: dict."""
+    folders = (Path(recbole.__file__).parent / "properties" / "model", properties_dir() / "backbone")
+    files = [folder / f"{base.__name__}.yaml" for base in backbone_class.__mro__ for folder in folders]
+    keys = {key for file in files if file.is_file() for key in _top_level_keys(file)}
+    return {key: config[key] for key in sorted(keys)}
 
 
 def reference_key(config, backbone_class, fingerprint):
@@ -83,6 +84,8 @@ def obtain(config, model, train_data, valid_data, train):
         path = config["reference"]
         return load_reference(path, config, model, fingerprint), f"reference loaded from {path}"
     key = reference_key(config, model.backbone_class, fingerprint)
+    if hasattr(model, "feature_digest"):
+        key["features"] = model.feature_digest()
     path = reference_path(config, key)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -111,7 +111,7 @@ def sequential_models():
 
 
 def split_model_name(name):
-    """Split ``<Method><Backbone>`` without regard to case.
+    """Split ``<Method><Backbone>`` or ``<Method>MM<Backbone>`` without regard to case.
 
     Returns:
         tuple or None: (Method, backbone class); None when the name is no such pair.
@@ -121,10 +121,21 @@ def split_model_name(name):
     for method in sorted(METHODS.values(), key=lambda method: -len(method.name)):
         prefix = method.name.lower()
         if lower.startswith(prefix):
-            backbone = sequential_models().get(lower[len(prefix) :])
+            rest = lower[len(prefix) :]
+            backbone = sequential_models().get(rest)
+            if backbone is None and rest.startswith("mm"):
+                backbone = _with_features(sequential_models().get(rest.removeprefix("mm")))
             if backbone is not None:
                 return method, backbone
     return None
+
+
+def _with_features(backbone):
+    if backbone is None:
+        return None
+    from recbole_pref.encoder import with_features
+
+    return with_features(backbone)
 
 
 def model_class(name):

@@ -13,10 +13,10 @@ from recbole_pref.errors import PrefError, suggest
 class Setting:
     """The values one key accepts.
 
-    ``kind`` is ``float``, ``int``, ``bool`` or ``str``; numbers lie in ``[low, high]``, with open ends
-    where ``open_low`` / ``open_high`` say so; ``choices`` lists the words that are accepted (for a
-    ``str`` all of them, for other kinds in addition to values of the kind); ``nullable`` admits ``~``;
-    ``flag`` admits True and False beside a text.
+    ``kind`` is ``float``, ``int``, ``bool``, ``str`` or ``list`` (of names); numbers lie in
+    ``[low, high]``, with open ends where ``open_low`` / ``open_high`` say so; ``choices`` lists the words
+    that are accepted (for a ``str`` all of them, for other kinds in addition to values of the kind);
+    ``nullable`` admits ``~``; ``flag`` admits True and False beside a text.
     """
 
     kind: type
@@ -33,6 +33,7 @@ class Setting:
         if self.kind is str and self.choices:
             return "one of " + ", ".join(self.choices)
         words = {float: "a number", int: "a whole number", bool: "True or False", str: "a text"}
+        words[list] = "a name, a list of names or 'auto'"
         text = words[self.kind]
         if self.low != float("-inf"):
             text += f" {'above' if self.open_low else 'of at least'} {self.low:g}"
@@ -51,6 +52,9 @@ class Setting:
             return self.nullable
         if isinstance(value, str) and self.choices:
             return value in self.choices
+        if self.kind is list:
+            names = [value] if isinstance(value, str) else value
+            return isinstance(names, (list, tuple)) and bool(names) and all(map(_is_name, names))
         if isinstance(value, bool):
             return self.flag or self.kind is bool
         if self.kind is str:
@@ -62,6 +66,10 @@ class Setting:
         above = value > self.low if self.open_low else value >= self.low
         below = value < self.high if self.open_high else value <= self.high
         return above and below
+
+
+def _is_name(value):
+    return isinstance(value, str) and bool(value)
 
 
 def _words(*choices, **rest):
@@ -125,6 +133,15 @@ SETTINGS = {
     "warmup_ratio": Setting(float, low=0.0, high=1.0, open_high=True),
     "max_nan_steps": Setting(int, low=0),
     "matmul_precision": _words("highest", "high", "medium"),
+    # item features
+    "mm_fields": Setting(list),
+    "mm_fusion": _words("sum", "concat", "moe"),
+    "replace_id": _words("none", "all", "tail"),
+    "moe_experts": _COUNT,
+    "moe_top_k": _COUNT,
+    "moe_hidden": Setting(int, low=1, nullable=True),
+    "moe_balance_weight": _WEIGHT,
+    "moe_z_weight": _WEIGHT,
     # evaluation
     "mask_history": _FLAG,
     "collect_users": _FLAG,

@@ -172,7 +172,9 @@ class PreferenceMixin:
             total = self._loss_from_hidden(hidden, interaction, targets, weights)
             if self.backbone.regularize is not None:
                 total = total + self.backbone.regularize(self)
-        return total
+        # Multimodal backbones close the step's item table and add the losses of its experts.
+        finish = getattr(self, "finish_step", None)
+        return total if finish is None else total + finish()
 
     def _encode_packed(self, batch):
         return encode_packed(self, self.backbone, batch)
@@ -339,9 +341,7 @@ class PreferenceMixin:
         Args:
             state_dict (dict): parameters of the plain backbone.
         """
-        own = self.state_dict()
-        for name, tensor in state_dict.items():
-            own[name].copy_(tensor)
+        self.load_state_dict({**self.state_dict(), **state_dict})
         if self.reference is not None:
             self.reference.load_state_dict(state_dict)
         self.reference_rows = self.reference_log_z = None
