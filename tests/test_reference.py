@@ -1,0 +1,177 @@
+"""Reference models: trained once, shared, checked, and refused when foreign."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from recbole_pref import checkpoint, reference
+from recbole_pref.config import Config
+from recbole_pref.errors import PrefError
+from recbole_pref.quick_start import build_run, run_recbole_pref
+
+from .conftest import tiny_sequences, write_atomic
+
+
+def fit(model, settings, **more):
+    run = build_run(Config(model, config_dict={**settings, **more}), log=False)
+    run.trainer.fit(run.train_data, run.valid_data)
+    return run
+
+
+def stored(settings):
+    return sorted(Path(settings["checkpoint_dir"], "reference").glob("*.pth"))
+
+
+@pytest.fixture
+def trained(tiny_dataset):
+    """The path of a CESASRec checkpoint, and its settings."""
+    result = run_recbole_pref("CESASRec", config_dict=tiny_dataset)
+    return result["checkpoint"], tiny_dataset
+
+
+def test_methods_share_one_reference_and_backbones_do_not(tiny_dataset):
+    fit("SDPOSASRec", tiny_dataset)
+    (only,) = stored(tiny_dataset)
+    written = only.stat().st_mtime_ns
+    fit("DynamicPOSASRec", tiny_dataset)
+    fit("SDPOSASRec", tiny_dataset, beta=0.3, learning_rate=0.01)
+    assert stored(tiny_dataset) == [only] and only.stat().st_mtime_ns == written
+    fit("SDPOGRU4Rec", tiny_dataset)
+    assert len(stored(tiny_dataset)) == 2
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"hidden_size": 32}, {"reference_epochs": 1}])
+def test_what_shapes_the_reference_is_in_its_key(tiny_dataset, change):
+    fit("SDPOSASRec", tiny_dataset)
+    fit("SDPOSASRec", tiny_dataset, **change)
+    assert len(stored(tiny_dataset)) == 2
+
+
+def test_the_policy_starts_from_the_reference(tiny_dataset, monkeypatch):
+    run = build_run(Config("SDPOSASRec", config_dict=tiny_dataset), log=False)
+    seen = {}
+    epoch = run.trainer._preference_epoch
+
+    def look(index, progress):
+        if not seen:
+            state = run.model.state_dict()
+            seen.update({k: v.clone() for k, v in state.items()})
+        return epoch(index, progress)
+
+    monkeypatch.setattr(run.trainer, "_preference_epoch", look)
+    run.trainer.fit(run.train_data, run.valid_data)
+    (file,) = stored(tiny_dataset)
+    for name, tensor in checkpoint.load(file)["state_dict"].items():
+        assert torch.equal(seen[name], tensor) and torch.equal(seen[f"reference.{name}"], tensor)
+    after = run.model.state_dict()
+    assert torch.equal(after["reference.item_embedding.weight"], seen["item_embedding.weight"])
+    assert not torch.equal(after["item_embedding.weight"], seen["item_embedding.weight"])
+
+
+def test_a_checkpoint_of_ours_serves_as_reference(trained):
+    path, settings = trained
+    fit("SDPOSASRec", settings, reference=path)
+    assert not Path(settings["checkpoint_dir"], "reference").exists()
+
+
+def test_simpo_only_starts_from_the_reference(tiny_dataset):
+    run = fit("SimPOSASRec", tiny_dataset)
+    assert run.model.reference is None and len(stored(tiny_dataset)) == 1
+
+
+@pytest.mark.parametrize(
+    "change, match",
+    [
+        ({"hidden_size": 32}, r"item_embedding.weight: 41x16 != 41x32"),
+        ({"n_layers": 2}, r"trm_encoder.layer.1.*missing != "),
+    ],
+)
+def test_other_sizes_are_refused_with_the_values(trained, change, match):
+    path, settings = trained
+    with pytest.raises(PrefError, match=match):
+        fit("SDPOSASRec", settings, reference=path, **change)
+
+
+def test_other_data_are_refused(trained, tmp_path):
+    path, settings = trained
+    write_atomic(tmp_path, "tiny", tiny_sequences(seed=9))
+    with pytest.raises(PrefError, match=r"does not fit this run.*sha256"):
+        fit("SDPOSASRec", settings, reference=path, data_path=str(tmp_path))
+
+
+def test_another_backbone_is_refused(trained):
+    path, settings = trained
+    with pytest.raises(PrefError, match="missing"):
+        fit("SDPOGRU4Rec", settings, reference=path)
+
+
+def test_a_missing_reference_is_named(tiny_dataset):
+    with pytest.raises(PrefError, match=r"reference.*nowhere.pth"):
+        fit("SDPOSASRec", tiny_dataset, reference="nowhere.pth")
+
+
+def test_recboles_own_checkpoint_needs_trust_and_then_serves(tiny_dataset, tmp_path):
+    from recbole.quick_start import run_recbole
+
+    stock = {**tiny_dataset, "train_neg_sample_args": None, "metrics": ["NDCG"], "epochs": 1}
+    stock |= {"valid_metric": "NDCG@10", "checkpoint_dir": str(tmp_path / "stock")}
+    with pytest.raises(Exception, match="(?i)weights"):
+        run_recbole("SASRec", config_dict=stock)  # it trains and saves, then cannot load its own file
+    (file,) = Path(stock["checkpoint_dir"]).glob("*.pth")
+    with pytest.raises(PrefError, match="trust_checkpoint"):
+        fit("SDPOSASRec", tiny_dataset, reference=str(file))
+    fit("SDPOSASRec", tiny_dataset, reference=str(file), trust_checkpoint=True)
+    with pytest.raises(PrefError, match=r"eval_args"):
+        fit(
+            "SDPOSASRec", tiny_dataset, reference=str(file), trust_checkpoint=True,
+            eval_args={"split": {"LS": "valid_only"}, "order": "TO"},
+        )  # fmt: skip
+
+
+def test_a_damaged_reference_is_trained_again(tiny_dataset):
+    fit("SDPOSASRec", tiny_dataset)
+    (file,) = stored(tiny_dataset)
+    good = checkpoint.load(file)["state_dict"]
+    file.write_bytes(file.read_bytes()[:-100])
+    fit("SDPOSASRec", tiny_dataset)
+    again = checkpoint.load(file)["state_dict"]
+    assert all(torch.equal(good[name], again[name]) for name in good)
+
+
+def test_two_processes_train_it_once(tiny_dataset, tmp_path):
+    code = (
+        "import json, sys; s = json.loads(sys.argv[1]); sys.argv = sys.argv[:1]\n"
+        "import torch; torch.set_num_threads(1)\n"
+        "from recbole_pref import trainer\n"
+        "original = trainer.train_reference\n"
+        "def counted(*a):\n"
+        "    open(s['checkpoint_dir'] + '/trained', 'a').write('x'); return original(*a)\n"
+        "trainer.train_reference = counted\n"
+        "from recbole_pref.quick_start import run_recbole_pref\n"
+        "run_recbole_pref('SDPOSASRec', config_dict=s)\n"
+    )
+    import json
+
+    Path(tiny_dataset["checkpoint_dir"]).mkdir()
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    text = json.dumps({**tiny_dataset, "reference_epochs": 6})
+    both = [
+        subprocess.Popen([sys.executable, "-c", code, text], env=environment) for _ in range(2)
+    ]
+    assert [process.wait() for process in both] == [0, 0]
+    assert (Path(tiny_dataset["checkpoint_dir"]) / "trained").read_text() == "x"
+
+
+def test_keys_are_plain_and_stable(tiny_dataset):
+    config = Config("SDPOSASRec", config_dict=tiny_dataset)
+    run = build_run(config, log=False)
+    data = reference.fingerprint_of(run.train_data._dataset)
+    key = reference.reference_key(config, run.model.backbone_class, data)
+    assert key["settings"]["hidden_size"] == 16 and key["training"]["seed"] == 2020
+    path = reference.reference_path(config, key)
+    assert path == reference.reference_path(config, dict(reversed(key.items())))
+    assert path.name.startswith("tiny-SASRec-")
