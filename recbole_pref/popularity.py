@@ -28,8 +28,10 @@ def count_items(targets, first_items, n_items):
 def train_counts(dataset):
     """Return the training counts of a RecBole training split: [n_items] int64.
 
-    Sequential data: the targets plus the first item of rows with a prefix of one item. In benchmark
-    files whose rows do not start with such prefixes, only targets are counted. Other data: the items.
+    Sequential data: the targets of the rows, plus the one item of every prefix of length one. With
+    RecBole's augmentation these are all interactions of users who have training rows. Benchmark
+    files (``benchmark_filename``) are counted by the same rule: where a user's rows start with
+    longer prefixes, the items before the first target are not counted. Other data: the items.
     """
     features = dataset.inter_feat
     items = features[dataset.iid_field]
@@ -44,9 +46,10 @@ def train_counts(dataset):
 def head_tail_split(counts, rule, head_ratio):
     """Return which items are head.
 
-    By ``items`` the head is the most popular ``head_ratio`` of all catalogue items; by ``interactions``
-    it is the fewest items that hold at least ``head_ratio`` of the training interactions. Equal counts
-    are ordered by item id, the smaller one first. Items never seen in training are tail.
+    By ``items`` the head is the most popular ``head_ratio`` of all catalogue items, rounded (0.2 is
+    the Pareto reading, 0.8 what LPO4Rec's code did); by ``interactions`` it is the fewest items
+    that hold at least ``head_ratio`` of the training interactions. Equal counts are ordered by item
+    id, the smaller one first. Items never seen in training are tail.
 
     Args:
         counts (Tensor): [n_items] training counts, index 0 is padding.
@@ -57,7 +60,7 @@ def head_tail_split(counts, rule, head_ratio):
         Tensor: [n_items] bool, False for padding.
 
     Raises:
-        PrefError: unknown rule, or an empty head or tail.
+        PrefError: unknown rule, no training interactions, or an empty head or tail.
     """
     if rule not in RULES:
         raise PrefError(
@@ -65,12 +68,19 @@ def head_tail_split(counts, rule, head_ratio):
             f"{suggest(rule, RULES)}"
         )
     real = counts[1:]
+    total = int(real.sum())
+    if total == 0:
+        raise PrefError(
+            f"tail_split={rule!r} has no training interactions to count: use a data set whose "
+            "training split is not empty."
+        )
     order = torch.argsort(real, descending=True, stable=True)
     if rule == "items":
         size = round(head_ratio * len(real))
     else:
-        held = real[order].cumsum(0)
-        size = int(torch.searchsorted(held, torch.tensor(head_ratio * real.sum().item()))) + 1
+        # Dividing, not multiplying: 7 of 100 then equals a head_ratio of 0.07 to the last bit.
+        share = real[order].cumsum(0).double() / total
+        size = int((share < head_ratio).sum()) + 1
     size = min(size, int((real > 0).sum()))
     if not 0 < size < len(real):
         which = "head" if size == 0 else "tail"
@@ -108,12 +118,14 @@ def split_summary(counts, head_mask, targets=None):
         targets (Tensor, optional): [N] evaluation targets.
 
     Returns:
-        dict: n_head, n_tail, head_interactions and tail_targets (shares).
+        dict: ``n_head`` and ``n_tail`` items; ``head_interactions``, the head's share of the
+        training interactions; with targets ``tail_targets``, the share of them that is tail.
     """
+    real = counts[1:]
     summary = {
         "n_head": int(head_mask.sum()),
-        "n_tail": len(counts) - 1 - int(head_mask.sum()),
-        "head_interactions": (counts[head_mask].sum() / counts.sum().clamp_min(1)).item(),
+        "n_tail": len(real) - int(head_mask.sum()),
+        "head_interactions": (real[head_mask[1:]].sum() / real.sum().clamp_min(1)).item(),
     }
     if targets is not None:
         summary["tail_targets"] = (~head_mask[targets]).float().mean().item()

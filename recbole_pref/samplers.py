@@ -1,24 +1,23 @@
 """Negative samplers: which K items a positive is compared with.
 
-A sampler is one function and one line in ``SAMPLERS``. All are exact (no rejection that could fail, no
-approximate distribution), vectorized over rows, and never draw padding, the positive, an item
-outside ``neg_candidates`` or, with ``exclude_history``, an item of the row's history.
+A sampler is one function and one line in ``SAMPLERS``. Each follows its law to floating-point
+accuracy, works on all rows at once, and never draws padding, the positive, an item outside
+``neg_candidates`` or, with ``exclude_history``, an item of the row's history.
 
 Exclusions without touching the catalogue: the excluded items of a row are sorted by their position
-among the candidates; a rank in what remains turns into a position by counting the excluded ones that
-stand before it.
+among the candidates; a rank in what remains turns into a position by counting the excluded ones
+that stand before it.
 """
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
 from recbole_pref.errors import PrefError, suggest
 from recbole_pref.scoring import without_padding
-
-CANDIDATES = ("all", "head", "tail")
 
 
 def excluded_positions(ids, position_of):
@@ -105,55 +104,129 @@ def weighted_positions(uniforms, weights, excluded):
     return positions, fine
 
 
-def gumbel_topk(values, k, allowed, noise=None):
+def gumbel_topk(values, k, allowed=None, exclude=None, noise=None, generator=None):
     """Return the K items with the largest value + Gumbel(0, 1) noise: Gumbel top-K.
 
-    Equal in law to drawing K items without replacement, each in proportion to exp(value) among those
-    left (Plackett-Luce).
+    Equal in law to drawing K items without replacement, each in proportion to exp(value) among
+    those left (Plackett-Luce).
 
     Args:
-        values (Tensor): [B, n] probabilities (LPO4Rec eq. 14) or logits.
+        values (Tensor): [B, n] probabilities (LPO4Rec eq. 14-15) or logits.
         k (int): items to draw.
-        allowed (Tensor): [B, n] or [n] bool.
+        allowed (Tensor, optional): [B, n] or [n] bool.
+        exclude (Tensor, optional): [B, E] indices that are not drawn.
         noise (Tensor, optional): [B, n] Gumbel noise; drawn when not given.
+        generator (torch.Generator, optional): torch's global one when not given.
 
     Returns:
         Tensor: [B, k] indices, the first drawn first.
     """
     if noise is None:
-        noise = -torch.empty_like(values).exponential_().log()
-    return (values + noise).masked_fill(~allowed, -torch.inf).topk(k, dim=1).indices
+        noise = torch.empty_like(values).exponential_(generator=generator).log_().neg_()
+    perturbed = values + noise
+    if allowed is not None:
+        perturbed.masked_fill_(~allowed, -torch.inf)
+    if exclude is not None:
+        perturbed.scatter_(1, exclude, -torch.inf)
+    return largest(perturbed, k).indices
+
+
+def largest(values, k):
+    """Return the K largest of each row like ``torch.topk``, with one light pass over the row.
+
+    The K largest lie in the K groups with the largest maxima, so only those are searched. Which of
+    several equal values is returned is as undefined as in ``torch.topk``.
+
+    Args:
+        values (Tensor): [B, n].
+        k (int): how many.
+
+    Returns:
+        torch.return_types.topk: values and indices, each [B, k], descending.
+    """
+    n, size = values.shape[1], 8
+    if n < 2 * size * k or values.device.type != "cpu":
+        return values.topk(k, dim=1)
+    groups = n // size
+    # Group g holds the items g, g + groups, ...: maxima over a dimension that is not the innermost.
+    maxima = values[:, : size * groups].unflatten(1, (size, groups)).amax(1)  # [B, groups]
+    best = maxima.topk(k, dim=1, sorted=False).indices
+    members = torch.arange(0, size * groups, groups)
+    items = (best.unsqueeze(2) + members).flatten(1)  # [B, k * size]
+    rest = torch.arange(size * groups, n).expand(len(values), -1)
+    items = torch.cat([items, rest], dim=1)
+    top = values.gather(1, items).topk(k, dim=1)
+    return torch.return_types.topk((top.values, items.gather(1, top.indices)))
+
+
+def inverse_cdf(weights, uniforms):
+    """Draw columns in proportion to weights of the row, with one light pass over the row.
+
+    Args:
+        weights (Tensor): [B, n], at least 0.
+        uniforms (Tensor): [B, T] float64 in [0, 1).
+
+    Returns:
+        tuple: columns [B, T], and whether the column has weight [B, T] (False where the whole row
+        has none).
+    """
+    n, draws = weights.shape[1], uniforms.shape[1]
+    size = max(1, math.isqrt(n // draws))  # balances the number of groups and what is read in T
+    groups = n // size  # column j is in group j % groups
+    whole = size * groups
+    sums = weights[:, :whole].unflatten(1, (size, groups)).sum(1)  # [B, groups]
+    sums[:, : n - whole] += weights[:, whole:]
+    cdf = sums.double().cumsum(1)
+    mass = uniforms * cdf[:, -1:]
+    group = torch.searchsorted(cdf, mass, right=True).clamp_max(groups - 1)  # [B, T]
+    mass = mass - torch.nn.functional.pad(cdf, (1, 0)).gather(1, group)
+    members = torch.arange(0, n, groups, device=weights.device)
+    columns = group.unsqueeze(2) + members  # [B, T, size + 1], beyond n where a group is shorter
+    inner = weights.gather(1, columns.flatten(1).clamp_max(n - 1)).view_as(columns).double()
+    inner = inner.masked_fill(columns >= n, 0.0).cumsum(2)
+    # The group's sum was rounded to the weights' type: stay inside what its items hold.
+    mass = torch.minimum(mass, inner[..., -1] * (1 - 2**-52)).unsqueeze(2)
+    place = (inner <= mass).sum(2)  # [B, T]
+    drawn = (group + place * groups).clamp_max(n - 1)
+    return drawn, weights.gather(1, drawn) > 0
 
 
 def first_distinct(ids, valid, k):
     """Return the first K distinct valid entries of each row, in order.
 
     Args:
-        ids (Tensor): [B, T] draws.
+        ids (Tensor): [B, T] draws, at least 0.
         valid (Tensor): [B, T] bool.
-        k (int): how many are wanted.
+        k (int): how many are wanted, at most T.
 
     Returns:
         tuple: ids [B, k] (the tail of rows with fewer is meaningless) and how many are there [B].
     """
-    n = ids.shape[1]
-    same = ids.unsqueeze(2) == ids.unsqueeze(1)  # [B, T, T]
-    earlier = torch.ones(n, n, dtype=torch.bool, device=ids.device).tril(-1)
-    valid = valid & ~(same & valid.unsqueeze(1) & earlier).any(dim=2)
-    order = torch.where(valid, torch.arange(n, 0, -1, device=ids.device), 0)  # [B, T]
-    picked = order.topk(k, dim=1).indices
-    return ids.gather(1, picked), valid.sum(dim=1).clamp_max(k)
+    ordered, order = torch.where(valid, ids, -1).sort(dim=1, stable=True)
+    first = ordered >= 0
+    first[:, 1:] &= ordered[:, 1:] != ordered[:, :-1]
+    first = torch.zeros_like(valid).scatter_(1, order, first)
+    picked = (~first).byte().sort(dim=1, stable=True).indices[:, :k]
+    return ids.gather(1, picked), first.sum(dim=1).clamp_max(k)
 
 
-def _splitmix(keys, seed, k):
-    """Return uniforms [B, k] float64 that depend on key, seed and column alone (SplitMix64)."""
-    column = torch.arange(1, k + 1, device=keys.device)
-    golden = -7046029254386353131  # 0x9E3779B97F4A7C15 as int64; products wrap
-    state = (keys.unsqueeze(1) * k + column + seed * 1_000_003) * golden
+_GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as int64; products wrap
+
+
+def _mix(state):
+    """Return the SplitMix64 output of a state: int64 tensor of any shape."""
     for shift, factor in ((30, -4658895280553007687), (27, -7723592293110705685)):
         state = (state ^ ((state >> shift) & ((1 << (64 - shift)) - 1))) * factor
-    state = state ^ ((state >> 31) & ((1 << 33) - 1))
-    return ((state >> 11) & ((1 << 53) - 1)).double() / 2**53
+    return state ^ ((state >> 31) & ((1 << 33) - 1))
+
+
+def hashed_uniforms(keys, seed, k):
+    """Return uniforms [B, k] float64 in [0, 1) that depend on key, seed and column alone."""
+    column = torch.arange(1, k + 1, device=keys.device)
+    # The seed picks the stream by hash: neighbouring seeds do not shift each other's keys.
+    stream = _mix(torch.tensor(seed) + _GOLDEN).item()
+    bits = _mix((keys.unsqueeze(1) * k + column) * _GOLDEN + stream)
+    return ((bits >> 11) & ((1 << 53) - 1)).double() / 2**53
 
 
 # -- one function per sampler: (sampler, call) -> [B, K] ids
@@ -165,14 +238,28 @@ class _Call:
 
     positives: torch.Tensor
     scores: torch.Tensor | None
-    history: torch.Tensor | None
     keys: torch.Tensor | None
     log_z: torch.Tensor | None
+    generator: torch.Generator | None
     excluded_ids: torch.Tensor  # [B, E] positive, padding and history
 
     def uniforms(self, k):
-        shape = (len(self.positives), k)
-        return torch.rand(shape, dtype=torch.float64, device=self.positives.device)
+        return torch.rand(
+            (len(self.positives), k),
+            dtype=torch.float64,
+            device=self.positives.device,
+            generator=self.generator,
+        )
+
+    def at(self, rows):
+        """Return the part of some rows [r]."""
+        return replace(
+            self,
+            positives=self.positives[rows],
+            scores=self.scores[rows],
+            log_z=None if self.log_z is None else self.log_z[rows],
+            excluded_ids=self.excluded_ids[rows],
+        )
 
 
 def _uniform_from(sampler, call, uniforms):
@@ -186,7 +273,7 @@ def _uniform(sampler, call):
 
 
 def _fixed(sampler, call):
-    return _uniform_from(sampler, call, _splitmix(call.keys, sampler.seed, sampler.k))
+    return _uniform_from(sampler, call, hashed_uniforms(call.keys, sampler.seed, sampler.k))
 
 
 def _weighted(sampler, call, weights):
@@ -202,81 +289,119 @@ def _popularity(sampler, call):
 
 
 def _in_batch(sampler, call):
-    counts = torch.zeros(sampler.position_of.shape, dtype=torch.float64, device=call.positives.device)
+    counts = torch.zeros_like(sampler.position_of, dtype=torch.float64)
     counts.scatter_add_(0, call.positives, torch.ones_like(call.positives, dtype=torch.float64))
     return _weighted(sampler, call, counts[sampler.candidates])
 
 
-def _allowed(sampler, call):
-    """Return [B, n_items] bool: candidates less the row's exclusions."""
-    allowed = (sampler.position_of >= 0).repeat(len(call.positives), 1)
-    return allowed.scatter_(1, call.excluded_ids, False)
+def _columns(sampler, call):
+    """Return the scores of padding and candidates [B, 1 + M], and the excluded columns [B, E].
+
+    Padding stands first and is always excluded, so that excluded items which are no candidates
+    have a column to point at.
+    """
+    scores = call.scores
+    if len(sampler.columns) < scores.shape[1]:
+        scores = scores.index_select(1, sampler.columns)
+    return scores, sampler.position_of[call.excluded_ids] + 1
 
 
 def _gumbel(sampler, call):
-    probability = sampler.space == "probability"
-    real_z = without_padding(call.log_z, call.scores[:, 0]).unsqueeze(1)  # over real items
     if call.scores.device.type != "cpu":
-        values = (call.scores - real_z).exp() if probability else call.scores
-        return gumbel_topk(values, sampler.k, _allowed(sampler, call))
-    draw = _propose_by_probability if probability else _draw_by_softmax
-    ids, found = first_distinct(*draw(sampler, call, real_z), sampler.k)
-    short = (found < sampler.k).nonzero().squeeze(1)
-    if len(short):
-        ids[short] = _complete(sampler, call, real_z, ids, found, short)
+        return _gumbel_plain(sampler, call)
+    # Gumbel top-K is drawing without replacement: independent draws, of which the first K distinct
+    # ones count. Rows that lack some go on, with what they have excluded.
+    ids = torch.zeros(len(call.positives), sampler.k, dtype=torch.int64)
+    found = torch.zeros(len(ids), dtype=torch.int64)
+    rows, part = torch.arange(len(ids)), call
+    nth = torch.arange(sampler.k)
+    draw = _draw_by_probability if sampler.space == "probability" else _draw_by_logit
+    for _ in range(8):
+        fresh, count = first_distinct(*draw(sampler, part), sampler.k)
+        place = nth - found[rows].unsqueeze(1)  # [r, K]
+        new = (place >= 0) & (place < count.unsqueeze(1))
+        ids[rows] = torch.where(new, fresh.gather(1, place.clamp_min(0)), ids[rows])
+        found[rows] = (found[rows] + count).clamp_max(sampler.k)
+        rows = rows[found[rows] < sampler.k]
+        if not len(rows):
+            return ids
+        part = call.at(rows)
+        part.excluded_ids = torch.cat([part.excluded_ids, ids[rows]], dim=1)
+    place = nth - found[rows].unsqueeze(1)
+    fresh = _gumbel_plain(sampler, part).gather(1, place.clamp_min(0))
+    ids[rows] = torch.where(place >= 0, fresh, ids[rows])
     return ids
 
 
-def _propose_by_probability(sampler, call, real_z):
-    """Draws in proportion to exp(pi): uniform proposals, accepted with probability exp(pi - 1)."""
-    # exp(pi - 1) lies in [1 / e, 1]: about 2.7 proposals per draw at worst.
-    proposals = 3 * sampler.k + 8
+def _gumbel_plain(sampler, call):
+    values, excluded = _columns(sampler, call)
+    if sampler.space == "probability":
+        values = (values - _real_z(call)).exp()
+    drawn = gumbel_topk(values, sampler.k, exclude=excluded, generator=call.generator)
+    return sampler.columns[drawn]
+
+
+def _real_z(call):
+    """Return log-sum-exp over the real items: [B, 1]."""
+    return without_padding(call.log_z, call.scores[:, 0]).unsqueeze(1)
+
+
+def _draw_by_probability(sampler, call):
+    """Draw in proportion to exp(pi), as ids [B, T] and whether the draw counts [B, T].
+
+    exp(pi) = 1 + expm1(pi), and the second parts sum to at most e - 1 over the catalogue: nearly
+    every draw falls on the first ones and is uniform. Scores are read for the other rows alone.
+    """
+    draws = sampler.k + 3 + sampler.k // 8  # a few more than K: items come twice
     excluded, count = excluded_positions(call.excluded_ids, sampler.position_of)
-    ranks = (call.uniforms(proposals) * (len(sampler.candidates) - count).unsqueeze(1)).long()
+    left = (len(sampler.candidates) - count).unsqueeze(1)  # [B, 1]
+    mass = call.uniforms(draws) * (left + math.e - 1)
+    flat = mass < left
+    ranks = torch.where(flat, mass, 0.0).long()
     ids = sampler.candidates[skip_excluded(ranks, excluded)]  # [B, T]
-    pi = (call.scores.gather(1, ids) - real_z).exp()
-    return ids, call.uniforms(proposals) < (pi - 1.0).exp()
+    valid = flat
+    rows = (~flat).any(dim=1).nonzero().squeeze(1)
+    if len(rows):
+        part = call.at(rows)
+        scores, columns = _columns(sampler, part)
+        bumps = (scores - _real_z(part)).exp().expm1().scatter_(1, columns, 0.0)  # [r, 1 + M]
+        cdf = bumps.double().cumsum(dim=1)
+        bump = torch.searchsorted(cdf, mass[rows] - left[rows], right=True)  # [r, T]
+        hit = ~flat[rows] & (bump < cdf.shape[1])  # beyond the last one: no draw
+        bumped = sampler.columns[bump.clamp_max(cdf.shape[1] - 1)]
+        ids[rows] = torch.where(hit, bumped, ids[rows])
+        valid[rows] |= hit
+    return ids, valid
 
 
-def _draw_by_softmax(sampler, call, real_z):
-    """Draws in proportion to exp(score), by inverse distribution function over the candidates."""
-    weights = (call.scores - real_z).exp().masked_fill_(~_allowed(sampler, call), 0.0).double()
-    cdf = weights.cumsum(dim=1)  # [B, n]
-    draws = 2 * sampler.k + 8
-    ids = torch.searchsorted(cdf, call.uniforms(draws) * cdf[:, -1:], right=True)
-    ids = ids.clamp_max(weights.shape[1] - 1)
-    return ids, weights.gather(1, ids) > 0
+def _draw_by_logit(sampler, call):
+    """Draw in proportion to exp(score), as ids [B, T] and whether the draw counts [B, T]."""
+    scores, excluded = _columns(sampler, call)
+    if scores is call.scores:
+        scores = scores.clone()
+    scores.scatter_(1, excluded, -torch.inf)
+    # The largest score that is left, not the normalizer: the positive may hold nearly all the mass.
+    weights = scores.sub_(scores.amax(dim=1, keepdim=True)).exp_()
+    columns, valid = inverse_cdf(weights, call.uniforms(2 * sampler.k + 4))
+    return sampler.columns[columns], valid
 
 
-def _complete(sampler, call, real_z, ids, found, rows):
-    """Finish rows with fewer than K distinct draws: the rest follows the same law without them."""
-    part = _Call(
-        call.positives[rows], call.scores[rows], None, None, None, call.excluded_ids[rows]
-    )
-    allowed = _allowed(sampler, part)
-    column = torch.arange(sampler.k, device=ids.device)
-    known = column < found[rows].unsqueeze(1)  # [r, K]
-    # Item 0 is never allowed: unknown entries point there.
-    allowed.scatter_(1, torch.where(known, ids[rows], 0), False)
-    values = (part.scores - real_z[rows]).exp() if sampler.space == "probability" else part.scores
-    fresh = gumbel_topk(values, sampler.k, allowed)
-    nth = (column - found[rows].unsqueeze(1)).clamp_min(0)
-    return torch.where(known, ids[rows], fresh.gather(1, nth))
-
-
-def _masked_scores(sampler, call):
-    return call.scores.masked_fill(~_allowed(sampler, call), -torch.inf)
+def _best(sampler, call, k):
+    """Return the K best allowed items of each row: values and ids, each [B, k]."""
+    scores, excluded = _columns(sampler, call)
+    top = largest(scores.scatter(1, excluded, -torch.inf), k)
+    return top.values, sampler.columns[top.indices]
 
 
 def _topk(sampler, call):
-    return _masked_scores(sampler, call).topk(sampler.k, dim=1).indices
+    return _best(sampler, call, sampler.k)[1]
 
 
 def _pool(sampler, call):
-    pool = _masked_scores(sampler, call).topk(sampler.pool_size, dim=1)  # [B, P]
-    values = pool.values if sampler.pool_draw == "score" else torch.zeros_like(pool.values)
-    picked = gumbel_topk(values, sampler.k, torch.isfinite(pool.values))
-    return pool.indices.gather(1, picked)
+    values, ids = _best(sampler, call, sampler.pool_size)  # [B, P]
+    weights = values if sampler.pool_draw == "score" else torch.zeros_like(values)
+    picked = gumbel_topk(weights, sampler.k, torch.isfinite(values), generator=call.generator)
+    return ids.gather(1, picked)
 
 
 @dataclass(frozen=True)
@@ -298,13 +423,24 @@ SAMPLERS = {
 }
 
 
+_WORDS = {
+    "neg_sampler": tuple(SAMPLERS),
+    "neg_candidates": ("all", "head", "tail"),
+    "sampler_space": ("probability", "logit"),
+    "pool_draw": ("uniform", "score"),
+}
+
+
 class NegativeSampler(nn.Module):
     """Draws negatives as the settings say.
 
+    Every row must be able to give K negatives: ``num_negatives`` may not exceed the candidates less
+    the positive and, with ``exclude_history``, less the longest history a row can have.
+
     Args:
         settings (Mapping): ``neg_sampler``, ``num_negatives``, ``neg_candidates``,
-            ``exclude_history``, ``sampler_space``, ``pool_size``, ``pool_draw``, ``popularity_alpha``,
-            ``seed``.
+            ``exclude_history``, ``sampler_space``, ``pool_size``, ``pool_draw``,
+            ``popularity_alpha``, ``seed``.
         counts (Tensor): [n_items] training counts.
         head_mask (Tensor): [n_items] bool.
         max_history (int): most history items a row can have.
@@ -314,83 +450,118 @@ class NegativeSampler(nn.Module):
         needs_normalizer (bool): whether it needs their log-sum-exp too.
 
     Raises:
-        PrefError: an unknown sampler, or more negatives than there are candidates.
+        PrefError: a value that is not accepted, or more negatives than rows can give.
     """
 
     def __init__(self, settings, counts, head_mask, max_history=0):
         super().__init__()
-        name = settings["neg_sampler"]
-        if name not in SAMPLERS:
-            raise PrefError(
-                f"neg_sampler={name!r} does not exist: use one of {', '.join(SAMPLERS)}."
-                f"{suggest(name, SAMPLERS)}"
-            )
-        self.name, self.k = name, int(settings["num_negatives"])
-        self.needs_scores = SAMPLERS[name].needs_scores
-        self.needs_normalizer = SAMPLERS[name].needs_normalizer
+        for key, accepted in _WORDS.items():
+            if settings[key] not in accepted:
+                raise PrefError(
+                    f"{key}={settings[key]!r} is not accepted: set it to one of "
+                    f"{', '.join(accepted)}.{suggest(settings[key], accepted)}"
+                )
+        for key, low in (("num_negatives", 1), ("popularity_alpha", 0)):
+            if settings[key] < low:
+                raise PrefError(f"{key}={settings[key]} is too small: set it to {low} or more.")
+        self.name, self.k = settings["neg_sampler"], int(settings["num_negatives"])
+        self.space, self.which = settings["sampler_space"], settings["neg_candidates"]
+        self.needs_scores = SAMPLERS[self.name].needs_scores
+        self.needs_normalizer = SAMPLERS[self.name].needs_normalizer and self.space == "probability"
         self.exclude_history = bool(settings["exclude_history"])
-        self.space = settings["sampler_space"]
         self.pool_size, self.pool_draw = int(settings["pool_size"]), settings["pool_draw"]
         self.seed = int(settings.get("seed", 0))
-        candidates = self._candidates(settings["neg_candidates"], head_mask)
+        candidates = self._candidates(head_mask)
         position_of = torch.full((len(counts),), -1, dtype=torch.int64)
         position_of[candidates] = torch.arange(len(candidates))
-        self.register_buffer("candidates", candidates, persistent=False)
-        self.register_buffer("position_of", position_of, persistent=False)
         popularity = counts[candidates].double() ** float(settings["popularity_alpha"])
+        padding = torch.zeros(1, dtype=torch.int64)
+        self.register_buffer("columns", torch.cat([padding, candidates]), persistent=False)
+        self.register_buffer("position_of", position_of, persistent=False)
         self.register_buffer("popularity", popularity, persistent=False)
-        self._check_sizes(settings["neg_candidates"], max_history)
+        self.max_history = max_history
+        self._check_sizes(max_history)
 
-    @staticmethod
-    def _candidates(which, head_mask):
-        if which not in CANDIDATES:
-            raise PrefError(
-                f"neg_candidates={which!r} is not accepted: set it to all, head or tail."
-                f"{suggest(which, CANDIDATES)}"
-            )
-        wanted = {"all": torch.ones_like(head_mask), "head": head_mask, "tail": ~head_mask}[which]
-        wanted = wanted.clone()
+    @property
+    def candidates(self):
+        """Ids of the items that may be drawn, ascending: [M]."""
+        return self.columns[1:]
+
+    def _candidates(self, head_mask):
+        wanted = {"all": torch.ones_like(head_mask), "head": head_mask, "tail": ~head_mask}
+        wanted = wanted[self.which].clone()
         wanted[0] = False
         return wanted.nonzero().squeeze(1)
 
-    def _check_sizes(self, which, max_history):
-        left = len(self.candidates) - 1
-        why = "less the positive"
+    def _check_sizes(self, max_history):
+        size = len(self.candidates)
+        left, less, remedy = size - 1, "the positive", "set neg_candidates: all"
         if self.exclude_history:
-            left -= max_history
-            why += f" and a history of up to {max_history} items"
+            left = max(left - max_history, 0)
+            less += f" and a history of up to {max_history}"
+            remedy = "set exclude_history: False"
+        where = f"neg_candidates={self.which!r} leaves (the {size} of the data set less {less})"
         if self.k > left:
             raise PrefError(
-                f"num_negatives={self.k} is more than the {max(left, 0)} items that neg_candidates="
-                f"{which!r} leaves ({len(self.candidates)} items {why}): lower num_negatives"
-                f"{', set exclude_history: False' if self.exclude_history else ''} or take more candidates."
+                f"num_negatives={self.k} is more than the {left} items that {where}: lower "
+                f"num_negatives or {remedy}."
             )
-        if self.name.endswith("pool"):
-            if self.pool_size < self.k:
-                raise PrefError(
-                    f"pool_size={self.pool_size} is smaller than num_negatives={self.k}: raise it."
-                )
-            if self.pool_size > left:
-                raise PrefError(
-                    f"pool_size={self.pool_size} is more than the {left} items that neg_candidates="
-                    f"{which!r} leaves ({why}): lower it."
-                )
+        if not self.name.endswith("pool"):
+            return
+        if self.pool_size < self.k:
+            raise PrefError(
+                f"pool_size={self.pool_size} is smaller than num_negatives={self.k}: raise "
+                "pool_size or lower num_negatives."
+            )
+        if self.pool_size > left:
+            raise PrefError(
+                f"pool_size={self.pool_size} is more than the {left} items that {where}: lower "
+                f"pool_size or {remedy}."
+            )
 
-    def sample(self, positives, scores=None, history=None, keys=None, log_z=None):
+    @torch.no_grad()
+    def sample(self, positives, scores=None, history=None, keys=None, log_z=None, generator=None):
         """Draw the negatives of a batch.
+
+        Without replacement, but for ``popularity`` and ``in_batch``.
 
         Args:
             positives (Tensor): [B] item ids.
-            scores (Tensor, optional): [B, n_items], of whom ``needs_scores`` says.
-            history (Tensor, optional): [B, L] item ids, 0 where there is none.
+            scores (Tensor, optional): [B, n_items], of whom ``needs_scores`` says; left as it is.
+            history (Tensor, optional): [B, L] item ids, 0 for none (``exclude_history``).
             keys (Tensor, optional): [B] int64 that identify the rows (``fixed``).
-            log_z (Tensor, optional): [B] log-sum-exp of the scores (``gumbel``).
+            log_z (Tensor, optional): [B] log-sum-exp of the scores, padding included (``gumbel`` on
+                probabilities); computed when not given.
+            generator (torch.Generator, optional): torch's global one when not given.
 
         Returns:
             Tensor: [B, K] int64 item ids.
+
+        Raises:
+            PrefError: something that this sampler needs is missing, or histories too long for K.
         """
+        self._check_call(scores, history, keys)
         excluded = [torch.zeros_like(positives).unsqueeze(1), positives.unsqueeze(1)]
-        if self.exclude_history and history is not None:
+        if self.exclude_history:
             excluded.append(history)
-        call = _Call(positives, scores, history, keys, log_z, torch.cat(excluded, dim=1))
+        if log_z is None and self.needs_normalizer:
+            log_z = torch.logsumexp(scores, dim=1)
+        call = _Call(positives, scores, keys, log_z, generator, torch.cat(excluded, dim=1))
         return SAMPLERS[self.name].draw(self, call)
+
+    def _check_call(self, scores, history, keys):
+        if self.needs_scores is not None and scores is None:
+            raise PrefError(
+                f"neg_sampler={self.name!r} got no scores of the {self.needs_scores}: choose "
+                "uniform, popularity, in_batch or fixed."
+            )
+        if self.name == "fixed" and keys is None:
+            raise PrefError("neg_sampler='fixed' got no row numbers: choose uniform.")
+        if not self.exclude_history:
+            return
+        if history is None:
+            raise PrefError(
+                "exclude_history=True got no histories of the rows: set exclude_history: False."
+            )
+        if history.shape[1] > self.max_history:
+            self._check_sizes(history.shape[1])

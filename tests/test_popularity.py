@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from recbole.data.interaction import Interaction
 
 from recbole_pref.config import Config
 from recbole_pref.errors import PrefError
@@ -29,7 +30,13 @@ def head_items(rule, ratio, counts=COUNTS):
 
 @pytest.mark.parametrize(
     "ratio, head",
-    [(0.1, [1]), (0.2, [1, 10]), (0.3, [1, 8, 10]), (0.4, [1, 2, 8, 10]), (0.9, [1, 2, 3, 4, 5, 8, 10])],
+    [
+        (0.1, [1]),
+        (0.2, [1, 10]),
+        (0.3, [1, 8, 10]),
+        (0.4, [1, 2, 8, 10]),
+        (0.9, [1, 2, 3, 4, 5, 8, 10]),
+    ],
 )
 def test_head_by_items(ratio, head):
     # Ties go to the smaller id (2 before 3 and 4); unseen items stay tail even at 0.9.
@@ -37,10 +44,36 @@ def test_head_by_items(ratio, head):
 
 
 @pytest.mark.parametrize(
-    "ratio, head", [(0.25, [1]), (0.26, [1, 10]), (0.5, [1, 10]), (0.65, [1, 8, 10]), (0.66, [1, 2, 8, 10])]
+    "ratio, head",
+    [
+        (0.25, [1]),
+        (0.26, [1, 10]),
+        (0.5, [1, 10]),
+        (0.65, [1, 8, 10]),
+        (0.66, [1, 2, 8, 10]),
+    ],
 )
 def test_head_by_interactions(ratio, head):
     assert head_items("interactions", ratio) == head  # 20 interactions: 5, 5, 3, 2, 2, 2, 1
+
+
+def test_equal_counts_are_split_by_item_id():
+    counts = torch.tensor([0, 3, 3, 3, 3, 3])
+    assert head_items("items", 0.4, counts) == [1, 2]
+    assert head_items("interactions", 0.4, counts) == [1, 2]
+
+
+@pytest.mark.parametrize("percent", range(1, 100))
+def test_a_share_that_is_met_exactly_is_enough(percent):
+    # As floats, 0.07 * 100 > 7 and 0.57 * 100 < 57.
+    counts = torch.cat([torch.zeros(1, dtype=torch.int64), torch.ones(100, dtype=torch.int64)])
+    assert len(head_items("interactions", percent / 100, counts)) == percent
+
+
+def test_a_billion_interactions_are_split_to_the_last_one():
+    # One half is 500,000,001, which float32 rounds to what item 1 holds alone.
+    counts = torch.tensor([0, 500_000_000, 2, 500_000_000])
+    assert head_items("interactions", 0.5, counts) == [1, 3]
 
 
 def test_padding_is_neither_head_nor_counted():
@@ -52,6 +85,12 @@ def test_padding_is_neither_head_nor_counted():
 def test_an_empty_group_is_refused(ratio, which):
     with pytest.raises(PrefError, match=f"head_ratio={ratio}.*{which}"):
         head_tail_split(torch.tensor([0, 3, 3, 3, 3]), "items", ratio)
+
+
+@pytest.mark.parametrize("rule", ["items", "interactions"])
+def test_an_empty_training_split_is_refused(rule):
+    with pytest.raises(PrefError, match=f"tail_split='{rule}' has no training interactions"):
+        head_tail_split(torch.zeros(5, dtype=torch.int64), rule, 0.2)
 
 
 def test_an_unknown_rule_is_refused():
@@ -101,7 +140,37 @@ def test_counts_of_a_data_set_equal_its_training_interactions(tiny_dataset):
     assert torch.equal(train_counts(loaders[0]._dataset), expected)
 
 
+class Split:
+    """What ``train_counts`` reads of a RecBole data set."""
+
+    iid_field = "movie"
+
+    def __init__(self, columns, item_num, **config):
+        self.inter_feat = Interaction({key: torch.tensor(value) for key, value in columns.items()})
+        self.item_num, self.config = item_num, {"LIST_SUFFIX": None, **config}
+
+
+def test_counts_without_sequences_are_counts_of_the_items():
+    assert train_counts(Split({"movie": [3, 1, 3, 4]}, 6)).tolist() == [0, 1, 0, 2, 1, 0]
+
+
+def test_counts_follow_the_field_names_of_the_data_set():
+    # Two users, 5 2 3 and 4 5; the third has benchmark rows that start with a prefix of two.
+    split = Split(
+        {
+            "movie": [2, 3, 5, 1],
+            "movie_seq": [[5, 0], [5, 2], [4, 0], [3, 3]],
+            "length": [1, 2, 1, 2],
+        },
+        6,
+        LIST_SUFFIX="_seq",
+        ITEM_LIST_LENGTH_FIELD="length",
+    )
+    assert train_counts(split).tolist() == [0, 1, 1, 1, 1, 2]
+
+
 def test_summary():
     head = head_tail_split(COUNTS, "items", 0.2)
     summary = split_summary(COUNTS, head, torch.tensor([1, 2, 3, 10]))
     assert summary == {"n_head": 2, "n_tail": 8, "head_interactions": 0.5, "tail_targets": 0.5}
+    assert "tail_targets" not in split_summary(COUNTS, head)
