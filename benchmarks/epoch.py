@@ -52,6 +52,7 @@ def measure(case, model_name, options):
         trainer._train_data, trainer._saving = train_data, False
         trainer._data_fingerprint = reference.fingerprint_of(train_data._dataset)
         trainer._prepare(train_data, run.valid_data)
+        trainer._cache_reference(train_data)
         before = _peak()
         trainer._preference_epoch(0, False)
         seconds = _timed(lambda: trainer._preference_epoch(1, False))

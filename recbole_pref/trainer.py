@@ -80,6 +80,8 @@ class TrainerMixin(EvaluationMixin):
             self._prepare(train_data, valid_data)
         if self._resumed is not None:
             self._continue_from(self._resumed)
+        if self.is_preference:
+            self._cache_reference(train_data)
         with self._catching_signals():
             result = super().fit(
                 train_data, valid_data, verbose, saved, show_progress, callback_fn
@@ -111,16 +113,20 @@ class TrainerMixin(EvaluationMixin):
                 )
             model.start_from(state_dict)
             self.logger.info(told)
-        if config["reference_cache"] and model.uses_reference and model.backbone is not None:
-            started = time.perf_counter()
-            with _random_states_kept(train_data):
-                model.cache_reference(iter(self._loader), len(train_data._dataset))
-            self.logger.info(f"reference cached in {time.perf_counter() - started:.1f}s")
         shape = schedule.SCHEDULES[config["lr_scheduler"]]
         if config["lr_scheduler"] != "none" or config["warmup_ratio"]:
             total = self.epochs * len(self._loader)
             warmup = round(config["warmup_ratio"] * total)
             self.scheduler = LambdaLR(self.optimizer, lambda step: shape(step, warmup, total))
+
+    def _cache_reference(self, train_data):
+        """Keep the reference's representations; a resumed run has its reference only now."""
+        model = self.model
+        if self.config["reference_cache"] and model.uses_reference and model.backbone is not None:
+            started = time.perf_counter()
+            with _random_states_kept(train_data):
+                model.cache_reference(iter(self._loader), len(train_data._dataset))
+            self.logger.info(f"reference cached in {time.perf_counter() - started:.1f}s")
 
     # -- one epoch ----------------------------------------------------------------------------
 
