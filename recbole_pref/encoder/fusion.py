@@ -4,11 +4,21 @@ Modalities arrive as ``[N, M, H]``: every one projected to the width of the item
 default vector where an item lacks it.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from recbole_pref.errors import PrefError
+
+
+class Routing(NamedTuple):
+    """Which experts a mixture chose: router logits [N, E], their softmax [N, E], experts [N, k]."""
+
+    logits: torch.Tensor
+    probs: torch.Tensor
+    experts: torch.Tensor
 
 
 def route(logits, top_k):
@@ -101,8 +111,8 @@ class SumFusion(nn.Module):
         super().__init__()
 
     def forward(self, parts):
-        """Return fused vectors [N, H] of modalities [N, M, H]."""
-        return parts.sum(dim=1)
+        """Return fused vectors [N, H] of modalities [N, M, H], and None: there is no routing."""
+        return parts.sum(dim=1), None
 
 
 class ConcatFusion(nn.Module):
@@ -116,8 +126,8 @@ class ConcatFusion(nn.Module):
             self.projection.bias.zero_()
 
     def forward(self, parts):
-        """Return fused vectors [N, H] of modalities [N, M, H]."""
-        return self.projection(parts.flatten(1))
+        """Return fused vectors [N, H] of modalities [N, M, H], and None: there is no routing."""
+        return self.projection(parts.flatten(1)), None
 
 
 class ExpertFusion(nn.Module):
@@ -152,7 +162,6 @@ class ExpertFusion(nn.Module):
         self.bias_in = nn.Parameter(torch.zeros(n_experts, hidden))
         self.weight_out = nn.Parameter(torch.zeros(n_experts, width, hidden))
         self.bias_out = nn.Parameter(torch.zeros(n_experts, width))
-        self.routing = None  # (router logits [N, E], probabilities [N, E], experts [N, k]) of the last call
 
     def run_expert(self, expert, block):
         """Return the output [n, H] of one expert for rows [n, M H]."""
@@ -160,12 +169,12 @@ class ExpertFusion(nn.Module):
         return F.linear(inner, self.weight_out[expert], self.bias_out[expert])
 
     def forward(self, parts):
-        """Return fused vectors [N, H] of modalities [N, M, H]."""
+        """Return fused vectors [N, H] of modalities [N, M, H], and their ``Routing``."""
         rows = self.norm(parts.flatten(1))  # [N, M H]
         logits = self.router(rows)  # [N, E]
         gates, experts, probs = route(logits, self.top_k)
-        self.routing = (logits, probs, experts)
-        return parts.sum(dim=1) + dispatch(rows, gates, experts, self.n_experts, self.run_expert)
+        added = dispatch(rows, gates, experts, self.n_experts, self.run_expert)  # [N, H]
+        return parts.sum(dim=1) + added, Routing(logits, probs, experts)
 
 
 FUSIONS = {"sum": SumFusion, "concat": ConcatFusion, "moe": ExpertFusion}

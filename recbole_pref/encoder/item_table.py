@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from recbole_pref.encoder import features as item_features
-from recbole_pref.encoder.fusion import FUSIONS, ExpertFusion, balance_loss, expert_counts, router_z_loss
+from recbole_pref.encoder.fusion import FUSIONS, balance_loss, expert_counts, router_z_loss
 from recbole_pref.errors import PrefError
 
 
@@ -108,16 +108,20 @@ class ItemTable(nn.Module):
         self._forget()
 
     def _forget(self):
-        self._kept, self._kept_for = None, None
+        self._kept = self._kept_for = None  # (table, Routing or None) and what they were computed for
 
     def _fuse(self):
         with torch.autocast(self.padding.device.type, enabled=False):
             parts = torch.stack([modality() for modality in self.modalities], dim=1)
-            return torch.cat([self.padding, self.fusion(parts)])  # [n_items, H]
+            fused, routing = self.fusion(parts)
+            return torch.cat([self.padding, fused]), routing  # [n_items, H]
 
     @property
     def weight(self):
         """The fused vectors of all items, padding first: [n_items, H]."""
+        return self._current()[0]
+
+    def _current(self):
         # A parameter's version counts its changes: optimizer steps, loaded checkpoints.
         versions = tuple(parameter._version for parameter in self.parameters())
         with_graph = torch.is_grad_enabled() and self.padding.requires_grad
@@ -129,35 +133,22 @@ class ItemTable(nn.Module):
         """Return the fused vectors of item ids of any shape [...]: [..., H]."""
         return F.embedding(ids, self.weight, self.padding_idx)
 
-    def auxiliary_loss(self):
-        """Return load balance and router z-loss with their weights, or None without experts.
-
-        Belongs to the table of the running step.
-        """
-        if not isinstance(self.fusion, ExpertFusion):
-            return None
-        self.weight  # noqa: B018 - routes when nothing has asked for the table yet
-        logits, probs, experts = self.fusion.routing
-        loss = self.balance_weight * balance_loss(probs, experts)
-        return loss + self.z_weight * router_z_loss(logits)
-
-    @torch.no_grad()
-    def statistics(self):
-        """Return what the log says of the last routing: dict of str to scalar Tensor."""
-        if not isinstance(self.fusion, ExpertFusion) or self.fusion.routing is None:
-            return {}
-        logits, probs, experts = self.fusion.routing
-        share = expert_counts(experts, self.fusion.n_experts) / experts.numel()  # [E]
-        told = {f"expert_{e}_share": share[e] for e in range(len(share))}
-        told["expert_balance"] = balance_loss(probs, experts)
-        told["router_z"] = router_z_loss(logits)
-        return told
-
     def finish_step(self):
-        """Forget the table of a training step: its graph serves one backward pass."""
+        """End a training step: its table and graph serve one backward pass.
+
+        Returns:
+            tuple: load-balancing and router z-loss with their weights (None without experts), and what
+            the log says of the routing, dict of str to scalar Tensor.
+        """
+        routing = self._current()[1]
         self._forget()
-        if isinstance(self.fusion, ExpertFusion):
-            self.fusion.routing = None
+        if routing is None:
+            return None, {}
+        balance, z = balance_loss(routing.probs, routing.experts), router_z_loss(routing.logits)
+        counts = expert_counts(routing.experts, routing.logits.shape[1])
+        told = {f"expert_{e}_share": count / counts.sum() for e, count in enumerate(counts)}
+        told.update(expert_balance=balance.detach(), router_z=z.detach())
+        return self.balance_weight * balance + self.z_weight * z, told
 
     def train(self, mode=True):
         """Set training mode and forget the table."""

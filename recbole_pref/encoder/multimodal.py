@@ -77,13 +77,11 @@ class Multimodal:
 
     def finish_step(self):
         """Return the losses of the step's expert routing (0 without experts) and forget its table."""
-        loss = self.item_embedding.auxiliary_loss()
+        loss, told = self.item_embedding.finish_step()
         sums = getattr(self, "log_sums", {})
-        for name, value in self.item_embedding.statistics().items():
+        for name, value in told.items():
             entry = torch.stack([value.float(), torch.ones_like(value, dtype=torch.float)])
-            known = sums.get(name)
-            sums[name] = entry if known is None else known + entry
-        self.item_embedding.finish_step()
+            sums[name] = sums[name] + entry if name in sums else entry
         return 0.0 if loss is None else loss
 
     def feature_digest(self):
