@@ -132,9 +132,13 @@ def describe(wanted="all"):
         "",
         "backbones: " + ", ".join(BACKBONES) + ", and RecBole's other sequential models",
         "a model is <Method><Backbone>, such as LPOSASRec; --list=METHOD shows a method's settings",
+        "MM before the backbone fuses item features with the item's ID: LPOMMSASRec",
         "",
         "settings shared by all, with defaults:",
         _settings_of(properties_dir() / "overall.yaml", width),
+        "",
+        "settings of models with MM, with defaults:",
+        _settings_of(properties_dir() / "backbone" / "Multimodal.yaml", width),
     ]
     return "\n".join(lines)
 

@@ -170,6 +170,7 @@ def all_model_names():
 
     names = [name.stem for root in properties.__path__ for name in _yaml_files(root)]
     backbones = [backbone.__name__ for backbone in sequential_models().values()]
+    backbones += [f"MM{backbone}" for backbone in BACKBONES]
     return names + [method + backbone for method in METHODS for backbone in backbones]
 
 

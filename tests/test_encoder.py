@@ -454,8 +454,20 @@ def test_names_with_mm_are_classes_on_the_backbone(method, backbone):
 def test_misspelt_names_with_mm_get_the_right_one():
     with pytest.raises(PrefError, match="'RoDPOMMSASRec'"):
         model_class("RoDPOmmSASRec")
+    with pytest.raises(PrefError, match="'RoDPOMMSASRec'"):
+        model_class("RoDPOMMSASRek")
     with pytest.raises(PrefError, match="does not exist"):
         model_class("RoDPOMMNothing")
+
+
+def test_mixed_precision_keeps_the_table_in_float32(shop):
+    _, model, loaders = build("CEMMSASRec", shop)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert model.item_embedding.weight.dtype == torch.float32
+        loss = model.calculate_loss(next(iter(PackedLoader(loaders[0], 4))))
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert model.item_embedding.fusion.weight_out.grad.abs().sum() > 0
 
 
 @pytest.mark.parametrize("backbone", ["SASRec", "GRU4Rec", "Caser"])
