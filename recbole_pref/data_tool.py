@@ -306,7 +306,8 @@ def convert(
         if bad.any():
             at = int(np.flatnonzero(bad.to_numpy())[0])
             raise PrefError(
-                f"{input}: {column} {frame[column].iloc[at]!r} of interaction {at + 1} is empty or holds a tab."
+                f"{input}: {column} {frame[column].iloc[at]!r} of interaction {at + 1} is empty or holds "
+                "a tab."
             )
     if rating_min is not None:
         if "rating" not in frame:

@@ -13,16 +13,20 @@ from torch.nn import functional as F
 
 _DEFAULT_MB = {"cpu": 8.0}
 _DEFAULT_MB_ACCELERATOR = 1024.0
+# A product of fewer rows than this reads the item matrix too often, whatever fits the cache.
+_FEWEST_ROWS = 64
 
 
 def chunk_rows(n_items, memory_mb=None, device_type="cpu"):
     """Return how many rows of scores over ``n_items`` fit into ``memory_mb`` megabytes (at least 1).
 
-    ``None`` takes the size that keeps a chunk in the CPU's cache, or 1 GB on an accelerator.
+    ``None`` takes the size that keeps a chunk in the CPU's cache, or 1 GB on an accelerator, and at
+    least 64 rows: 256 MB at a million items.
     """
+    fewest = 1
     if memory_mb is None:
-        memory_mb = _DEFAULT_MB.get(device_type, _DEFAULT_MB_ACCELERATOR)
-    return max(1, int(memory_mb * 2**20 / (4 * n_items)))
+        memory_mb, fewest = _DEFAULT_MB.get(device_type, _DEFAULT_MB_ACCELERATOR), _FEWEST_ROWS
+    return max(fewest, int(memory_mb * 2**20 / (4 * n_items)))
 
 
 def item_scores(hidden, item_emb, ids):

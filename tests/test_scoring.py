@@ -107,7 +107,7 @@ def test_log_z_over_real_items():
 
 
 @pytest.mark.parametrize(
-    "n_items, memory, rows", [(1024, 1.0, 256), (10**9, 1.0, 1), (1024, None, 2048)]
+    "n_items, memory, rows", [(1024, 1.0, 256), (10**9, 1.0, 1), (1024, None, 2048), (10**6, None, 64)]
 )
 def test_chunk_follows_the_memory(n_items, memory, rows):
     assert scoring.chunk_rows(n_items, memory) == rows

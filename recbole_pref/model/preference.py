@@ -26,6 +26,7 @@ from recbole_pref.registry import METHODS
 from recbole_pref.samplers import NegativeSampler
 from recbole_pref.settings import SETTINGS
 
+_MOST_PLAIN_SCORES = 2**28  # rows x items of a batch: 1 GiB of float32, of which RecBole holds several
 # Backbones whose full_sort_predict returns probabilities; their logarithm serves as score.
 _PROBABILITY_BACKBONES = ("RepeatNet", "GRU4RecCPR", "SASRecCPR")
 ROW_FIELD = "pref_row"  # number of a training row, added to the batches of row-wise training
@@ -58,6 +59,7 @@ class PreferenceMixin:
         self.method = METHODS[self.preference_method]
         self.settings = read_settings(config)
         self.backbone = backbone_of(type(self))
+        self.batch_scores = config["train_batch_size"] * self.n_items
         self.train_path, self.train_path_reason = self._choose_path()
         counts = train_counts(dataset)
         head = head_tail_split(counts, self.settings["tail_split"], self.settings["head_ratio"])
@@ -125,9 +127,13 @@ class PreferenceMixin:
 
     @property
     def is_plain(self):
-        """Whether the loss is RecBole's own cross-entropy on RecBole's own rows, nothing added."""
+        """Whether the loss is RecBole's own cross-entropy on RecBole's own rows, nothing added.
+
+        RecBole stores the scores of a batch whole; where they outgrow memory the fused pass serves.
+        """
         return (
-            not self.uses_negatives
+            self.batch_scores <= _MOST_PLAIN_SCORES
+            and not self.uses_negatives
             and self.settings["reweight"] == "none"
             and self.settings["ce_weight"] == 1
             and self.train_path == "last"
