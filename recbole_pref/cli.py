@@ -34,6 +34,11 @@ def build_parser():
     add("--model", "-m", default="LPOSASRec", help="<Method><Backbone> or a model of RecBole")
     add("--dataset", "-d", default="ml-100k", help="name of the data set")
     add("--config_files", default=None, help="YAML files, separated by spaces")
+    add("--nproc", type=int, default=1, help="processes on this machine that train together")
+    add("--world_size", type=int, default=-1, help="processes on all machines; -1 for nproc")
+    add("--ip", default="localhost", help="where the first process of all machines listens")
+    add("--port", default="5678", help="its port")
+    add("--group_offset", type=int, default=0, help="number of this machine's first process")
     add("--list", nargs="?", const="all", metavar="METHOD", help="methods, backbones and settings")
     add("--debug", action="store_true", help="show the traceback of an error")
     add("--version", action="store_true", help="print the version")
@@ -99,11 +104,21 @@ def _dispatch(options, settings):
         return 0
     files = options.config_files.split() if options.config_files else None
     from recbole_pref.memory import explained
-    from recbole_pref.quick_start import run_recbole_pref
+    from recbole_pref.quick_start import run
     from recbole_pref.tables import result_table
 
     with explained():
-        result = run_recbole_pref(options.model, options.dataset, files, settings)
+        result = run(
+            options.model,
+            options.dataset,
+            files,
+            settings,
+            nproc=options.nproc,
+            world_size=options.world_size,
+            ip=options.ip,
+            port=options.port,
+            group_offset=options.group_offset,
+        )
     print(result_table(result, options.model, options.dataset))
     return 0
 

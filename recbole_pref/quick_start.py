@@ -5,6 +5,7 @@ return RecBole's results.
 """
 
 import logging
+import os
 import sys
 from logging import getLogger
 
@@ -12,7 +13,7 @@ import torch
 from recbole.data import create_dataset, data_preparation
 from recbole.utils import get_environment, get_trainer, init_logger, init_seed, set_color
 
-from recbole_pref import checkpoint, data_check
+from recbole_pref import checkpoint, data_check, distributed
 from recbole_pref.config import Config
 from recbole_pref.environment import environment, write_result
 from recbole_pref.errors import PrefError
@@ -46,12 +47,15 @@ def run_recbole_pref(
         PrefError: a mistake in settings or data, in one sentence.
     """
     config = Config(model, dataset, config_file_list, config_dict)
-    run = build_run(config)
+    run = build_run(config, log=distributed.is_first())
+    if distributed.world()[0] > 1:  # each process draws random numbers of its own
+        init_seed(config["seed"] + distributed.world()[1], config["reproducibility"])
     trainer, logger = run.trainer, getLogger()
     _resume(trainer, config)
     best_valid_score, best_valid_result = trainer.fit(
         run.train_data, run.valid_data, saved=saved, show_progress=config["show_progress"]
     )
+    distributed.wait()
     load_best = saved and trainer.store.best() is not None
     test_result = trainer.evaluate(
         run.test_data, load_best_model=load_best, show_progress=config["show_progress"]
@@ -69,7 +73,7 @@ def run_recbole_pref(
         "checkpoint": trainer.saved_model_file if saved else None,
         "history": trainer.history,
     }
-    if config["result_file"]:
+    if config["result_file"] and distributed.is_first():
         record = {
             **result,
             "model": config["model"],
@@ -84,6 +88,44 @@ def run_recbole_pref(
     if queue is not None:
         queue.put(result)
     return result
+
+
+def run(
+    model=None,
+    dataset=None,
+    config_file_list=None,
+    config_dict=None,
+    saved=True,
+    nproc=1,
+    world_size=-1,
+    ip="localhost",
+    port="5678",
+    group_offset=0,
+):
+    """Train and test on ``nproc`` processes, as RecBole's ``run``; see ``distributed.launch``."""
+    arguments = {
+        "model": model,
+        "dataset": dataset,
+        "config_file_list": config_file_list,
+        "config_dict": config_dict,
+        "saved": saved,
+    }
+    if nproc == 1 and world_size <= 0:
+        return run_recbole_pref(**arguments)
+    config = Config(model, dataset, config_file_list, config_dict)  # mistakes end here, once
+    if getattr(config.model_class, "preference_method", None) is None:
+        raise PrefError(
+            f"nproc={nproc} does not work with model={config['model']!r}: only <Method><Backbone> models "
+            "train on several processes (CESASRec is SASRec with cross-entropy)."
+        )
+    # RecBole makes these folders in a way that fails when two processes do it at once.
+    for folder in (f"./log/{config['model']}", "log_tensorboard", config["checkpoint_dir"]):
+        os.makedirs(folder, exist_ok=True)
+    stem = checkpoint.run_stem(config["model"], config["dataset"])
+    arguments["config_dict"] = {"run_stem": stem, **(config_dict or {})}
+    return distributed.launch(
+        run_recbole_pref, arguments, nproc, ip, port, group_offset, world_size
+    )
 
 
 class Run:

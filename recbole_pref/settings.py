@@ -148,6 +148,7 @@ SETTINGS = {
     # runs
     "resume": Setting(str, nullable=True, flag=True),
     "keep_last": _COUNT,
+    "run_stem": Setting(str, nullable=True),
     "result_file": Setting(str, nullable=True),
     "strict_config": _FLAG,
 }

@@ -12,7 +12,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
-from recbole_pref import checkpoint, reference, schedule
+from recbole_pref import checkpoint, distributed, reference, schedule
 from recbole_pref.errors import PrefError
 from recbole_pref.evaluation import EvaluationMixin
 from recbole_pref.model.preference import PreferenceMixin
@@ -107,7 +107,7 @@ class TrainerMixin(EvaluationMixin):
             else "training path: RecBole's own loss and rows, nothing is changed"
         )
         if self._resumed is None and config["reference"] != "none":
-            with _random_states_kept(train_data):
+            with _random_states_kept(train_data), distributed.alone():
                 state_dict, told = reference.obtain(
                     config, model, train_data, valid_data, train_reference
                 )
@@ -151,11 +151,13 @@ class TrainerMixin(EvaluationMixin):
         if show_progress:
             batches = tqdm(batches, ncols=100, desc=set_color(f"Train {epoch_idx:>5}", "pink"))
         for step, batch in enumerate(batches):
-            batch = batch.to(self.device)
+            batch = distributed.share(batch).to(self.device)
             self.optimizer.zero_grad()
             with torch.autocast(self.device.type, enabled=self.enable_amp):
                 loss = model.calculate_loss(batch)
             self.scaler.scale(loss).backward()
+            distributed.sum_gradients(model.parameters())
+            loss = distributed.total(loss)
             finite &= torch.isfinite(loss.detach())
             if look == 1:
                 finite &= self._gradients_finite()
@@ -277,11 +279,15 @@ class TrainerMixin(EvaluationMixin):
         """Write the best checkpoint, as RecBole's trainer asks after an improvement."""
         if (self._resumed or {}).get("finished"):
             return
+        if not distributed.is_first():
+            return
         path = self.store.save_best(self._state(epoch + 1))
         if verbose:
             self.logger.info(set_color("Saving current", "blue") + f": {path}")
 
     def _save_last(self, start_epoch, finished=False):
+        if not distributed.is_first():
+            return
         state = self._state(start_epoch)
         state.update(
             {
@@ -347,11 +353,15 @@ class TrainerMixin(EvaluationMixin):
         self.epoch_times, self.history = list(state["epoch_times"]), list(state["history"])
         self._train_data.generator.set_state(state["loader"].cpu())
         checkpoint.set_rng_state(state["rng"])
+        rank = distributed.world()[1]
+        if rank:  # the stored states are the first process's
+            torch.manual_seed(self.config["seed"] + 1000 * rank + self.start_epoch)
         self.logger.info(f"resumed: {self.start_epoch} epochs are done")
 
     def evaluate(self, eval_data, load_best_model=True, model_file=None, show_progress=False):
         """Evaluate as RecBole does, after the checkpoint's checksum was found right."""
         if eval_data and load_best_model:
+            distributed.wait()  # until the first process has written it
             state = checkpoint.load(
                 model_file or self.saved_model_file,
                 map_location=self.device,

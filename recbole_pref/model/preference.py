@@ -17,7 +17,7 @@ from recbole.data.interaction import Interaction
 from recbole.model.abstract_recommender import AbstractRecommender
 from recbole.utils import InputType
 
-from recbole_pref import losses, scoring
+from recbole_pref import distributed, losses, scoring
 from recbole_pref.errors import PrefError
 from recbole_pref.model.backbones import backbone_of, encode_last
 from recbole_pref.packing import PackedBatch
@@ -132,7 +132,8 @@ class PreferenceMixin:
         RecBole stores the scores of a batch whole; where they outgrow memory the fused pass serves.
         """
         return (
-            self.batch_scores <= _MOST_PLAIN_SCORES
+            distributed.world()[0] == 1
+            and self.batch_scores <= _MOST_PLAIN_SCORES
             and not self.uses_negatives
             and self.settings["reweight"] == "none"
             and self.settings["ce_weight"] == 1
@@ -170,27 +171,33 @@ class PreferenceMixin:
             return super().calculate_loss(interaction)
         packed = isinstance(interaction, PackedBatch)
         targets = interaction.targets if packed else interaction[self.POS_ITEM_ID]
-        weights = self._row_weights(targets)
+        weights = self._row_weights(targets)  # of a process's share: they sum to 1 over all processes
         if self.backbone is None:
             total = self._loss_from_scores(interaction, targets, weights)
         else:
             hidden = self._encode_packed(interaction) if packed else self.encode(interaction)
             total = self._loss_from_hidden(hidden, interaction, targets, weights)
             if self.backbone.regularize is not None:
-                total = total + self.backbone.regularize(self)
+                total = total + self.backbone.regularize(self) / distributed.world()[0]
         # Multimodal backbones close the step's item table and add the losses of its experts.
         finish = getattr(self, "finish_step", None)
-        return total if finish is None else total + finish()
+        return total if finish is None else total + finish() / distributed.world()[0]
 
     def _encode_packed(self, batch):
         return encode_packed(self, self.backbone, batch)
 
     def _row_weights(self, targets):
         """Return the weights of the rows, which sum to 1: [R]."""
-        if self.settings["reweight"] == "none":
-            return torch.full(targets.shape, 1 / len(targets), device=targets.device)
+        alphas = (0.0, 0.0)
+        if self.settings["reweight"] != "none":
+            alphas = (self.settings["alpha_head"], self.settings["alpha_tail"])
         is_tail = ~self.head_mask[targets]
-        return sample_weights(is_tail, self.settings["alpha_head"], self.settings["alpha_tail"])
+        weights = sample_weights(is_tail, *alphas)
+        if distributed.world()[0] > 1:
+            # The softmax of this share, weighed by the share's part of the whole batch's sum.
+            raw = torch.where(is_tail, alphas[1] - max(alphas), alphas[0] - max(alphas)).exp().sum()
+            weights = weights * (raw / distributed.total(raw))
+        return weights
 
     def _context(self, interaction, targets):
         """What samplers and reference need to know about the rows, as slices of the batch."""

@@ -1,0 +1,161 @@
+"""Data parallel training on several processes (``--nproc``), gloo on the CPU, NCCL on GPUs.
+
+Every process builds the same data, batches and model. Of each batch a process takes its share of rows;
+weights are normalised over the whole batch and gradients are summed before each step, so that the result is
+that of one process with the same batch, up to rounding and to the random numbers of dropout and samplers.
+Validation and test run on every process over all rows, so metrics are exact; the first one writes files.
+"""
+
+import os
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from recbole_pref.errors import PrefError
+
+_PATIENCE = timedelta(minutes=30)
+_alone = False
+
+
+def world():
+    """Return how many processes train together and the number of this one."""
+    if not _alone and dist.is_available() and dist.is_initialized():
+        return dist.get_world_size(), dist.get_rank()
+    return 1, 0
+
+
+def is_first():
+    """Return whether this process writes files and logs."""
+    return world()[1] == 0
+
+
+def wait():
+    """Wait for the other processes."""
+    if world()[0] > 1:
+        dist.barrier()
+
+
+def share(batch):
+    """Return this process's rows of a batch, an Interaction or a ``PackedBatch``.
+
+    A batch too small to give every process some is taken whole by all, which the weights make up for.
+    """
+    size, rank = world()
+    packed = hasattr(batch, "picks")
+    pieces = max(map(len, batch.sequences)) if packed else len(batch)
+    if size == 1 or pieces < size:
+        return batch
+    return _packed_share(batch, size, rank) if packed else batch[rank::size]
+
+
+def _packed_share(batch, size, rank):
+    """Give whole sequences to the processes in turn; row order follows the sequences."""
+    sequences, picks, kept, seen = [], [], [], 0
+    for sequence, pick in zip(batch.sequences, batch.picks):
+        owner = (pick // sequence.shape[1]) % size
+        mine = (owner == rank).nonzero().squeeze(1)
+        if len(mine):
+            which = pick[mine] // sequence.shape[1] // size
+            picks.append(which * sequence.shape[1] + pick[mine] % sequence.shape[1])
+            sequences.append(sequence[rank::size])
+            kept.append(mine + seen)
+        seen += len(pick)
+    kept = torch.cat(kept)
+    return replace(
+        batch, sequences=sequences, picks=picks, rows=batch.rows[kept], targets=batch.targets[kept]
+    )
+
+
+def total(value):
+    """Return the sum of a tensor over the processes, without gradient."""
+    if world()[0] > 1:
+        value = value.detach().clone()
+        dist.all_reduce(value)
+    return value
+
+
+def sum_gradients(parameters):
+    """Sum the gradients of all processes in place; parameters without one count as zero."""
+    if world()[0] == 1:
+        return
+    for parameter in parameters:
+        if parameter.requires_grad:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            dist.all_reduce(parameter.grad)
+
+
+@contextmanager
+def alone():
+    """Inside the block this process acts as if it trained by itself (a reference, for instance)."""
+    global _alone
+    before, _alone = _alone, True
+    try:
+        yield
+    finally:
+        _alone = before
+
+
+def launch(function, arguments, nproc, ip="localhost", port="5678", group_offset=0, world_size=-1):
+    """Run ``function(**arguments)`` in ``nproc`` processes and return the first one's result.
+
+    Args:
+        function (callable): importable; its result must be picklable.
+        arguments (dict): its keyword arguments.
+        nproc (int): processes on this machine.
+        ip, port (str): where the first process of all machines listens.
+        group_offset (int): number of the first process of this machine.
+        world_size (int): processes on all machines; -1 for ``nproc``.
+
+    Raises:
+        PrefError: a process ended early; the others are stopped.
+    """
+    import torch.multiprocessing as mp
+
+    context = mp.get_context("spawn")
+    queue = context.SimpleQueue()
+    size = nproc if world_size <= 0 else world_size
+    try:
+        mp.spawn(
+            _entry,
+            args=(function, arguments, queue, size, group_offset, ip, str(port)),
+            nprocs=nproc,
+            join=True,
+        )
+    except mp.ProcessRaisedException as error:
+        lines = str(error).strip().splitlines()
+        said = lines[-1].split("PrefError: ", 1)[-1] if lines else "no message"
+        raise PrefError(
+            f"process {error.error_index} of {nproc} failed, the others were stopped: {said}"
+        ) from error
+    except mp.ProcessExitedException as error:
+        raise PrefError(
+            f"process {error.error_index} of {nproc} died (exit code {error.exit_code}), the others were "
+            "stopped; go on with --resume=True."
+        ) from error
+    return None if queue.empty() else queue.get()
+
+
+def _entry(local_rank, function, arguments, queue, size, offset, ip, port):
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if ip in ("localhost", "127.0.0.1") else "")
+    cuda = torch.cuda.is_available() and torch.cuda.device_count() >= size
+    if cuda:
+        torch.cuda.set_device(local_rank)
+    dist.init_process_group(
+        "nccl" if cuda else "gloo",
+        init_method=f"tcp://{'127.0.0.1' if ip == 'localhost' else ip}:{port}",
+        rank=offset + local_rank,
+        world_size=size,
+        timeout=_PATIENCE,
+    )
+    torch.set_num_threads(max(1, torch.get_num_threads() // size))
+    try:
+        result = function(**arguments)
+        if is_first():
+            queue.put(result)
+        wait()
+    finally:
+        dist.destroy_process_group()

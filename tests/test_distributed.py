@@ -1,0 +1,83 @@
+"""Two processes train what one trains, and one dying ends the other."""
+
+import os
+import signal
+import socket
+
+import pytest
+import torch
+
+from recbole_pref import checkpoint, distributed
+from recbole_pref.config import Config
+from recbole_pref.errors import PrefError
+from recbole_pref.quick_start import run
+
+EXACT = {
+    "hidden_dropout_prob": 0.0, "attn_dropout_prob": 0.0, "dropout_prob": 0.0, "num_negatives": 2,
+    "epochs": 2, "neg_sampler": "topk", "neg_candidates": "all", "exclude_history": False,
+}  # fmt: skip
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+@pytest.mark.parametrize("model", ["LPOSASRec", "SDPOGRU4Rec", "LPOCaser", "DPONARM"])
+def test_two_processes_equal_one(tiny_dataset, tmp_path, model):
+    settings = {**tiny_dataset, **EXACT, "dropout_probs": [0.0, 0.0], "clip_grad_norm": {"max_norm": 5}}
+    states, results = [], []
+    for nproc in (1, 2):
+        folder = str(tmp_path / str(nproc))
+        results.append(
+            run(model, config_dict={**settings, "checkpoint_dir": folder}, nproc=nproc, port=free_port())
+        )
+        (last,) = (tmp_path / str(nproc)).glob("*-last-2.pth")
+        states.append(checkpoint.load(last)["state_dict"])
+    for name, tensor in states[0].items():
+        torch.testing.assert_close(states[1][name], tensor, rtol=1e-3, atol=2e-5, msg=name)
+    for name, value in results[0]["test_result"].items():
+        assert results[1]["test_result"][name] == pytest.approx(value, abs=0.02), name
+
+
+def test_stock_models_are_refused_with_the_way_out(tiny_dataset):
+    with pytest.raises(PrefError, match="CESASRec is SASRec"):
+        run("SASRec", config_dict=tiny_dataset, nproc=2, port=free_port())
+
+
+def _die(**settings):
+    if distributed.world()[1] == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    distributed.wait()
+
+
+def test_a_dying_process_ends_the_others():
+    with pytest.raises(PrefError, match="process 1 of 2 died|process 0 of 2 failed"):
+        distributed.launch(_die, {}, 2, port=free_port())
+
+
+def test_mistakes_end_before_processes_start(tiny_dataset):
+    with pytest.raises(PrefError, match="tau=0"):
+        run("LPOSASRec", config_dict={**tiny_dataset, "tau": 0}, nproc=2, port=free_port())
+
+
+def test_shares_make_up_the_batch(tiny_dataset, monkeypatch):
+    from recbole_pref.packing import PackedLoader
+    from recbole_pref.quick_start import prepare_data
+
+    _, loaders = prepare_data(Config("LPOSASRec", config_dict=tiny_dataset), log=False)
+    for batch in PackedLoader(loaders[0], stride=4):
+        rows, last = [], {}
+        for rank in range(3):
+            monkeypatch.setattr(distributed, "world", lambda rank=rank: (3, rank))
+            part = distributed.share(batch)
+            rows += part.rows.tolist()
+            at = torch.cat([s.flatten()[p] for s, p in zip(part.sequences, part.picks)])
+            last.update(zip(part.rows.tolist(), at.tolist()))
+        monkeypatch.setattr(distributed, "world", lambda: (1, 0))
+        assert sorted(rows) == sorted(batch.rows.tolist())
+        at = torch.cat([s.flatten()[p] for s, p in zip(batch.sequences, batch.picks)])
+        assert last == dict(zip(batch.rows.tolist(), at.tolist()))
+
+
