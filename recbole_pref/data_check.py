@@ -1,9 +1,11 @@
 """Atomic files are checked before RecBole reads them: one sentence with file and line, not a traceback.
 
-On the good path the files are read once by pandas' C reader; the line of a fault is looked for only when
-there is one.
+On the good path a file is read once, by pandas' C reader; the line of a fault is looked for only when
+there is one. Lines are counted from 1, the header's.
 """
 
+import codecs
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +16,15 @@ from recbole_pref.errors import PrefError, suggest
 
 TYPES = ("token", "token_seq", "float", "float_seq")
 
+# What pandas, and so RecBole, reads as a missing value.
+MISSING = frozenset(
+    ["", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>",
+     "N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null"]
+)  # fmt: skip
+
 
 def check_atomic_files(data_path, dataset, config):
-    """Check the interaction file (or the benchmark files) of a data set, and the feature files' text.
+    """Check the files of a data set that RecBole is going to load.
 
     Args:
         data_path (str): the data set's own folder.
@@ -32,15 +40,31 @@ def check_atomic_files(data_path, dataset, config):
     folder = Path(data_path)
     parts = config["benchmark_filename"]
     names = [f"{dataset}.{part}.inter" for part in parts] if parts else [f"{dataset}.inter"]
+    wanted = config["load_col"]
+    if wanted is not None and not isinstance(wanted, dict):
+        raise PrefError(
+            f"load_col={wanted!r} is not accepted: give the columns of each file, such as "
+            "{inter: [user_id, item_id, timestamp]}."
+        )
+    if wanted is not None and not wanted.get("inter"):
+        raise PrefError(
+            "load_col names no columns of the interaction file: add inter: [user_id, item_id, timestamp]."
+        )
     notes = []
     for name in names:
         if not (folder / name).is_file():
             raise PrefError(_missing(folder, name, dataset))
         notes += _check_interactions(folder / name, config, benchmark=bool(parts))
-    for suffix in ("user", "item"):
-        if (folder / f"{dataset}.{suffix}").is_file():
-            _read_header(folder / f"{dataset}.{suffix}", config)
-            _check_text(folder / f"{dataset}.{suffix}", config)
+    for source in ("user", "item"):
+        path = folder / f"{dataset}.{source}"
+        if path.is_file():
+            if wanted is None or wanted.get(source):
+                notes += _check_features(path, source, config)
+        elif wanted is not None and wanted.get(source):
+            raise PrefError(
+                f"load_col names columns of {str(path)!r}, which does not exist: remove {source!r} from "
+                "load_col or add the file."
+            )
     return notes
 
 
@@ -75,32 +99,121 @@ def _missing(folder, name, dataset):
     where = f"data_path is {str(parent)!r}"
     if not parent.is_dir():
         where += ", which is no folder"
+    remedy = "convert your data with recbole-pref-data or set data_path"
+    if folder.is_dir():
+        others = sorted(path.name for path in folder.iterdir() if path.suffix == ".inter")
+        if others:
+            remedy += f"; the folder holds {', '.join(others[:3])}"
+        near = []
     return (
-        f"dataset={dataset!r} was not found: there is no file {str(folder / name)!r} ({where}); convert "
-        f"your data with recbole-pref-data or set data_path.{suggest(dataset, near)}"
+        f"dataset={dataset!r} was not found: there is no file {str(folder / name)!r} ({where}); "
+        f"{remedy}.{suggest(dataset, near)}"
     )
 
 
-def _read_header(path, config):
-    """Return the columns of a file: dict of name to type."""
-    separator = config["field_separator"] or "\t"
+def _check_interactions(path, config, benchmark):
+    separator, data = _separator(config), _content(path, config)
+    columns = _header(path, data, separator)
+    sequential = config["MODEL_TYPE"] == ModelType.SEQUENTIAL
+    needed = {"USER_ID_FIELD": "token", "ITEM_ID_FIELD": "token"}
+    if sequential and not benchmark:
+        needed["TIME_FIELD"] = "float"
+    loaded = _loaded("inter", columns, config)
+    for setting, kind in needed.items():
+        field = config[setting]
+        _check_field(path, columns, setting, field, kind)
+        if field not in loaded:
+            raise PrefError(
+                f"{_selector('inter', config)} does not load {field!r} ({setting}) from the interaction "
+                "file: change it so that it does."
+            )
+    frame = _table(path, data, columns, separator)
+    if frame.empty:
+        raise PrefError(f"{path} holds no interactions below its header.")
+    _check_numbers(path, frame, columns, loaded, config["TIME_FIELD"])
+    for setting in ("USER_ID_FIELD", "ITEM_ID_FIELD"):
+        _check_ids(path, frame, config[setting])
+    notes = _unknown_columns(path, "inter", columns, config)
+    return notes if benchmark else notes + _notes(path, frame, config, sequential)
+
+
+def _check_features(path, source, config):
+    separator, data = _separator(config), _content(path, config)
+    columns = _header(path, data, separator)
+    setting = f"{source.upper()}_ID_FIELD"
+    field = config[setting]
+    _check_field(path, columns, setting, field, "token")
+    loaded = _loaded(source, columns, config)
+    if loaded and field not in loaded:
+        raise PrefError(
+            f"{_selector(source, config)} does not load {field!r} ({setting}) from {path}: change it so "
+            "that it does."
+        )
+    frame = _table(path, data, columns, separator)
+    if frame.empty:
+        raise PrefError(f"{path} holds no rows below its header; fill it or remove it.")
+    _check_numbers(path, frame, columns, loaded, None)
+    _check_ids(path, frame, field)
+    notes = _unknown_columns(path, source, columns, config)
+    same = int(frame[field].duplicated().sum())
+    if same:
+        notes.append(f"{path}: {same} rows repeat a {field!r}; the first row of each counts")
+    return notes
+
+
+def _separator(config):
+    return config["field_separator"] or "\t"
+
+
+def _content(path, config):
+    """Return a file's text as UTF-8 bytes with one newline after each line, whatever it was stored as."""
+    encoding = config["encoding"] or "utf-8"
     try:
-        with open(path, encoding=config["encoding"] or "utf-8") as file:
-            line = file.readline().rstrip("\r\n")
-    except UnicodeDecodeError:
-        _check_text(path, config)
-        raise PrefError(f"{path}, line 1: the text is not UTF-8; save the file as UTF-8.") from None
+        codec = codecs.lookup(encoding).name
+    except LookupError:
+        raise PrefError(f"encoding={encoding!r} does not exist: use utf-8.") from None
+    try:
+        data = path.read_bytes()
     except OSError as error:
         raise PrefError(f"{path} cannot be read: {error.strerror}.") from None
-    if not line.strip():
+    try:
+        text = data.decode(codec)
+    except UnicodeError as error:
+        line = data.count(b"\n", 0, getattr(error, "start", 0)) + 1
+        raise PrefError(
+            f"{path}, line {line}: the text is not {encoding}; save the file as UTF-8 or set encoding."
+        ) from None
+    if codec != "utf-8":
+        data = text.encode("utf-8", "replace")
+    if text.startswith("\ufeff"):
+        raise PrefError(
+            f"{path}, line 1: the text starts with a byte order mark; save the file without it or set "
+            "encoding to utf-8-sig."
+        )
+    if b"\0" in data:
+        line = data.count(b"\n", 0, data.index(b"\0")) + 1
+        raise PrefError(f"{path}, line {line}: there is a NUL byte; the file is damaged or no text.")
+    if b"\r" in data:
+        data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    data = data.rstrip(b"\n")  # empty lines at the end do no harm
+    if not data.strip():
         raise PrefError(f"{path} is empty: its first line must name the columns as name:type.")
+    return data + b"\n"
+
+
+def _header(path, data, separator):
+    """Return the columns of a file: dict of name to type."""
+    line = data[: data.index(b"\n")].decode("utf-8")
     columns = {}
     for cell in line.split(separator):
         name, colon, kind = cell.partition(":")
         if not colon or not name or kind not in TYPES:
+            hint = suggest(kind, TYPES) if kind else ""
+            if len(line.split(separator)) == 1 and line.count(":") > 1:
+                hint = f" Columns are separated by {separator!r}; field_separator changes that."
             raise PrefError(
                 f"{path}, line 1: column {cell!r} is not of the form name:type with a type of "
-                f"{', '.join(TYPES)}.{suggest(kind, TYPES) if kind else ''}"
+                f"{', '.join(TYPES)}.{hint}"
             )
         if name in columns:
             raise PrefError(f"{path}, line 1: column {name!r} stands there twice; rename one.")
@@ -108,114 +221,123 @@ def _read_header(path, config):
     return columns
 
 
-def _check_text(path, config):
-    """Refuse text that is not in the configured encoding, naming the line."""
-    encoding = config["encoding"] or "utf-8"
-    data = path.read_bytes()
-    try:
-        data.decode(encoding)
-    except (UnicodeDecodeError, LookupError) as error:
-        line = data.count(b"\n", 0, getattr(error, "start", 0)) + 1
+def _check_field(path, columns, setting, field, kind):
+    if field not in columns:
         raise PrefError(
-            f"{path}, line {line}: the text is not {encoding}; save the file as UTF-8 or set encoding."
-        ) from None
-    if b"\0" in data:
-        line = data.count(b"\n", 0, data.index(b"\0")) + 1
-        raise PrefError(f"{path}, line {line}: there is a NUL byte; the file is damaged or no text.")
-
-
-def _check_interactions(path, config, benchmark):
-    columns = _read_header(path, config)
-    sequential = config["MODEL_TYPE"] == ModelType.SEQUENTIAL
-    needed = {"USER_ID_FIELD": "token", "ITEM_ID_FIELD": "token"}
-    if sequential and not benchmark:
-        needed["TIME_FIELD"] = "float"
-    for setting, kind in needed.items():
-        field = config[setting]
-        if field not in columns:
-            raise PrefError(
-                f"{path}, line 1: there is no column {field!r} ({setting}); rename a column or set "
-                f"{setting}.{suggest(field, columns)}"
-            )
-        if columns[field] != kind:
-            raise PrefError(
-                f"{path}, line 1: column {field!r} ({setting}) must be of type {kind}, not "
-                f"{columns[field]}."
-            )
-        loaded = (config["load_col"] or {}).get("inter")
-        if loaded is not None and field not in loaded:
-            raise PrefError(
-                f"load_col does not load {field!r} ({setting}) from the interaction file: add it."
-            )
-    _check_text(path, config)
-    frame = _read(path, columns, config)
-    if frame.empty:
-        raise PrefError(f"{path} holds no interactions below its header.")
-    for field, kind in columns.items():
-        if kind == "float":
-            frame[field] = _numbers(path, frame[field], field, required=field == config["TIME_FIELD"])
-    for setting in ("USER_ID_FIELD", "ITEM_ID_FIELD"):
-        empty = np.flatnonzero(frame[config[setting]].to_numpy() == "")
-        if len(empty):
-            raise PrefError(
-                f"{path}, line {empty[0] + 2}: {config[setting]!r} is empty; give it an id or remove "
-                "the line."
-            )
-    return [] if benchmark else _notes(path, frame, config)
-
-
-def _read(path, columns, config):
-    separator = config["field_separator"] or "\t"
-    try:
-        return pd.read_csv(
-            path, sep=separator, dtype=str, keep_default_na=False, quoting=3, names=list(columns),
-            skiprows=1, encoding=config["encoding"] or "utf-8", index_col=False, on_bad_lines="error",
-            skip_blank_lines=False,
-        )  # fmt: skip
-    except (pd.errors.ParserError, ValueError, pd.errors.EmptyDataError):
-        pass
-    finally:
-        _check_column_count(path, separator, len(columns), config)
-    raise PrefError(f"{path} cannot be read as a table with separator {separator!r}.")
-
-
-def _check_column_count(path, separator, expected, config):
-    with open(path, encoding=config["encoding"] or "utf-8", newline="\n") as file:
-        for number, line in enumerate(file, start=1):
-            cells = line.count(separator) + 1
-            if cells != expected:
-                raise PrefError(
-                    f"{path}, line {number}: {cells} columns where the header names {expected}; mend or "
-                    "remove the line."
-                )
-
-
-def _numbers(path, texts, field, required):
-    values = pd.to_numeric(texts.where(texts != "", "nan"), errors="coerce").to_numpy(dtype=float)
-    given = texts.str.strip().str.lower()
-    wrong = np.isnan(values) & ~given.isin(["", "nan"]).to_numpy() | np.isinf(values)
-    if required:
-        wrong |= np.isnan(values)
-    at = np.flatnonzero(wrong)
-    if len(at):
-        raise PrefError(
-            f"{path}, line {at[0] + 2}: {field!r} is {texts.iloc[at[0]]!r}, which is no finite number; "
-            "mend or remove the line."
+            f"{path}, line 1: there is no column {field!r} ({setting}); rename a column or set "
+            f"{setting}.{suggest(field, columns)}"
         )
-    return values
+    if columns[field] != kind:
+        raise PrefError(
+            f"{path}, line 1: column {field!r} ({setting}) must be of type {kind}, not {columns[field]}."
+        )
 
 
-def _notes(path, frame, config):
+def _loaded(source, columns, config):
+    """Return the columns that RecBole loads of a file: set of names."""
+    load = config["load_col"]
+    wanted = None if load is None else load.get(source, [])
+    names = set(columns) if wanted is None or wanted == "*" else set(columns) & set(wanted)
+    return names - set((config["unload_col"] or {}).get(source) or [])
+
+
+def _selector(source, config):
+    """Return the name of the setting that chooses a file's columns."""
+    return "unload_col" if (config["unload_col"] or {}).get(source) else "load_col"
+
+
+def _unknown_columns(path, source, columns, config):
+    wanted = (config["load_col"] or {}).get(source) or []
+    unknown = [] if wanted == "*" else [name for name in wanted if name not in columns]
+    return [
+        f"{path} has no column {name!r}, which load_col names; it is left out.{suggest(name, columns)}"
+        for name in unknown
+    ]
+
+
+def _table(path, data, columns, separator):
+    """Return the rows as text: DataFrame of str, [rows, columns]."""
+    cells = _cells_per_line(data, separator)
+    wrong = np.flatnonzero(cells != len(columns))
+    if len(wrong):
+        raise PrefError(
+            f"{path}, line {wrong[0] + 1}: {cells[wrong[0]]} columns where the header names "
+            f"{len(columns)}; mend or remove the line."
+        )
+    frame = pd.read_csv(
+        BytesIO(data), sep=separator, dtype=str, keep_default_na=False, quoting=3, names=list(columns),
+        skiprows=1, index_col=False, skip_blank_lines=False, encoding="utf-8",
+        engine="c" if len(separator.encode()) == 1 else "python",
+    )  # fmt: skip
+    if b'"' in data:
+        _check_quotes(path, frame)
+    return frame
+
+
+def _cells_per_line(data, separator):
+    """Return the number of cells of each line: int64 [lines]."""
+    separator = separator.encode()
+    if len(separator) > 1:
+        return np.array([line.count(separator) + 1 for line in data.split(b"\n")[:-1]])
+    characters = np.frombuffer(data, np.uint8)  # [bytes]
+    ends = np.flatnonzero(characters == ord("\n"))  # [lines]
+    lines = np.searchsorted(ends, np.flatnonzero(characters == ord(separator)))  # [separators]
+    return np.bincount(lines, minlength=len(ends)) + 1
+
+
+def _check_quotes(path, frame):
+    # RecBole reads a cell that starts with a quotation mark up to the next one, over line ends too.
+    for name in frame:
+        cells = frame[name]
+        opened = cells[cells.str.startswith('"')]
+        closed = opened.str.fullmatch(r'"(?:[^"]|"")*"').astype(bool)
+        if not closed.all():
+            row = opened.index[~closed.to_numpy()][0]
+            raise PrefError(
+                f"{path}, line {row + 2}: {name!r} is {cells[row]!r}, a quotation mark that is opened and "
+                "not closed; remove it."
+            )
+
+
+def _check_numbers(path, frame, columns, loaded, required):
+    """Turn loaded float columns of ``frame`` into numbers; only ``required`` may not be left empty."""
+    for field in (field for field in columns if columns[field] == "float" and field in loaded):
+        texts = frame[field]
+        values = pd.to_numeric(texts, errors="coerce").to_numpy(dtype=float)
+        wrong = ~np.isfinite(values)
+        if wrong.any() and field != required:
+            wrong &= ~texts.isin(MISSING).to_numpy()
+        at = np.flatnonzero(wrong)
+        if len(at):
+            raise PrefError(
+                f"{path}, line {at[0] + 2}: {field!r} is {texts.iloc[at[0]]!r}, which is no finite number; "
+                "mend or remove the line."
+            )
+        frame[field] = values
+
+
+def _check_ids(path, frame, field):
+    at = np.flatnonzero(frame[field].isin(MISSING))
+    if len(at):
+        # RecBole drops rows without an id, and the wrong rows when users and items both lack some.
+        text = frame[field].iloc[at[0]]
+        fault = f"is {text!r}, which RecBole reads as missing" if text else "is empty"
+        raise PrefError(
+            f"{path}, line {at[0] + 2}: {field!r} {fault}; give it another id or remove the line."
+        )
+
+
+def _notes(path, frame, config, sequential):
     notes = []
     user, time = config["USER_ID_FIELD"], config["TIME_FIELD"]
     counts = frame[user].value_counts()
     single = int((counts == 1).sum())
-    if single == len(counts):
+    if sequential and single == len(counts):
         raise PrefError(
             f"{path}: every one of the {len(counts)} users has a single interaction, so there is no "
             "sequence to learn from."
         )
-    if single:
+    if sequential and single:
         notes.append(f"{single} of {len(counts)} users have a single interaction and are never trained on")
     if time in frame:
         same = int(frame.duplicated([user, time]).sum())

@@ -5,7 +5,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from recbole_pref.config import Config
-from recbole_pref.data_check import check_atomic_files, check_split
+from recbole_pref.data_check import MISSING, check_atomic_files, check_split
 from recbole_pref.errors import PrefError
 from recbole_pref.quick_start import prepare_data, run_recbole_pref
 
@@ -13,20 +13,20 @@ HEAD = "user_id:token\titem_id:token\ttimestamp:float"
 GOOD = [HEAD, "a\tx\t1", "a\ty\t2", "a\tz\t3", "b\tx\t1", "b\ty\t2", "b\tz\t4"]
 
 
-def config_of(folder, **more):
+def config_of(folder, model="LPOSASRec", **more):
     settings = {
         "data_path": str(folder), "state": "ERROR", "gpu_id": "", "topk": [1], "valid_metric": "NDCG@1",
         "metrics": ["NDCG"], "load_col": {"inter": ["user_id", "item_id", "timestamp"]},
         "num_negatives": 1, **more,
     }  # fmt: skip
-    return Config("LPOSASRec", "d", config_dict=settings)
+    return Config(model, "d", config_dict=settings)
 
 
 def check(tmp_path, lines, model="LPOSASRec", **more):
     (tmp_path / "d").mkdir(exist_ok=True)
     data = lines if isinstance(lines, bytes) else ("\n".join(lines) + "\n").encode()
     (tmp_path / "d" / "d.inter").write_bytes(data)
-    config = config_of(tmp_path, **more)
+    config = config_of(tmp_path, model, **more)
     return check_atomic_files(config["data_path"], "d", config)
 
 
@@ -88,6 +88,118 @@ def test_a_missing_data_set_names_its_neighbour(tmp_path):
 def test_a_column_that_is_not_loaded_is_named(tmp_path):
     with pytest.raises(PrefError, match="load_col does not load 'timestamp'"):
         check(tmp_path, GOOD, load_col={"inter": ["user_id", "item_id"]})
+    with pytest.raises(PrefError, match="unload_col does not load 'timestamp'"):
+        check(tmp_path, GOOD, load_col=None, unload_col={"inter": ["timestamp"]})
+    with pytest.raises(PrefError, match="load_col names no columns of the interaction file"):
+        check(tmp_path, GOOD, load_col={"item": ["item_id"]})
+
+
+def test_columns_that_are_not_loaded_may_hold_anything(tmp_path):
+    lines = [f"{HEAD}\trating:float", *(f"{line}\tgood" for line in GOOD[1:])]
+    assert check(tmp_path, lines) == []
+    with pytest.raises(PrefError, match="line 2: 'rating' is 'good'"):
+        check(tmp_path, lines, load_col={"inter": "*"})
+    (note,) = check(tmp_path, GOOD, load_col={"inter": ["user_id", "item_id", "timestamp", "timestam"]})
+    assert "no column 'timestam'" in note and "Did you mean 'timestamp'" in note
+
+
+def test_models_without_sequences_need_no_time(tmp_path):
+    lines = [line.rsplit("\t", 1)[0] for line in GOOD]
+    with pytest.raises(PrefError, match=r"no column 'timestamp' \(TIME_FIELD\)"):
+        check(tmp_path, lines)
+    assert check(tmp_path, lines, model="BPR", load_col={"inter": ["user_id", "item_id"]}) == []
+
+
+def test_strange_ids_are_ids(tmp_path):
+    assert check(tmp_path, [*GOOD, "-7\t99999999999999999999999\t1", "-7\té ü\t2"]) == []
+
+
+def test_ids_that_read_as_missing_are_refused(tmp_path):
+    from pandas._libs.parsers import STR_NA_VALUES
+
+    assert MISSING >= STR_NA_VALUES
+    with pytest.raises(PrefError, match="line 8: 'user_id' is 'NA', which RecBole reads as missing"):
+        check(tmp_path, [*GOOD, "NA\tx\t1"])
+    with pytest.raises(PrefError, match="line 9: 'item_id' is 'null'"):
+        check(tmp_path, [*GOOD, "a\tna\t5", "a\tnull\t7"])
+
+
+def test_line_ends_of_all_systems(tmp_path):
+    for end in ("\n", "\r\n", "\r"):
+        text = end.join(GOOD)
+        assert check(tmp_path, text.encode()) == []
+        assert check(tmp_path, (text + 3 * end).encode()) == []
+        with pytest.raises(PrefError, match="line 8: 2 columns"):
+            check(tmp_path, (text + end + "a\tx" + end).encode())
+
+
+def test_separators_and_encodings_of_the_settings(tmp_path):
+    for separator in (",", "::"):
+        lines = [line.replace("\t", separator) for line in GOOD]
+        if separator == ",":
+            assert check(tmp_path, lines, field_separator=separator) == []
+            with pytest.raises(PrefError, match="line 3: 2 columns"):
+                check(tmp_path, [*lines[:2], "a,y"], field_separator=separator)
+        with pytest.raises(PrefError, match="field_separator"):
+            check(tmp_path, lines)
+    latin = "\n".join([*GOOD, "é\tx\t1", "é\ty\t2"]).encode("latin-1")
+    assert check(tmp_path, latin, encoding="latin-1") == []
+    with pytest.raises(PrefError, match="line 8: the text is not utf-8"):
+        check(tmp_path, latin)
+    with pytest.raises(PrefError, match="encoding='latin-11' does not exist"):
+        check(tmp_path, latin, encoding="latin-11")
+    with pytest.raises(PrefError, match="line 1: .*byte order mark"):
+        check(tmp_path, "\n".join(GOOD).encode("utf-8-sig"))
+    assert check(tmp_path, "\n".join(GOOD).encode("utf-8-sig"), encoding="utf-8-sig") == []
+
+
+def test_quotation_marks_that_swallow_lines_are_refused(tmp_path):
+    with pytest.raises(PrefError, match="line 4: 'item_id' is '\"z', a quotation mark"):
+        check(tmp_path, changed(4, 'a\t"z\t3'))
+    assert check(tmp_path, changed(4, 'a\t"z ""q"""\t3')) == []
+    assert check(tmp_path, changed(4, 'a\tz"\t3')) == []
+    prepare_data(config_of(tmp_path), log=False)
+
+
+@pytest.mark.parametrize(
+    "text, match",
+    [
+        ("item_id:token\tprice:float\nx\t1\ny\n", "line 3: 1 columns"),
+        ("item_id:token\tprice:float\nx\tcheap\n", "line 2: 'price' is 'cheap'"),
+        ("item_id:token\tprice:flot\nx\t1\n", "line 1: column 'price:flot'.*'float'"),
+        ("item:token\tprice:float\nx\t1\n", "no column 'item_id'"),
+        ("item_id:token\n\n", "no rows"),
+        ("", "is empty"),
+    ],
+)
+def test_item_files_are_checked_when_they_are_loaded(tmp_path, text, match):
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "d.item").write_text(text)
+    assert check(tmp_path, GOOD) == []
+    with pytest.raises(PrefError, match=match) as caught:
+        check(tmp_path, GOOD, load_col=None)
+    assert "d.item" in str(caught.value)
+
+
+def test_item_files_that_pass_and_that_are_missing(tmp_path):
+    load = {"inter": "*", "item": ["item_id", "price"]}
+    with pytest.raises(PrefError, match="d.item'.*does not exist.*'item'"):
+        check(tmp_path, GOOD, load_col=load)
+    (tmp_path / "d" / "d.item").write_text("item_id:token\tprice:float\nx\t1\ny\t\nx\t2\n")
+    (note,) = check(tmp_path, GOOD, load_col=load)
+    assert "1 rows repeat a 'item_id'" in note
+
+
+def test_benchmark_files_are_looked_for_by_name(tmp_path):
+    options = {"benchmark_filename": ["train", "valid", "test"], "load_col": None}
+    with pytest.raises(PrefError, match="d.train.inter.*the folder holds d.inter"):
+        check(tmp_path, GOOD, **options)
+    for part in ("train", "valid", "test"):
+        (tmp_path / "d" / f"d.{part}.inter").write_text("user_id:token\titem_id:token\na\tx\n")
+    assert check(tmp_path, GOOD, **options) == []
+    (tmp_path / "d" / "d.valid.inter").write_text("user_id:token\titem_id:token\na\n")
+    with pytest.raises(PrefError, match="d.valid.inter, line 2"):
+        check(tmp_path, GOOD, **options)
 
 
 def test_an_empty_part_names_the_filters():
