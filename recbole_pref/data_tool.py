@@ -1,20 +1,26 @@
 """Turn what people have into RecBole's atomic files: ``recbole-pref-data``."""
 
 import argparse
+import csv
 import gzip
+import itertools
 import json
 import os
+import re
 import sys
+import warnings
+import zlib
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from tabulate import tabulate
 
+from recbole_pref.data_check import MISSING
 from recbole_pref.errors import PrefError, suggest
 
 FORMATS = ("sequences", "pairs", "table", "amazon-ratings-2014", "amazon-ratings-2018", "amazon-reviews")
-COLUMNS = ["user_id", "item_id", "timestamp"]
 EXAMPLES = """
 examples:
   # one user per line, "user item item ...", as S3-Rec publishes its data
@@ -35,36 +41,71 @@ examples:
 # -- reading
 
 
-def _open(path):
-    if not Path(path).is_file():
-        folder = Path(path).parent
-        near = [str(p) for p in folder.iterdir() if p.is_file()] if folder.is_dir() else []
-        raise PrefError(f"input={str(path)!r} does not exist.{suggest(path, near)}")
-    if str(path).endswith(".gz"):
-        return gzip.open(path, "rt", encoding="utf-8")
-    return open(path, encoding="utf-8")
+def _source(path, option="input"):
+    """Return the path of an existing file."""
+    path = Path(path)
+    if not path.is_file():
+        near = [str(p) for p in path.parent.iterdir() if p.is_file()] if path.parent.is_dir() else []
+        raise PrefError(f"{option}={str(path)!r} does not exist or is no file.{suggest(path, near)}")
+    return path
+
+
+def _open(path, newline=None):
+    """Open text, compressed or not; a byte order mark is skipped."""
+    opener = gzip.open if path.suffix == ".gz" else open
+    return opener(path, "rt", encoding="utf-8-sig", newline=newline)
+
+
+_DAMAGED = (gzip.BadGzipFile, EOFError, zlib.error)
+
+
+@contextmanager
+def _reading(path):
+    """Turn what goes wrong while a file is read into one sentence."""
+    try:
+        yield
+    except UnicodeDecodeError:
+        raise PrefError(
+            f"{path}, line {_undecodable_line(path)}: the text is not UTF-8; save the file as UTF-8."
+        ) from None
+    except _DAMAGED:
+        raise PrefError(f"{path} is no whole gzip file; fetch it again.") from None
+    except OSError as error:
+        raise PrefError(f"{path} cannot be read: {error.strerror or error}.") from None
+
+
+def _undecodable_line(path):
+    opener = gzip.open if path.suffix == ".gz" else open
+    number = 0
+    with suppress(*_DAMAGED), opener(path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError:
+                return number
+    return number + 1  # the text of a damaged file ends here
 
 
 def _lines(path):
     """Yield number and text of each line that is not blank."""
-    try:
-        with _open(path) as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield number, line.strip()
-    except UnicodeDecodeError:
-        raise PrefError(f"{path}: the text is not UTF-8; save the file as UTF-8.") from None
-    except (gzip.BadGzipFile, EOFError):
-        raise PrefError(f"{path} is no whole gzip file; fetch it again.") from None
+    with _reading(path), _open(path) as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                yield number, line.strip()
 
 
 def read_sequences(path):
     """Read one user per line, ``user item item ...``; the position stands for the time."""
-    users, items, times = [], [], []
+    users, items, times, line_of = [], [], [], {}
     for number, line in _lines(path):
         user, *sequence = line.split()
         if not sequence:
             raise PrefError(f"{path}, line {number}: user {user!r} has no items; remove the line.")
+        if line_of.setdefault(user, number) != number:
+            raise PrefError(
+                f"{path}, line {number}: user {user!r} stands in line {line_of[user]} already; join the "
+                "lines (or use --format=pairs)."
+            )
         users += [user] * len(sequence)
         items += sequence
         times += range(len(sequence))
@@ -73,80 +114,174 @@ def read_sequences(path):
 
 def read_pairs(path):
     """Read ``user item`` per line in time order; the position stands for the time."""
-    rows = []
+    users, items = [], []
     for number, line in _lines(path):
         cells = line.split()
         if len(cells) != 2:
-            raise PrefError(f"{path}, line {number}: {len(cells)} words where 'user item' is expected.")
-        rows.append(cells)
-    frame = pd.DataFrame(rows, columns=["user_id", "item_id"])
+            raise PrefError(
+                f"{path}, line {number}: {len(cells)} words where 'user item' is expected; mend the line "
+                "or choose another --format."
+            )
+        users.append(cells[0])
+        items.append(cells[1])
+    frame = pd.DataFrame({"user_id": users, "item_id": items})
     frame["timestamp"] = frame.groupby("user_id").cumcount()
     return frame
 
 
 def read_table(path, user="user_id", item="item_id", time="timestamp", rating=None, separator=None):
-    """Read a CSV, TSV or Parquet file with named columns; without ``time`` the order of rows counts."""
-    _open(path).close()
-    if str(path).endswith(".parquet"):
-        frame = pd.read_parquet(path)
+    """Read a CSV, TSV or Parquet file with named columns.
+
+    Args:
+        path (Path): the file; ``.parquet`` is read as Parquet.
+        user, item, time, rating (str): names of the columns; without ``time`` (empty or None) the order
+            of the rows stands for it.
+        separator (str, optional): by default a tab for ``.tsv`` and a comma otherwise.
+    """
+    names = {"user_id": user, "item_id": item, "timestamp": time, "rating": rating}
+    if path.suffix == ".parquet":
+        frame, place = _parquet(path), lambda row: f"{path}, row {row + 1}"
     else:
-        separator = separator or ("\t" if ".tsv" in str(path) else ",")
-        try:
-            frame = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False)
-        except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-            raise PrefError(f"{path} cannot be read as a table: {' '.join(str(error).split())}") from None
-    return _rename(path, frame, user, item, time, rating)
-
-
-def _rename(path, frame, user, item, time, rating):
-    wanted = {"user": user, "item": item, "time": time, "rating": rating}
-    chosen = {}
-    for option, column in wanted.items():
-        if not column:
-            continue
-        if column not in frame:
-            raise PrefError(
-                f"{path} has no column {column!r} (--{option}); it has {', '.join(map(str, frame))}."
-                f"{suggest(column, frame)}"
-            )
-        chosen[column] = {"user": "user_id", "item": "item_id", "time": "timestamp"}.get(option, option)
-    frame = frame[list(chosen)].rename(columns=chosen)
-    for column in ("timestamp", "rating"):
-        if column in frame:
-            frame[column] = _numbers(path, frame[column], column)
-    if "timestamp" not in frame:
-        frame["timestamp"] = frame.groupby("user_id").cumcount()
-    return frame
-
-
-def _numbers(path, values, column):
-    numbers = pd.to_numeric(values, errors="coerce").to_numpy(dtype=float)
-    if np.isfinite(numbers).all():
-        return numbers
-    if pd.api.types.is_datetime64_any_dtype(values) or column == "timestamp":
-        dates = pd.to_datetime(values, errors="coerce", format="mixed", utc=True)
-        if dates.notna().all():
-            return (dates.astype("int64") / 10**9).to_numpy(dtype=float)
-    at = int(np.flatnonzero(~np.isfinite(numbers))[0])
-    raise PrefError(
-        f"{path}, line {at + 2}: {column} is {values.iloc[at]!r}, which is no number"
-        f"{' and no date' if column == 'timestamp' else ''}."
-    )
+        separator = (separator or ("\t" if ".tsv" in path.suffixes else ",")).replace("\\t", "\t")
+        frame = _csv(path, separator)
+        place = lambda row: f"{path}, line {_line_of(path, separator, row + 1)}"
+    return _interactions(path, frame, names, place)
 
 
 def _amazon_ratings(order):
     def read(path):
-        _open(path).close()
-        try:
-            frame = pd.read_csv(path, header=None, dtype=str, keep_default_na=False)
-        except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-            raise PrefError(f"{path} cannot be read as a table: {' '.join(str(error).split())}") from None
+        frame = _csv(path, ",", header=None)
         if frame.shape[1] != 4:
             raise PrefError(f"{path}: {frame.shape[1]} columns where Amazon's ratings have 4.")
         frame.columns = order
-        return _rename(path, frame, "user", "item", "time", "rating")
+        place = lambda row: f"{path}, line {_line_of(path, ',', row)}"
+        return _interactions(path, frame, {name: name for name in order}, place)
 
     return read
+
+
+def _parquet(path):
+    import pyarrow
+
+    with _reading(path):
+        try:
+            return pd.read_parquet(path)
+        except (pyarrow.ArrowException, ValueError) as error:
+            raise PrefError(f"{path} is no Parquet file: {' '.join(str(error).split())}") from None
+
+
+def _csv(path, separator, header=0):
+    """Read a text table: DataFrame of str."""
+    with _reading(path), warnings.catch_warnings():
+        warnings.simplefilter("error", pd.errors.ParserWarning)  # rows longer than the header
+        try:
+            return pd.read_csv(
+                path, sep=separator if len(separator) == 1 else re.escape(separator), header=header,
+                dtype=str, keep_default_na=False, index_col=False, encoding="utf-8-sig",
+                engine="c" if len(separator) == 1 else "python",
+                compression="gzip" if path.suffix == ".gz" else None,
+            ).fillna("")  # fmt: skip
+        except pd.errors.EmptyDataError:
+            raise PrefError(f"{path} is empty.") from None
+        except pd.errors.ParserWarning:
+            raise PrefError(
+                f"{path}: the rows have more cells than the first line; name all columns there."
+            ) from None
+        except (pd.errors.ParserError, csv.Error) as error:
+            raise PrefError(f"{path} cannot be read as a table: {' '.join(str(error).split())}") from None
+
+
+def _line_of(path, separator, record):
+    """Return the line at which a record (0 is the first, the header's where there is one) ends."""
+    if len(separator) > 1:  # no quoting, no line ends within cells
+        return next(itertools.islice((number for number, _ in _lines(path)), record, None), record + 1)
+    with suppress(csv.Error), _open(path, newline="") as file:
+        reader = csv.reader(file, delimiter=separator)
+        # pandas skips blank lines, those of white space too
+        filled = (reader.line_num for cells in reader if len(cells) > 1 or "".join(cells).strip())
+        return next(itertools.islice(filled, record, None), record + 1)
+    return record + 1
+
+
+def _interactions(path, frame, names, place):
+    """Choose and check columns: DataFrame with user_id, item_id, timestamp and perhaps rating.
+
+    Args:
+        frame (DataFrame): the source.
+        names (dict): our column to the source's; None where the source has none.
+        place (callable): row to file and line, for messages.
+    """
+    option = {"user_id": "user", "item_id": "item", "timestamp": "time", "rating": "rating"}
+    chosen = {}
+    for column, name in names.items():
+        if not name:
+            if column in ("user_id", "item_id"):
+                raise PrefError(f"--{option[column]} is empty: name the column.")
+            continue
+        if name not in frame:
+            raise PrefError(
+                f"{path} has no column {name!r} (--{option[column]}); it has {', '.join(map(str, frame))}."
+                f"{suggest(name, frame)}"
+            )
+        if isinstance(frame[name], pd.DataFrame):
+            raise PrefError(f"{path}: the column {name!r} stands there twice; rename one.")
+        chosen[column] = frame[name].reset_index(drop=True)
+    for column in ("user_id", "item_id"):
+        chosen[column] = _ids(chosen[column], column, place)
+    for column in ("timestamp", "rating"):
+        if column in chosen:
+            chosen[column] = _numbers(chosen[column], column, place)
+    result = pd.DataFrame(chosen)
+    if "timestamp" not in result:
+        result["timestamp"] = result.groupby("user_id").cumcount()
+    return result[[column for column in option if column in result]]
+
+
+def _ids(values, column, place):
+    """Return ids as text that RecBole reads back unchanged."""
+    texts = values.astype(str)
+    bad = values.isna() | texts.isin(MISSING) | texts.str.contains(r"[\t\n\r\0]")
+    at = np.flatnonzero(bad)
+    if len(at):
+        text = texts.iloc[at[0]]
+        fault = "is empty"
+        if not values.isna().iloc[at[0]] and text:
+            reason = "RecBole reads as missing" if text in MISSING else "holds a tab or a line end"
+            fault = f"is {text!r}, which {reason}"
+        raise PrefError(f"{place(at[0])}: {column} {fault}; give it another id or remove the row.")
+    return texts
+
+
+def _numbers(values, column, place):
+    """Return numbers, or the seconds since 1970 of dates: float64, all finite."""
+    numbers = np.full(len(values), np.nan)
+    if not pd.api.types.is_datetime64_any_dtype(values):
+        numbers = pd.to_numeric(values, errors="coerce").to_numpy(dtype=float, na_value=np.nan)
+    wrong = ~np.isfinite(numbers)
+    # A column that is mostly numbers is one of numbers; the rest of it are mistakes, not dates.
+    if column == "timestamp" and wrong.mean() > 0.5:
+        dates = pd.to_datetime(values, errors="coerce", format="ISO8601", utc=True)
+        if dates.isna().any():
+            dates = pd.to_datetime(values, errors="coerce", format="mixed", utc=True)
+        numbers = ((dates - pd.Timestamp(0, tz="UTC")) / pd.Timedelta(seconds=1)).to_numpy(dtype=float)
+        wrong = ~np.isfinite(numbers)
+    at = np.flatnonzero(wrong)
+    if len(at):
+        kind = "neither a number nor a date" if column == "timestamp" else "no number"
+        raise PrefError(
+            f"{place(at[0])}: {column} is {str(values.iloc[at[0]])!r}, which is {kind}; mend or remove "
+            "the row."
+        )
+    return numbers
+
+
+def _is_text(text):
+    """Whether text can be written: JSON may hold half of a surrogate pair."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 _REVIEW_KEYS = (
@@ -157,30 +292,38 @@ _REVIEW_KEYS = (
 
 def read_reviews(path):
     """Read Amazon reviews as JSON lines, with the keys of 2014/2018 or of 2023."""
-    rows = []
+    rows, numbers = [], []
     for number, line in _lines(path):
         try:
             review = json.loads(line)
-            keys = next(keys for keys in _REVIEW_KEYS if keys[0] in review)
-            rows.append([review[key] for key in keys])
-        except (ValueError, TypeError):
-            raise PrefError(f"{path}, line {number}: this is no JSON object.") from None
-        except StopIteration:
-            raise PrefError(f"{path}, line {number}: there is neither reviewerID nor user_id.") from None
-        except KeyError as error:
-            raise PrefError(f"{path}, line {number}: there is no {error.args[0]!r}.") from None
-    frame = pd.DataFrame(rows, columns=["user_id", "item_id", "timestamp", "rating"])
-    for column in ("timestamp", "rating"):
-        frame[column] = _numbers(path, frame[column], column)
-    return frame
+        except (ValueError, RecursionError):
+            review = None
+        if not isinstance(review, dict):
+            raise PrefError(f"{path}, line {number}: this is no JSON object; mend or remove the line.")
+        keys = next((keys for keys in _REVIEW_KEYS if keys[0] in review), None)
+        if keys is None:
+            raise PrefError(f"{path}, line {number}: there is neither reviewerID nor user_id.")
+        for key in keys:
+            if key not in review:
+                raise PrefError(f"{path}, line {number}: there is no {key!r}.")
+            if isinstance(review[key], (list, dict, bool)):
+                raise PrefError(f"{path}, line {number}: {key!r} is {review[key]!r}, no text and no number.")
+        rows.append(["" if review[key] is None else str(review[key]) for key in keys])
+        if not _is_text("".join(rows[-1])):
+            raise PrefError(f"{path}, line {number}: there is half a Unicode character; mend the line.")
+        numbers.append(number)
+    columns = ["user_id", "item_id", "timestamp", "rating"]
+    place = lambda row: f"{path}, line {numbers[row]}"
+    frame = pd.DataFrame(rows, columns=columns, dtype=object)
+    return _interactions(path, frame, {name: name for name in columns}, place)
 
 
 READERS = {
     "sequences": read_sequences,
     "pairs": read_pairs,
     "table": read_table,
-    "amazon-ratings-2014": _amazon_ratings(["user", "item", "rating", "time"]),
-    "amazon-ratings-2018": _amazon_ratings(["item", "user", "rating", "time"]),
+    "amazon-ratings-2014": _amazon_ratings(["user_id", "item_id", "rating", "timestamp"]),
+    "amazon-ratings-2018": _amazon_ratings(["item_id", "user_id", "rating", "timestamp"]),
     "amazon-reviews": read_reviews,
 }
 
@@ -188,27 +331,58 @@ READERS = {
 def read_item_features(path):
     """Read item features: JSON ``{item: [attribute, ...]}`` as S3-Rec's, or a CSV with a column item_id.
 
+    White space within an attribute of the JSON becomes ``_``. A column of a CSV whose cells are finite
+    numbers or empty is ``float``, one with a space in a cell ``token_seq``, any other ``token``.
+
     Returns:
-        DataFrame: column names are ``name:type`` as in atomic files.
+        DataFrame: of str; column names are ``name:type`` as in atomic files.
     """
-    _open(path).close()
-    if str(path).endswith(".json"):
-        try:
-            table = json.loads(Path(path).read_text(encoding="utf-8"))
-            rows = [(str(item), " ".join(map(str, values))) for item, values in table.items()]
-        except (ValueError, TypeError, AttributeError):
-            raise PrefError(f"{path} is no JSON object of lists: {{item: [attribute, ...]}}.") from None
-        return pd.DataFrame(rows, columns=["item_id:token", "attributes:token_seq"])
-    frame = pd.read_csv(path, dtype=str, keep_default_na=False)
-    if "item_id" not in frame:
-        raise PrefError(f"{path} has no column 'item_id'.{suggest('item_id', frame)}")
-    return frame.rename(columns={name: f"{name}:{_feature_type(frame[name])}" for name in frame})
+    path = _source(path, "item_features")
+    if ".json" in path.suffixes:
+        frame = _json_features(path)
+    else:
+        frame = _csv(path, "\t" if ".tsv" in path.suffixes else ",")
+        if "item_id" not in frame:
+            raise PrefError(f"{path} has no column 'item_id'.{suggest('item_id', frame)}")
+        for name in frame:
+            if not name or ":" in name or '"' in name or any(c.isspace() for c in name):
+                raise PrefError(f"{path}, line 1: column {name!r} is no name; use letters and _ alone.")
+            at = np.flatnonzero(frame[name].str.contains(r"[\t\n\r\0]"))
+            if len(at):
+                line = _line_of(path, "\t" if ".tsv" in path.suffixes else ",", at[0] + 1)
+                raise PrefError(f"{path}, line {line}: {name!r} holds a tab or a line end; remove it.")
+        frame = frame.rename(columns={name: f"{name}:{_feature_type(frame[name])}" for name in frame})
+    same = frame["item_id:token"].duplicated()
+    if same.any():
+        raise PrefError(
+            f"{path}: item {frame['item_id:token'][same].iloc[0]!r} stands there twice; keep one row."
+        )
+    return frame
+
+
+def _json_features(path):
+    text = "\n".join(line for _, line in _lines(path))
+    try:
+        table = json.loads(text)
+    except (ValueError, RecursionError):
+        table = None
+    if not isinstance(table, dict):
+        raise PrefError(f"{path} is no JSON object of lists: {{item: [attribute, ...]}}.")
+    rows = []
+    for item, values in table.items():
+        if not isinstance(values, list) or not all(isinstance(v, (str, int, float)) for v in values):
+            raise PrefError(f"{path}: the attributes of item {item!r} are no list of texts or numbers.")
+        rows.append((item, " ".join("_".join(str(value).split()) for value in values)))
+        if not _is_text("".join(rows[-1])):
+            raise PrefError(f"{path}: item {item!r} has half a Unicode character; mend it.")
+    return pd.DataFrame(rows, columns=["item_id:token", "attributes:token_seq"], dtype=object)
 
 
 def _feature_type(values):
     if values.name == "item_id":
         return "token"
-    if pd.to_numeric(values, errors="coerce").notna().all():
+    given = values[values != ""]
+    if len(given) and np.isfinite(pd.to_numeric(given, errors="coerce").to_numpy(dtype=float)).all():
         return "float"
     return "token_seq" if values.str.contains(" ").any() else "token"
 
@@ -235,25 +409,32 @@ def k_core(frame, min_user, min_item):
 def summarize(frame, head_ratio=0.2):
     """Describe interactions sorted by user and time.
 
+    The head is that of ``tail_split: items`` after RecBole's leave-one-out split: the most popular
+    ``head_ratio`` of the items by training interactions, which are all but the last two of each user
+    (all but the last one of a user with three, all of a user with fewer).
+
     Returns:
-        dict: users, items, interactions, density, mean_length, head_share (interactions with the most
-        popular ``head_ratio`` of the items) and tail_targets (share of the users' last items outside
-        that head, counted without the last two items of each user).
+        dict: users, items, interactions, density, mean_length, head_share (share of all interactions
+        that are with head items) and tail_targets (share of the test targets that are no head items;
+        None when no user has three interactions).
     """
-    counts = frame["item_id"].value_counts()
-    left = frame.groupby("user_id").cumcount(ascending=False)
-    known = frame.loc[left >= 2, "item_id"].value_counts().reindex(counts.index, fill_value=0)
-    order = known.sort_values(ascending=False, kind="stable").index
-    head = set(order[: max(1, round(head_ratio * len(counts)))])
-    users, items = frame["user_id"].nunique(), len(counts)
+    users = frame.groupby("user_id")
+    left = users.cumcount(ascending=False)  # 0 is a user's last interaction
+    length = users["item_id"].transform("size")
+    train = (left >= 2) | ((left == 1) & (length == 3)) | (length == 2)
+    items = frame["item_id"].unique()  # in the order of RecBole's numbers, which breaks ties
+    known = frame.loc[train, "item_id"].value_counts().reindex(items, fill_value=0)
+    size = min(max(1, round(head_ratio * len(items))), int((known > 0).sum()))
+    head = set(known.sort_values(ascending=False, kind="stable").index[:size])
+    targets = frame.loc[(left == 0) & (length >= 3), "item_id"]
     return {
-        "users": users,
-        "items": items,
+        "users": users.ngroups,
+        "items": len(items),
         "interactions": len(frame),
-        "density": len(frame) / (users * items),
-        "mean_length": len(frame) / users,
+        "density": len(frame) / (users.ngroups * len(items)),
+        "mean_length": len(frame) / users.ngroups,
         "head_share": float(frame["item_id"].isin(head).mean()),
-        "tail_targets": float((~frame.loc[left == 0, "item_id"].isin(head)).mean()),
+        "tail_targets": float((~targets.isin(head)).mean()) if len(targets) else None,
     }
 
 
@@ -290,7 +471,7 @@ def convert(
         **table: ``user``, ``item``, ``time``, ``rating``, ``separator`` for the format ``table``.
 
     Returns:
-        dict: see ``summarize``.
+        dict: see ``summarize``; with item features also ``items_with_features``.
 
     Raises:
         PrefError: a mistake in the options or the file, with its line.
@@ -299,19 +480,27 @@ def convert(
         raise PrefError(
             f"format={format!r} does not exist: use one of {', '.join(FORMATS)}.{suggest(format, FORMATS)}"
         )
-    frame = READERS[format](input, **table) if format == "table" else READERS[format](input)
-    for column in ("user_id", "item_id"):
-        frame[column] = frame[column].astype(str)
-        bad = frame[column].str.contains(r"[\t\n\r]") | (frame[column] == "")
-        if bad.any():
-            at = int(np.flatnonzero(bad.to_numpy())[0])
-            raise PrefError(
-                f"{input}: {column} {frame[column].iloc[at]!r} of interaction {at + 1} is empty or holds "
-                "a tab."
-            )
+    if not name or Path(name).name != name:
+        raise PrefError(f"name={name!r} is no name of a folder: use letters, digits, - and _.")
+    if table and format != "table":
+        given = next(iter(table))
+        raise PrefError(f"{given}={table[given]!r} goes with format='table' alone, not with {format!r}.")
+    source, folder = _source(input), Path(output) / name
+    files = [folder / f"{name}.inter", *([folder / f"{name}.item"] if item_features else [])]
+    for path in files:
+        if path.exists() and not force and not dry_run:
+            raise PrefError(f"{path} exists already: choose another name or pass --force to replace it.")
+    features = read_item_features(item_features) if item_features else None
+    frame = READERS[format](source, **table)
+    if frame.empty:
+        raise PrefError(f"{source} holds no interactions.")
+    if format in ("sequences", "pairs"):
+        place = lambda row: f"{source}, interaction {row + 1}"
+        for column in ("user_id", "item_id"):
+            frame[column] = _ids(frame[column], column, place)
     if rating_min is not None:
         if "rating" not in frame:
-            raise PrefError("rating_min needs ratings: name their column with --rating.")
+            raise PrefError(f"rating_min={rating_min} needs ratings: name their column with --rating.")
         frame = frame[frame["rating"] >= rating_min]
     # A stable sort keeps the order of the file among equal times.
     frame = frame.sort_values("timestamp", kind="stable")
@@ -320,36 +509,64 @@ def convert(
     frame = k_core(frame, min_user, min_item)
     if frame.empty:
         raise PrefError(
-            f"no interactions of {input} are left: lower min_user={min_user}, min_item={min_item} or "
+            f"no interactions of {source} are left: lower min_user={min_user}, min_item={min_item} or "
             f"rating_min={rating_min}."
         )
     first = pd.factorize(frame["user_id"], sort=False)[0]
     frame = frame.iloc[np.argsort(first, kind="stable")]
+    summary = summarize(frame)
+    tables = [_typed(frame)]
+    if features is not None:
+        tables.append(features[features["item_id:token"].isin(set(frame["item_id"]))])
+        summary["items_with_features"] = len(tables[1])
     if not dry_run:
-        folder = Path(output) / name
-        _write(frame, folder / f"{name}.inter", force)
-        if item_features:
-            features = read_item_features(item_features)
-            known = features["item_id:token"].isin(set(frame["item_id"]))
-            _write(features[known], folder / f"{name}.item", force, typed=True)
-    return summarize(frame)
+        _write(dict(zip(files, tables)))
+    return summary
 
 
-def _write(frame, path, force, typed=False):
-    if path.exists() and not force:
-        raise PrefError(f"{path} exists already: choose another name or pass --force to replace it.")
-    if not typed:
-        columns = [*COLUMNS, *(["rating"] if "rating" in frame else [])]
-        kinds = {"user_id": "token", "item_id": "token", "timestamp": "float", "rating": "float"}
-        frame = frame[columns].rename(columns={column: f"{column}:{kinds[column]}" for column in columns})
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+def _typed(frame):
+    """Return interactions with typed headers, whole numbers without a fraction."""
+    kinds = {"user_id": "token", "item_id": "token", "timestamp": "float", "rating": "float"}
+    typed = {}
+    for column in frame:
+        values = frame[column]
+        # Milliseconds since 1970 need all their digits: they order a sequence.
+        if kinds[column] == "float" and (values % 1 == 0).all() and (values.abs() < 2**53).all():
+            values = values.astype("int64")
+        typed[f"{column}:{kinds[column]}"] = values
+    return pd.DataFrame(typed)
+
+
+def _write(tables):
+    """Write tables beside their places, then move them there.
+
+    Args:
+        tables (dict): path to DataFrame.
+    """
+    temporary = {path: path.with_name(f".{path.name}.{os.getpid()}") for path in tables}
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        frame.to_csv(temporary, sep="\t", index=False, quoting=3, float_format="%.10g")
-        os.replace(temporary, path)
+        for path, frame in tables.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(temporary[path], "w", encoding="utf-8", newline="\n") as file:
+                frame.to_csv(file, sep="\t", index=False, lineterminator="\n")
+                file.flush()
+                os.fsync(file.fileno())
+        for path in tables:
+            os.replace(temporary[path], path)
     except (OSError, ValueError) as error:
-        temporary.unlink(missing_ok=True)
-        raise PrefError(f"{path} cannot be written: {error}") from None
+        raise PrefError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}.") from None
+    finally:
+        for file in temporary.values():
+            with suppress(OSError):
+                file.unlink()
+
+
+def _shown(key, value):
+    if value is None:
+        return "none"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.2f}" if key == "mean_length" else f"{value:.3%}" if key == "density" else f"{value:.1%}"
 
 
 def main(argv=None):
@@ -372,7 +589,7 @@ def main(argv=None):
     add("--drop_duplicates", action="store_true", help="keep the first of repeated user-item pairs")
     add("--item_features", help="JSON {item: [attribute, ...]} or CSV with a column item_id")
     for option, default in (("user", "user_id"), ("item", "item_id"), ("time", "timestamp")):
-        add(f"--{option}", default=default, help=f"format table: column of the {option}")
+        add(f"--{option}", help=f"format table: column of the {option}, {default} if not given")
     add("--rating", help="format table: column of the rating")
     add("--separator", help="format table: separator of the columns")
     add("--dry_run", action="store_true", help="read and describe only")
@@ -380,9 +597,9 @@ def main(argv=None):
     add("--debug", action="store_true", help="show the traceback of an error")
     arguments = vars(parser.parse_args(argv))
     debug = arguments.pop("debug")
-    if arguments["format"] != "table":
-        for option in ("user", "item", "time", "rating", "separator"):
-            arguments.pop(option)
+    for option in ("user", "item", "time", "rating", "separator"):
+        if arguments[option] is None:
+            del arguments[option]
     try:
         summary = convert(**arguments)
     except PrefError as error:
@@ -390,7 +607,9 @@ def main(argv=None):
             raise
         print(f"recbole-pref-data: {error}", file=sys.stderr)
         return 2
-    print(tabulate([[k, f"{v:.6g}"] for k, v in summary.items()], [arguments["name"], ""], "github"))
+    rows = [(key, _shown(key, value)) for key, value in summary.items()]
+    align = ("left", "right")
+    print(tabulate(rows, [arguments["name"], ""], "github", colalign=align, disable_numparse=True))
     return 0
 
 

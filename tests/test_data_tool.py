@@ -138,7 +138,7 @@ def test_item_features(tmp_path):
         ("[1\n", {"format": "amazon-reviews"}, "line 1: this is no JSON object"),
         ("a x y\n", {"format": "sequence"}, "format='sequence'.*'sequences'"),
         ("a x y\n", {"format": "sequences", "min_user": 5}, "min_user=5"),
-        ("a x\n", {"format": "pairs", "rating_min": 3}, "rating_min needs"),
+        ("a x\n", {"format": "pairs", "rating_min": 3}, "rating_min=3 needs"),
     ],
 )
 def test_mistakes_are_named(tmp_path, text, options, match):
