@@ -50,16 +50,18 @@ def check_atomic_files(data_path, dataset, config):
         raise PrefError(
             "load_col names no columns of the interaction file: add inter: [user_id, item_id, timestamp]."
         )
-    notes = []
+    notes, frames = [], []
     for name in names:
         if not (folder / name).is_file():
             raise PrefError(_missing(folder, name, dataset))
-        notes += _check_interactions(folder / name, config, benchmark=bool(parts))
+        frame, found = _check_interactions(folder / name, config, benchmark=bool(parts))
+        frames.append(frame)
+        notes += found
     for source in ("user", "item"):
         path = folder / f"{dataset}.{source}"
         if path.is_file():
             if wanted is None or wanted.get(source):
-                notes += _check_features(path, source, config)
+                notes += _check_features(path, source, config, frames)
         elif wanted is not None and wanted.get(source):
             raise PrefError(
                 f"load_col names columns of {str(path)!r}, which does not exist: remove {source!r} from "
@@ -134,10 +136,10 @@ def _check_interactions(path, config, benchmark):
     for setting in ("USER_ID_FIELD", "ITEM_ID_FIELD"):
         _check_ids(path, frame, config[setting])
     notes = _unknown_columns(path, "inter", columns, config)
-    return notes if benchmark else notes + _notes(path, frame, config, sequential)
+    return frame, notes if benchmark else notes + _notes(path, frame, config, sequential)
 
 
-def _check_features(path, source, config):
+def _check_features(path, source, config, interactions):
     separator, data = _separator(config), _content(path, config)
     columns = _header(path, data, separator)
     setting = f"{source.upper()}_ID_FIELD"
@@ -158,6 +160,13 @@ def _check_features(path, source, config):
     same = int(frame[field].duplicated().sum())
     if same:
         notes.append(f"{path}: {same} rows repeat a {field!r}; the first row of each counts")
+    if loaded and config["filter_inter_by_user_or_item"]:
+        lost = sum(int((~frame_of[field].isin(frame[field])).sum()) for frame_of in interactions)
+        if lost:
+            notes.append(
+                f"{lost} interactions are with a {field!r} that has no row in {path}; RecBole drops them "
+                "unless filter_inter_by_user_or_item is false"
+            )
     return notes
 
 

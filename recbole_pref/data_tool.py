@@ -480,7 +480,7 @@ def convert(
         raise PrefError(
             f"format={format!r} does not exist: use one of {', '.join(FORMATS)}.{suggest(format, FORMATS)}"
         )
-    if not name or Path(name).name != name:
+    if name in ("", ".", "..") or Path(name).name != name:
         raise PrefError(f"name={name!r} is no name of a folder: use letters, digits, - and _.")
     if table and format != "table":
         given = next(iter(table))
@@ -517,8 +517,10 @@ def convert(
     summary = summarize(frame)
     tables = [_typed(frame)]
     if features is not None:
-        tables.append(features[features["item_id:token"].isin(set(frame["item_id"]))])
-        summary["items_with_features"] = len(tables[1])
+        items = pd.DataFrame({"item_id:token": frame["item_id"].unique()})
+        summary["items_with_features"] = int(items["item_id:token"].isin(features["item_id:token"]).sum())
+        # RecBole drops the interactions of items without a row, so that every item gets one.
+        tables.append(items.merge(features, how="left", on="item_id:token")[list(features)].fillna(""))
     if not dry_run:
         _write(dict(zip(files, tables)))
     return summary

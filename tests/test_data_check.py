@@ -186,8 +186,10 @@ def test_item_files_that_pass_and_that_are_missing(tmp_path):
     with pytest.raises(PrefError, match="d.item'.*does not exist.*'item'"):
         check(tmp_path, GOOD, load_col=load)
     (tmp_path / "d" / "d.item").write_text("item_id:token\tprice:float\nx\t1\ny\t\nx\t2\n")
-    (note,) = check(tmp_path, GOOD, load_col=load)
-    assert "1 rows repeat a 'item_id'" in note
+    repeated, dropped = check(tmp_path, GOOD, load_col=load)
+    assert "1 rows repeat a 'item_id'" in repeated
+    assert "2 interactions are with a 'item_id' that has no row" in dropped
+    assert len(check(tmp_path, GOOD, load_col=load, filter_inter_by_user_or_item=False)) == 1
 
 
 def test_benchmark_files_are_looked_for_by_name(tmp_path):

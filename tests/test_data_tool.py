@@ -2,16 +2,22 @@
 
 import gzip
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from recbole_pref.config import Config
-from recbole_pref.data_tool import convert, k_core, main, summarize
+from recbole_pref.data_check import check_atomic_files
+from recbole_pref.data_tool import FORMATS, convert, k_core, main, summarize
 from recbole_pref.errors import PrefError
+from recbole_pref.popularity import head_tail_split, split_summary, train_counts
 from recbole_pref.quick_start import prepare_data
 
 PAIRS = [("a", "x"), ("a", "y"), ("b", "y"), ("a", "z"), ("b", "x")]
@@ -84,6 +90,40 @@ def test_every_format_gives_the_same_interactions(tmp_path, kind):
     assert read(tmp_path).columns[2] == "timestamp:float"
 
 
+@pytest.mark.parametrize("times", [[1602133857705, 1602133857706], [-5, 1.25], [0.1, 1e15]])
+def test_times_keep_all_their_digits(tmp_path, times):
+    (tmp_path / "s.csv").write_text(f"user_id,item_id,timestamp\na,x,{times[1]!r}\na,y,{times[0]!r}\n")
+    convert(tmp_path / "s.csv", "table", "d", tmp_path)
+    assert read(tmp_path)["timestamp:float"].astype(float).tolist() == times
+    assert rows(tmp_path) == [["a", "y"], ["a", "x"]]
+
+
+@pytest.mark.parametrize("kind", ["text", "zone", "seconds", "milliseconds", "nanoseconds", "date"])
+def test_dates_become_seconds(tmp_path, kind):
+    seconds = [951782400, 951868800]  # 29 February and 1 March 2000, 0:00 UTC
+    frame = pd.DataFrame({"user_id": [1, 1], "item_id": [7, 8], "timestamp": ["2000-02-29", "2000-03-01"]})
+    if kind == "zone":
+        frame["timestamp"] = ["2000-02-29T02:00:00+02:00", "2000-02-29 23:00:00-0100"]
+    if kind in ("text", "zone"):
+        file = tmp_path / "s.csv"
+        frame.to_csv(file, index=False)
+    else:
+        pytest.importorskip("pyarrow")
+        file = tmp_path / "s.parquet"
+        dates = pd.to_datetime(frame["timestamp"])
+        unit = {"seconds": "s", "milliseconds": "ms", "nanoseconds": "ns"}.get(kind)
+        frame["timestamp"] = dates.dt.as_unit(unit) if unit else dates.dt.date
+        frame.to_parquet(file)
+    convert(file, "table", "d", tmp_path)
+    assert read(tmp_path).to_numpy().tolist() == [["1", "7", str(seconds[0])], ["1", "8", str(seconds[1])]]
+
+
+def test_a_table_without_times_keeps_its_order(tmp_path):
+    (tmp_path / "s.csv").write_text("item_id::user_id\nz::a\nx::b\ny::a\n\n")
+    convert(tmp_path / "s.csv", "table", "d", tmp_path, time="", separator="::")
+    assert read(tmp_path).to_numpy().tolist() == [["a", "z", "0"], ["a", "y", "1"], ["b", "x", "0"]]
+
+
 def test_summary_by_hand(tmp_path):
     (tmp_path / "s").write_text("a x y z\nb x y z\nc x z y\n")
     summary = convert(tmp_path / "s", "sequences", "d", tmp_path, dry_run=True)
@@ -119,10 +159,59 @@ def test_filters(tmp_path):
 
 def test_item_features(tmp_path):
     (tmp_path / "s").write_text("a 1 2 3\n")
-    (tmp_path / "f.json").write_text('{"1": [7, 8], "2": [], "9": [1]}')
-    convert(tmp_path / "s", "sequences", "d", tmp_path, item_features=tmp_path / "f.json")
+    (tmp_path / "f.json").write_text('{"1": [7, "Hair Care"], "2": [], "9": [1]}')
+    options = {"format": "sequences", "name": "d", "output": tmp_path}
+    summary = convert(tmp_path / "s", item_features=tmp_path / "f.json", **options)
     lines = (tmp_path / "d" / "d.item").read_text().splitlines()
-    assert lines == ["item_id:token\tattributes:token_seq", "1\t7 8", "2\t"]
+    assert lines == ["item_id:token\tattributes:token_seq", "1\t7 Hair_Care", "2\t", "3\t"]
+    assert summary["items_with_features"] == 2
+    (tmp_path / "f.csv").write_text('item_id,price,brand,tags\n1,2.5,"B ""&"" C",a b\n3,,D,c\n')
+    convert(tmp_path / "s", item_features=tmp_path / "f.csv", force=True, **options)
+    item = pd.read_csv(tmp_path / "d" / "d.item", sep="\t", dtype=str, keep_default_na=False)
+    assert list(item) == ["item_id:token", "price:float", "brand:token_seq", "tags:token_seq"]
+    assert item.to_numpy().tolist() == [
+        ["1", "2.5", 'B "&" C', "a b"], ["2", "", "", ""], ["3", "", "D", "c"]
+    ]  # fmt: skip
+
+
+def test_item_features_are_loaded_by_recbole(tmp_path):
+    lines = [f"u{u} " + " ".join(f"i{(u + k) % 9}" for k in range(6)) for u in range(9)]
+    (tmp_path / "s").write_text("\n".join(lines))
+    (tmp_path / "f.csv").write_text('item_id,price,tags\ni0,2,"""q x"\ni1,,x y\n')
+    convert(tmp_path / "s", "sequences", "d", tmp_path, item_features=tmp_path / "f.csv")
+    config = Config("LPOSASRec", "d", config_dict={
+        "data_path": str(tmp_path), "state": "ERROR", "gpu_id": "", "load_col": None,
+    })  # fmt: skip
+    dataset, _ = prepare_data(config, log=False)
+    assert dataset.inter_num == 9 * 5 and dataset.item_num == 10  # nothing was dropped
+    (item,) = np.flatnonzero(dataset.field2id_token["item_id"] == "i0")
+    tags = dataset.item_feat["tags"][item]
+    assert list(dataset.id2token("tags", tags.numpy())) == ['"q', "x"]
+
+
+@pytest.mark.parametrize(
+    "name, text, match",
+    [
+        ("f.json", '{"1": "red"}', "attributes of item '1' are no list"),
+        ("f.json", "[1]", "no JSON object of lists"),
+        ("f.json", "{", "no JSON object of lists"),
+        ("f.json", '{"1": ["\\ud800"]}', "half a Unicode character"),
+        ("f.csv", "item,price\n1,2\n", "no column 'item_id'"),
+        ("f.csv", "item_id,a:b\n1,2\n", "column 'a:b' is no name"),
+        ("f.csv", "item_id,a\n1,2\n1,3\n", "item '1' stands there twice"),
+        ("f.csv", 'item_id,a\n\n1,2\n2,"x\ty"\n', "line 4: 'a' holds a tab"),
+        ("f.csv", "item_id,a\n1,2,3\n", "more cells than the first line"),
+        ("g.csv", "", "item_features=.*g.csv' does not exist"),
+    ],
+)
+def test_mistakes_in_item_features_leave_nothing_behind(tmp_path, name, text, match):
+    (tmp_path / "s").write_text("a 1 2 3\n")
+    (tmp_path / "f.csv").write_text("")
+    if text:
+        (tmp_path / name).write_text(text)
+    with pytest.raises(PrefError, match=match):
+        convert(tmp_path / "s", "sequences", "d", tmp_path, item_features=tmp_path / name)
+    assert not (tmp_path / "d").exists()
 
 
 @pytest.mark.parametrize(
@@ -132,6 +221,25 @@ def test_item_features(tmp_path):
         ("a x\nb\n", {"format": "pairs"}, "line 2: 1 words"),
         ("user_id,item_id,timestamp\na,x,1\na,y,noon\n", {"format": "table"}, "line 3: timestamp is 'noon'"),
         ("uid,item_id,timestamp\n", {"format": "table"}, "no column 'user_id'.*'uid'"),
+        ("a x\nb y\na z\n", {"format": "sequences"}, "line 3: user 'a' stands in line 1 already"),
+        ("a x\nb NA\n", {"format": "sequences"}, "'NA', which RecBole reads as missing"),
+        ("user_id,item_id,timestamp\na,x,1\n\n\na,,2\n", {"format": "table"}, "line 5: item_id is empty"),
+        ("user_id,item_id,timestamp\na,x,1\nb\n", {"format": "table"}, "line 3: item_id is empty"),
+        ('user_id,item_id,timestamp\n"a\nb",x,1\n', {"format": "table"}, "line 3: user_id.*line end"),
+        ("user_id,item_id,timestamp\na,x,1\na,x,1,1\n", {"format": "table"}, "3 fields in line 3, saw 4"),
+        ("user_id,item_id,timestamp\na,x,1,1\n", {"format": "table"}, "more cells than the first line"),
+        ("user_id,item_id,timestamp\na,x,2024-01-01\na,x,2024-01-02\na,x,?\n", {"format": "table"}, "line 4.*nor a date"),
+        ("user_id,item_id,timestamp,r\na,x,1,4\na,y,1,A\n", {"format": "table", "rating": "r"}, "line 3: rating is 'A'"),
+        ("user_id,item_id,timestamp\na,x,1\na,y,1\na,y,inf\n", {"format": "table"}, "line 4: timestamp is 'inf'"),
+        ("user_id,item_id,timestamp\n", {"format": "table"}, "holds no interactions"),
+        ("user_id,item_id,timestamp\na,x,1\n", {"format": "table", "user": ""}, "--user is empty"),
+        ("", {"format": "table"}, "is empty"),
+        ("\n", {"format": "sequences"}, "holds no interactions"),
+        ("u,x,5,1\nu,y,5,1\nu,y,5,no\n", {"format": "amazon-ratings-2014"}, "line 3: timestamp is 'no'"),
+        ('{"user_id": "a", "parent_asin": ["x"], "timestamp": 1, "rating": 1}', {"format": "amazon-reviews"}, "'parent_asin' is"),
+        ('\n{"user_id": null, "parent_asin": "x", "timestamp": 1, "rating": 1}', {"format": "amazon-reviews"}, "line 2: user_id is empty"),
+        ('{"user_id": "\\ud800", "parent_asin": "x", "timestamp": 1, "rating": 1}', {"format": "amazon-reviews"}, "line 1: there is half"),
+        ("a x\n", {"format": "sequences", "user": "u"}, "user='u' goes with format='table'"),
         ("a,b\n", {"format": "amazon-ratings-2014"}, "2 columns where"),
         ("{}\n", {"format": "amazon-reviews"}, "line 1: there is neither"),
         ('{"reviewerID": 1, "asin": 2}\n', {"format": "amazon-reviews"}, "line 1: there is no 'unixReviewTime'"),
@@ -143,9 +251,97 @@ def test_item_features(tmp_path):
 )
 def test_mistakes_are_named(tmp_path, text, options, match):
     (tmp_path / "s").write_text(text)
-    with pytest.raises(PrefError, match=match):
+    with pytest.raises(PrefError, match=match) as caught:
         convert(tmp_path / "s", name="d", output=tmp_path, **options)
+    assert "\n" not in str(caught.value)
     assert not (tmp_path / "d").exists()
+
+
+@pytest.mark.parametrize("format", ["sequences", "pairs", "table", "amazon-ratings-2014", "amazon-reviews"])
+def test_text_that_is_not_utf_8_is_named_by_line(tmp_path, format):
+    good = {
+        "pairs": "a x\n", "sequences": "a x\n", "table": "user_id,item_id,timestamp\na,x,1\n",
+        "amazon-ratings-2014": "a,x,5,1\n",
+    }.get(format, '{"user_id": "a", "parent_asin": "x", "timestamp": 1, "rating": 1}\n')  # fmt: skip
+    (tmp_path / "s").write_bytes(good.encode() + b"\n\xe9,\xe9,1,1\n")
+    with pytest.raises(PrefError, match=f"line {good.count(chr(10)) + 2}: the text is not UTF-8"):
+        convert(tmp_path / "s", format, "d", tmp_path)
+
+
+def test_a_byte_order_mark_is_no_part_of_an_id(tmp_path):
+    (tmp_path / "s").write_bytes(b"\xef\xbb\xbfa x\n")
+    convert(tmp_path / "s", "pairs", "d", tmp_path)
+    (tmp_path / "t").write_bytes(b"\xef\xbb\xbfuser_id,item_id,timestamp\na,x,0\n")
+    convert(tmp_path / "t", "table", "e", tmp_path)
+    assert rows(tmp_path) == [["a", "x"]] == read(tmp_path, "e").iloc[:, :2].to_numpy().tolist()
+
+
+@pytest.mark.parametrize("format", ["sequences", "table", "amazon-ratings-2014", "amazon-reviews"])
+def test_damaged_archives_are_refused(tmp_path, format):
+    line = b'{"user_id": "a", "parent_asin": "x", "timestamp": 1, "rating": 1}\n'
+    text = {"amazon-reviews": line, "sequences": b"a " + b"x" * 60, "table": b"user_id,item_id,timestamp\na,x,1\n"}
+    whole = gzip.compress(text.get(format, b"a,x,1,1\n"))
+    for data in (whole[:-5], b"text", whole[:-8] + bytes(8)):
+        (tmp_path / "s.gz").write_bytes(data)
+        with pytest.raises(PrefError, match="s.gz is no whole gzip file"):
+            convert(tmp_path / "s.gz", format, "d", tmp_path)
+
+
+def test_damaged_parquet_is_refused(tmp_path):
+    pytest.importorskip("pyarrow")
+    (tmp_path / "s.parquet").write_bytes(b"PAR1 and no more")
+    with pytest.raises(PrefError, match="s.parquet is no Parquet file"):
+        convert(tmp_path / "s.parquet", "table", "d", tmp_path)
+    frame = pd.DataFrame({"user_id": ["a", None], "item_id": [1, 2], "timestamp": [1, 2]})
+    frame.to_parquet(tmp_path / "s.parquet")
+    with pytest.raises(PrefError, match="row 2: user_id is empty"):
+        convert(tmp_path / "s.parquet", "table", "d", tmp_path)
+
+
+def test_places_that_cannot_be_written(tmp_path):
+    (tmp_path / "s").write_text("a x y\n")
+    with pytest.raises(PrefError, match="d.inter cannot be written"):
+        convert(tmp_path / "s", "sequences", "d", tmp_path / "s")
+    for name in ("", "..", "a/b"):
+        with pytest.raises(PrefError, match="is no name of a folder"):
+            convert(tmp_path / "s", "sequences", name, tmp_path)
+    with pytest.raises(PrefError, match="input=.*/t' does not exist.*Did you mean '.*/s'"):
+        convert(tmp_path / "t", "sequences", "d", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["s"]
+
+
+def test_a_failed_write_leaves_the_old_files(tmp_path, monkeypatch):
+    (tmp_path / "s").write_text("a x y\n")
+    convert(tmp_path / "s", "sequences", "d", tmp_path)
+    before = (tmp_path / "d" / "d.inter").read_bytes()
+    (tmp_path / "s").write_text("b x y z\n")
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(PrefError, match="No space left"):
+        convert(tmp_path / "s", "sequences", "d", tmp_path, force=True)
+    assert [path.name for path in (tmp_path / "d").iterdir()] == ["d.inter"]
+    assert (tmp_path / "d" / "d.inter").read_bytes() == before
+
+
+def test_debug_shows_the_traceback(tmp_path, capsys):
+    words = [f"--input={tmp_path / 's'}", "--format=sequences", "--name=d"]
+    assert main(words) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("recbole-pref-data: input=") and err.count("\n") == 1
+    with pytest.raises(PrefError):
+        main([*words, "--debug"])
+
+
+def test_help_of_the_module(tmp_path):
+    root = Path(__file__).resolve().parents[1]
+    shown = subprocess.run(
+        [sys.executable, "-m", "recbole_pref.data_tool", "--help"],
+        capture_output=True, text=True, cwd=root, check=True,
+    ).stdout  # fmt: skip
+    assert all(format in "".join(shown.split()) for format in FORMATS) and "examples:" in shown
 
 
 def test_nothing_is_overwritten_without_force(tmp_path, capsys):
@@ -187,6 +383,70 @@ def test_real_data_come_back_from_sequences(tmp_path, real_data):
     summary = convert(tmp_path / "s", "sequences", "d", tmp_path)
     assert (summary["users"], summary["items"], summary["interactions"]) == (1090, 3646, 52551)
     assert rows(tmp_path) == frame[["user_id:token", "item_id:token"]].to_numpy().tolist()
+
+
+@settings(deadline=None, max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(0, 10**6))
+def test_the_summary_is_that_of_the_trainer(tmp_path, seed):
+    rng = np.random.default_rng(seed)
+    lengths = [6, 6, *rng.integers(1, 7, 30)]
+    lines = [f"u{u} " + " ".join(map(str, rng.integers(0, 25, n))) for u, n in enumerate(lengths)]
+    (tmp_path / "s").write_text("\n".join(lines))
+    summary = convert(tmp_path / "s", "sequences", "d", tmp_path, force=True)
+    config = Config("LPOSASRec", "d", config_dict={
+        "data_path": str(tmp_path), "state": "ERROR", "gpu_id": "",
+        "load_col": {"inter": ["user_id", "item_id", "timestamp"]},
+    })  # fmt: skip
+    dataset, loaders = prepare_data(config, log=False)
+    counts = train_counts(loaders[0]._dataset)
+    head = head_tail_split(counts, "items", 0.2)
+    targets = loaders[2]._dataset.inter_feat["item_id"]
+    expected = split_summary(counts, head, targets)["tail_targets"]
+    assert summary["tail_targets"] == pytest.approx(expected)
+    shown = set(dataset.id2token("item_id", head.nonzero()[:, 0].numpy()))
+    items = [item for line in lines for item in line.split()[1:]]
+    assert summary["head_share"] == pytest.approx(np.mean([item in shown for item in items]))
+
+
+SOURCES = {
+    "sequences": b"a x y z\nb y x\nc z z y\n",
+    "pairs": b"a x\na y\nb x\n",
+    "table": b"user_id,item_id,timestamp\na,x,1\na,y,2\nb,x,2024-01-01\n",
+    "amazon-ratings-2018": b"x,a,5.0,1\ny,a,4.0,2\nx,b,1.0,3\n",
+    "amazon-reviews": b'{"user_id": "a", "parent_asin": "x", "timestamp": 1, "rating": 5}\n' * 3,
+}
+
+
+@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_random_damage_ends_in_a_sentence_or_in_loadable_data(tmp_path, data):
+    format = data.draw(st.sampled_from(sorted(SOURCES)))
+    raw = bytearray(SOURCES[format])
+    zipped = data.draw(st.booleans())
+    if zipped:
+        raw = bytearray(gzip.compress(bytes(raw), mtime=0))
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(0, len(raw) - 1))
+        byte = data.draw(st.one_of(st.sampled_from(b'\t\n\r ,:"{}0'), st.integers(0, 255)))
+        kind = data.draw(st.sampled_from(["set", "insert", "delete", "cut"]))
+        if kind == "set":
+            raw[at] = byte
+        elif kind == "insert":
+            raw.insert(at, byte)
+        elif kind == "delete" and len(raw) > 1:
+            del raw[at]
+        elif kind == "cut":
+            del raw[max(1, at) :]
+    file = tmp_path / ("s.gz" if zipped else "s")
+    file.write_bytes(bytes(raw))
+    try:
+        summary = convert(file, format, "d", tmp_path, force=True)
+    except PrefError as error:
+        assert "\n" not in str(error)
+        return
+    assert summary["interactions"] == len(rows(tmp_path))
+    config = Config("BPR", "d", config_dict={"data_path": str(tmp_path), "state": "ERROR", "gpu_id": ""})
+    check_atomic_files(config["data_path"], "d", config)
 
 
 def test_summaries_do_not_depend_on_names():
