@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -333,6 +334,23 @@ def test_debug_shows_the_traceback(tmp_path, capsys):
     assert out == "" and err.startswith("recbole-pref-data: input=") and err.count("\n") == 1
     with pytest.raises(PrefError):
         main([*words, "--debug"])
+
+
+def test_the_commands_of_the_documentation_run(tmp_path):
+    text = (Path(__file__).resolve().parents[1] / "docs" / "data.md").read_text(encoding="utf-8")
+    blocks = "\n".join(text.split("```")[1::2]).replace("\\\n", " ")
+    commands = [shlex.split(line)[1:] for line in blocks.splitlines() if line.startswith("recbole-pref-data")]
+    assert len(commands) == 6
+    ratings = "".join(f"u{u},i{i},5.0,{u + i}\n" for u in range(5) for i in range(5))
+    for words in commands:
+        files = {word.split("=")[1] for word in words if word.startswith(("--input", "--item_features"))}
+        for file in files:
+            content = ratings if file.endswith(".csv") else '{"x": [1]}' if "json" in file else "a x y z\n"
+            (tmp_path / file).write_text(content)
+        assert main([*words, "--force"]) == 0
+        (name,) = (word.split("=")[1] for word in words if word.startswith("--name"))
+        assert (tmp_path / "dataset" / name / f"{name}.inter").is_file()
+        assert (Path(__file__).resolve().parents[1] / "properties" / "dataset" / f"{name}.yaml").is_file()
 
 
 def test_help_of_the_module(tmp_path):
