@@ -13,6 +13,7 @@ examples:
   python run_recbole_pref.py --model=SDPOGRU4Rec --dataset=amazon-beauty --data_path=dataset/
   python run_recbole_pref.py --model=LPOSASRec --config_files="my.yaml more.yaml" --tau=0.5 --seed=7
   python run_recbole_pref.py --model=LPOSASRec --resume=True
+  python run_recbole_pref.py --predict=saved/NAME-best.pth --input=sequences.csv --output=top.csv --k=10
   python run_recbole_pref.py --list
   python run_recbole_pref.py --list=DynamicPO
 
@@ -34,6 +35,12 @@ def build_parser():
     add("--model", "-m", default="LPOSASRec", help="<Method><Backbone> or a model of RecBole")
     add("--dataset", "-d", default="ml-100k", help="name of the data set")
     add("--config_files", default=None, help="YAML files, separated by spaces")
+    add("--predict", metavar="CHECKPOINT", help="recommend for the sequences of --input instead of training")
+    add("--input", help="with --predict: CSV or Parquet with 'items', or 'user' and 'item'")
+    add("--output", help="with --predict: CSV or Parquet file to write")
+    add("--k", type=int, default=10, help="with --predict: items per sequence")
+    add("--keep_seen", action="store_true", help="with --predict: seen items may be recommended")
+    add("--unknown", choices=("error", "skip"), default="error", help="with --predict: unknown items")
     add("--nproc", type=int, default=1, help="processes on this machine that train together")
     add("--world_size", type=int, default=-1, help="processes on all machines; -1 for nproc")
     add("--ip", default="localhost", help="where the first process of all machines listens")
@@ -102,6 +109,8 @@ def _dispatch(options, settings):
     if options.list:
         print(describe(options.list))
         return 0
+    if options.predict:
+        return _predict(options)
     files = options.config_files.split() if options.config_files else None
     from recbole_pref.memory import explained
     from recbole_pref.quick_start import run
@@ -120,6 +129,19 @@ def _dispatch(options, settings):
             group_offset=options.group_offset,
         )
     print(result_table(result, options.model, options.dataset))
+    return 0
+
+
+def _predict(options):
+    from recbole_pref.predict import predict_file
+
+    for option in ("input", "output"):
+        if not getattr(options, option):
+            raise PrefError(f"--predict needs --{option}: name a CSV or Parquet file.")
+    frame = predict_file(
+        options.predict, options.input, options.output, options.k, not options.keep_seen, options.unknown
+    )
+    print(f"{len(frame)} recommendations for {frame['user'].nunique()} sequences: {options.output}")
     return 0
 
 

@@ -76,6 +76,8 @@ class TrainerMixin(EvaluationMixin):
         self.check_groups(valid_data, "validation")
         self._train_data, self._saving = train_data, saved
         self._data_fingerprint = reference.fingerprint_of(train_data._dataset)
+        dataset = train_data._dataset
+        self._item_tokens = [str(token) for token in dataset.field2id_token[dataset.iid_field]]
         if self.is_preference:
             self._prepare(train_data, valid_data)
         if self._resumed is not None:
@@ -264,6 +266,7 @@ class TrainerMixin(EvaluationMixin):
             "model": self.config["model"],
             "config": checkpoint.to_plain(self.config.final_config_dict, other=str),
             "data": self._data_fingerprint,
+            "item_tokens": self._item_tokens,
             "epoch": start_epoch - 1,
             "start_epoch": start_epoch,
             "cur_step": self.cur_step,

@@ -1,0 +1,221 @@
+"""Recommendations for people: item tokens in, item tokens and scores out.
+
+    python run_recbole_pref.py --predict=saved/...-best.pth --input=sequences.csv --output=top.csv --k=10
+
+A checkpoint of this package holds the settings, the weights and the items' tokens; the data set itself is
+not needed.
+"""
+
+from pathlib import Path
+
+import pandas as pd
+import torch
+from recbole.data.interaction import Interaction
+
+from recbole_pref import checkpoint, scoring
+from recbole_pref.config import Config
+from recbole_pref.errors import PrefError, suggest
+from recbole_pref.quick_start import _own_settings
+from recbole_pref.registry import model_class
+
+
+class Vocabulary:
+    """What a model's constructor asks of a data set, answered from a checkpoint."""
+
+    uid_field, iid_field, item_list_length_field = "user_id", "item_id", "item_length"
+
+    def __init__(self, config, state):
+        self.config = config
+        self.item_num, self.user_num = state["data"]["n_items"], state["data"]["n_users"]
+        self.uid_field, self.iid_field = config["USER_ID_FIELD"], config["ITEM_ID_FIELD"]
+        self.item_list_length_field = config["ITEM_LIST_LENGTH_FIELD"]
+        # Counts only decide the head/tail split of training, which is not asked for here.
+        items = torch.arange(self.item_num)
+        self.inter_feat = Interaction(
+            {
+                self.uid_field: torch.zeros_like(items),
+                self.iid_field: items,
+                self.iid_field + config["LIST_SUFFIX"]: items.unsqueeze(1),
+                self.item_list_length_field: torch.full_like(items, 2),
+            }
+        )
+
+    def num(self, field):
+        """Return the size of a field's vocabulary."""
+        return self.item_num if field == self.iid_field else self.user_num
+
+
+class Recommender:
+    """A trained model that recommends items for sequences of item tokens.
+
+    Args:
+        model_file (path-like): a checkpoint written by this package.
+        device (str or torch.device): where the model runs.
+
+    Raises:
+        PrefError: the file is missing, damaged, or not one of a sequential model of this package.
+    """
+
+    def __init__(self, model_file, device="cpu"):
+        state = checkpoint.load(model_file, setting="predict")
+        if not isinstance(state, dict) or "item_tokens" not in state:
+            raise PrefError(
+                f"predict={str(model_file)!r} holds no item tokens: name a checkpoint that this version of "
+                "RecBole-Pref wrote."
+            )
+        settings = {**_own_settings(state, {}), "state": "ERROR", "reference": "auto"}
+        settings |= {"gpu_id": "", "strict_config": False, "exclude_history": False}
+        if state["config"].get("lambda", 0) == 0:
+            settings["reference"] = "none"
+        self.config = Config(state["model"], state["config"]["dataset"], config_dict=settings)
+        cls = model_class(state["model"])
+        if getattr(cls, "preference_method", None) is None:
+            raise PrefError(
+                f"predict={str(model_file)!r} holds {state['model']}, and only <Method><Backbone> models "
+                "recommend from sequences (CESASRec is SASRec with cross-entropy)."
+            )
+        self.tokens = state["item_tokens"]
+        self.ids = {token: number for number, token in enumerate(self.tokens)}
+        self.device = torch.device(device)
+        self.model = cls(self.config, Vocabulary(self.config, state)).to(self.device)
+        self.model.load_state_dict(state["state_dict"])
+        self.model.eval()
+        self.max_length = self.config["MAX_ITEM_LIST_LENGTH"]
+
+    def _encode_tokens(self, sequences):
+        """Return item ids [B, L] right-padded, lengths [B]; only the last L items are kept."""
+        rows = torch.zeros(len(sequences), self.max_length, dtype=torch.int64)
+        lengths = torch.zeros(len(sequences), dtype=torch.int64)
+        for number, sequence in enumerate(sequences):
+            sequence = [str(token) for token in sequence]
+            unknown = [token for token in sequence if token not in self.ids or token == "[PAD]"]
+            if unknown:
+                raise PrefError(
+                    f"sequence {number + 1} holds the item {unknown[0]!r}, which the model does not know: "
+                    f"remove it or pass unknown='skip'.{suggest(unknown[0], self.tokens[:5000])}"
+                )
+            if not sequence:
+                raise PrefError(f"sequence {number + 1} holds no item that the model knows.")
+            kept = torch.tensor([self.ids[token] for token in sequence[-self.max_length :]])
+            rows[number, : len(kept)] = kept
+            lengths[number] = len(kept)
+        return rows, lengths
+
+    @torch.no_grad()
+    def recommend(self, sequences, k=10, exclude_seen=True, unknown="error", batch_size=1024):
+        """Return the best items for sequences of item tokens, the latest last.
+
+        Args:
+            sequences (list of list of str): of any length; the last ``MAX_ITEM_LIST_LENGTH`` count.
+            k (int): items per sequence.
+            exclude_seen (bool): leave the items of the whole sequence out.
+            unknown (str): ``error`` or ``skip`` items that the model does not know.
+            batch_size (int): sequences encoded at a time.
+
+        Returns:
+            DataFrame: row (number of the sequence, from 0), rank (from 1), item, score.
+
+        Raises:
+            PrefError: an unknown item, an empty sequence, k above the number of items.
+        """
+        if not 0 < k < len(self.tokens):
+            raise PrefError(f"k={k} is not between 1 and the {len(self.tokens) - 1} items of the model.")
+        if unknown == "skip":
+            sequences = [[t for t in map(str, s) if t in self.ids and t != "[PAD]"] for s in sequences]
+        frames = []
+        chunk = scoring.chunk_rows(len(self.tokens), self.config["logits_memory_mb"], self.device.type)
+        for start in range(0, len(sequences), batch_size):
+            part = sequences[start : start + batch_size]
+            scores, items = self._best(part, k, exclude_seen, chunk)
+            frames.append(
+                pd.DataFrame(
+                    {
+                        "row": torch.arange(start, start + len(part)).repeat_interleave(k).numpy(),
+                        "rank": torch.arange(1, k + 1).repeat(len(part)).numpy(),
+                        "item": [self.tokens[item] for item in items.flatten().tolist()],
+                        "score": scores.flatten().numpy(),
+                    }
+                )
+            )
+        frame = pd.concat(frames) if frames else pd.DataFrame(columns=["row", "rank", "item", "score"])
+        # A short catalogue can run out of unseen items.
+        return frame[frame["score"] > -float("inf")].reset_index(drop=True)
+
+    def _best(self, sequences, k, exclude_seen, chunk):
+        rows, lengths = self._encode_tokens(sequences)
+        model = self.model
+        interaction = Interaction(
+            {
+                model.ITEM_SEQ: rows,
+                model.ITEM_SEQ_LEN: lengths,
+                model.USER_ID: torch.zeros_like(lengths),
+            }
+        ).to(self.device)
+        whole = model.backbone is None
+        hidden = interaction if whole else model.encode(interaction)
+        best = []
+        for start in range(0, len(sequences), chunk):
+            part = slice(start, min(start + chunk, len(sequences)))
+            scores = model.full_sort_predict(hidden[part]) if whole else model.score_items(hidden[part])
+            scores = scores.view(-1, len(self.tokens)).float()
+            scores[:, 0] = -torch.inf
+            if exclude_seen:
+                for row, sequence in enumerate(sequences[part]):
+                    seen = [self.ids[str(token)] for token in sequence]
+                    scores[row, seen] = -torch.inf
+            best.append(scores.topk(k, dim=1))
+        return torch.cat([b.values for b in best]).cpu(), torch.cat([b.indices for b in best]).cpu()
+
+
+def read_sequences(path):
+    """Read sequences of item tokens: a CSV or Parquet file with a column ``items`` (tokens separated by spaces)
+    and, optionally, ``user``; or with columns ``user`` and ``item``, one interaction a row in time order.
+
+    Returns:
+        tuple: names (list of str, the users or row numbers), sequences (list of list of str).
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise PrefError(f"input={str(path)!r} does not exist.")
+    try:
+        if path.suffix == ".parquet":
+            frame = pd.read_parquet(path).astype(str)
+        else:
+            frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except (ValueError, OSError) as error:
+        raise PrefError(f"input={str(path)!r} cannot be read: {' '.join(str(error).split())}") from None
+    if "items" in frame:
+        names = frame["user"] if "user" in frame else frame.index.astype(str)
+        return list(names), [text.split() for text in frame["items"]]
+    if {"user", "item"} <= set(frame):
+        grouped = frame.groupby("user", sort=False)["item"].agg(list)
+        return list(grouped.index), list(grouped)
+    raise PrefError(
+        f"input={str(path)!r} has the columns {', '.join(frame)}: it needs 'items', or 'user' and 'item'."
+    )
+
+
+def predict_file(model_file, source, target, k=10, exclude_seen=True, unknown="error"):
+    """Recommend for every sequence of a file and write user, rank, item and score.
+
+    Args:
+        model_file (path-like): checkpoint.
+        source (path-like): see ``read_sequences``.
+        target (path-like): CSV or Parquet file to write.
+        k, exclude_seen, unknown: see ``Recommender.recommend``.
+
+    Returns:
+        DataFrame: what was written.
+    """
+    names, sequences = read_sequences(source)
+    frame = Recommender(model_file).recommend(sequences, k, exclude_seen, unknown)
+    frame.insert(0, "user", [names[row] for row in frame.pop("row")])
+
+    def write(file):
+        if str(target).endswith(".parquet"):
+            frame.to_parquet(file, index=False)
+        else:
+            file.write(frame.to_csv(index=False).encode())
+
+    checkpoint.write_atomically(target, write, "output")
+    return frame

@@ -1,0 +1,112 @@
+"""Recommendations from a checkpoint alone: tokens in, tokens out."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from recbole_pref import cli
+from recbole_pref.errors import PrefError
+from recbole_pref.predict import Recommender, predict_file, read_sequences
+from recbole_pref.quick_start import load_data_and_model, run_recbole_pref
+
+
+@pytest.fixture(params=["LPOSASRec", "SDPOGRU4Rec", "CECaser", "LPONARM"])
+def trained(request, tiny_dataset):
+    result = run_recbole_pref(request.param, config_dict={**tiny_dataset, "epochs": 1})
+    return result["checkpoint"]
+
+
+SEQUENCES = [["i3", "i4"], ["i1"], [f"i{n % 20}" for n in range(30)]]
+
+
+def test_scores_are_those_of_the_model_and_seen_items_are_left_out(trained):
+    _, model, dataset, *_ = load_data_and_model(trained)
+    model.eval()
+    frame = Recommender(trained).recommend(SEQUENCES, k=7)
+    for row, sequence in enumerate(SEQUENCES):
+        ids = [dataset.token2id("item_id", token) for token in sequence]
+        kept = ids[-8:]
+        batch = {
+            "item_id_list": torch.tensor([kept + [0] * (8 - len(kept))]),
+            "item_length": torch.tensor([len(kept)]),
+            "user_id": torch.tensor([0]),
+        }
+        from recbole.data.interaction import Interaction
+
+        with torch.no_grad():
+            scores = model.full_sort_predict(Interaction(batch)).view(-1).clone()
+        scores[[0, *ids]] = -torch.inf
+        best = scores.topk(7)
+        own = frame[frame["row"] == row]
+        assert own["rank"].tolist() == list(range(1, 8))
+        np.testing.assert_allclose(own["score"], best.values.numpy(), rtol=1e-4, atol=1e-5)
+        assert not set(own["item"]) & set(sequence)
+
+
+@pytest.fixture
+def recommender(tiny_dataset):
+    result = run_recbole_pref("LPOSASRec", config_dict={**tiny_dataset, "epochs": 1})
+    return Recommender(result["checkpoint"]), result["checkpoint"]
+
+
+def test_seen_items_can_stay_and_batches_do_not_matter(recommender):
+    model, _ = recommender
+    whole = model.recommend(SEQUENCES, k=40, exclude_seen=False)
+    assert set(whole[whole["row"] == 0]["item"]) >= {"i3", "i4"} and len(whole) == 120
+    pd.testing.assert_frame_equal(model.recommend(SEQUENCES, 5), model.recommend(SEQUENCES, 5, batch_size=1))
+
+
+def test_a_catalogue_can_run_out_of_unseen_items(recommender):
+    model, _ = recommender
+    frame = model.recommend([[f"i{n}" for n in range(35)]], k=40)
+    assert len(frame) == 5
+
+
+@pytest.mark.parametrize(
+    "sequences, options, match",
+    [
+        ([["i1"], ["i99"]], {}, "sequence 2 holds the item 'i99'.*'i9'"),
+        ([[]], {}, "sequence 1 holds no item"),
+        ([["i99"]], {"unknown": "skip"}, "no item that the model knows"),
+        ([["[PAD]"]], {}, r"\[PAD\]"),
+        ([["i1"]], {"k": 41}, "k=41 is not between 1 and the 40 items"),
+    ],
+)
+def test_mistakes_are_named(recommender, sequences, options, match):
+    with pytest.raises(PrefError, match=match):
+        recommender[0].recommend(sequences, **options)
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_files(recommender, tmp_path, ending):
+    if ending == "parquet":
+        pytest.importorskip("pyarrow")
+    source, target = tmp_path / f"in.{ending}", tmp_path / f"out.{ending}"
+    frame = pd.DataFrame({"user": ["ann", "ann", "bob"], "item": ["i3", "i4", "i1"]})
+    frame.to_csv(source, index=False) if ending == "csv" else frame.to_parquet(source)
+    written = predict_file(recommender[1], source, target, k=3)
+    assert written["user"].tolist() == ["ann"] * 3 + ["bob"] * 3
+    back = pd.read_csv(target) if ending == "csv" else pd.read_parquet(target)
+    assert back["item"].tolist() == written["item"].tolist()
+    assert read_sequences(source) == (["ann", "bob"], [["i3", "i4"], ["i1"]])
+
+
+def test_command_line(recommender, tmp_path, capsys):
+    source = tmp_path / "in.csv"
+    source.write_text("user,items\nann,i3 i4\n")
+    words = [f"--predict={recommender[1]}", f"--input={source}", f"--output={tmp_path / 'o.csv'}", "--k=2"]
+    assert cli.main(words) == 0
+    assert "2 recommendations for 1 sequences" in capsys.readouterr().out
+    assert cli.main(words[:2]) == 2
+    assert "--output" in capsys.readouterr().err
+    assert cli.main([words[0], f"--input={tmp_path / 'no.csv'}", words[2]]) == 2
+
+
+def test_other_files_are_refused(tmp_path, tiny_dataset):
+    result = run_recbole_pref("SASRec", config_dict={**tiny_dataset, "epochs": 1})
+    with pytest.raises(PrefError, match="CESASRec is SASRec"):
+        Recommender(result["checkpoint"])
+    torch.save({"state_dict": {}}, tmp_path / "x.pth")
+    with pytest.raises(PrefError, match="no item tokens"):
+        Recommender(tmp_path / "x.pth")
