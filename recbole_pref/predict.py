@@ -168,8 +168,10 @@ class Recommender:
 
 
 def read_sequences(path):
-    """Read sequences of item tokens: a CSV or Parquet file with a column ``items`` (tokens separated by spaces)
-    and, optionally, ``user``; or with columns ``user`` and ``item``, one interaction a row in time order.
+    """Read sequences of item tokens from a CSV or Parquet file.
+
+    Either a column ``items`` (tokens separated by spaces) and, optionally, ``user``; or columns ``user`` and
+    ``item``, one interaction a row in time order.
 
     Returns:
         tuple: names (list of str, the users or row numbers), sequences (list of list of str).
