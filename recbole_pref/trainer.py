@@ -127,6 +127,9 @@ class TrainerMixin(EvaluationMixin):
         if self.config["reference_cache"] and model.uses_reference and model.backbone is not None:
             started = time.perf_counter()
             with _random_states_kept(train_data):
+                # A row's last bits depend on the batch it is computed in, so the batches must be the
+                # same ones wherever a run goes on.
+                train_data.generator.manual_seed(self.config["seed"])
                 model.cache_reference(iter(self._loader), len(train_data._dataset))
             self.logger.info(f"reference cached in {time.perf_counter() - started:.1f}s")
 

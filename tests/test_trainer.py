@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -120,6 +121,22 @@ def test_killed_and_resumed_is_bit_identical(tiny_dataset, tmp_path, model):
         assert start(broken, resume=True).wait() == 0
     assert kills >= 2
     assert_equal_states(final_state(whole), final_state(broken))
+
+
+@pytest.mark.parametrize("model", ["SDPOSASRec", "DynamicPOGRU4Rec", "RoDPOCaser"])
+def test_every_epoch_is_a_point_to_go_on_from(tiny_dataset, tmp_path, model):
+    settings = {**tiny_dataset, "epochs": 7, "stopping_step": 20, "keep_last": 20}
+    settings["reference_dir"] = str(tmp_path / "reference")
+    whole = tmp_path / "whole"
+    run_recbole_pref(model, config_dict={**settings, "checkpoint_dir": str(whole)})
+    for epoch in range(1, 7):
+        broken = tmp_path / f"from{epoch}"
+        shutil.copytree(whole, broken)
+        for path in broken.glob("*-last-*.pth"):
+            if int(path.stem.rsplit("-", 1)[-1]) > epoch:
+                path.unlink()
+        run_recbole_pref(model, config_dict={**settings, "checkpoint_dir": str(broken), "resume": True})
+        assert_equal_states(final_state(whole), final_state(broken))
 
 
 def test_a_finished_run_is_not_trained_again(tiny_dataset):
