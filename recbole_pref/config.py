@@ -21,6 +21,7 @@ from recbole.utils import argument_list
 from torch.nn import Module
 
 from recbole_pref.errors import PrefError, suggest
+from recbole_pref.objective import check_measured, check_objective
 from recbole_pref.registry import METHODS, model_class
 from recbole_pref.settings import (
     RECBOLE_SETTINGS,
@@ -235,18 +236,10 @@ class Config(RecBoleConfig):
         self._check_valid_metric()
 
     def _check_valid_metric(self):
-        name, at, k = str(self.final_config_dict["valid_metric"]).partition("@")
-        metrics = [metric.lower() for metric in self.final_config_dict["metrics"]]
-        topk = self.final_config_dict["topk"]
-        if name.lower() not in metrics:
-            raise PrefError(
-                f"valid_metric={name + at + k!r} is not measured: add {name} to metrics."
-                f"{suggest(name, metrics)}"
-            )
-        if at and (not k.isdigit() or int(k) not in topk):
-            raise PrefError(
-                f"valid_metric={name + at + k!r} is not measured: topk is {topk}, add {k} to it."
-            )
+        final = self.final_config_dict
+        check_measured(final["valid_metric"], final["metrics"], final["topk"], "valid_metric")
+        if final.get("objective"):
+            check_objective(final["objective"], final["metrics"], final["topk"])
 
     def _check_values(self):
         final = self.final_config_dict

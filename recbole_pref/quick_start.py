@@ -65,7 +65,7 @@ def run_recbole_pref(
     logger.info(set_color("test result", "yellow") + f": {test_result}")
     result = {
         "best_valid_score": best_valid_score,
-        "valid_score_bigger": config["valid_metric_bigger"],
+        "valid_score_bigger": trainer.valid_metric_bigger,
         "best_valid_result": best_valid_result,
         "test_result": test_result,
         "seconds_per_epoch": _mean(trainer.epoch_times),
@@ -257,7 +257,7 @@ def objective_function(config_dict=None, config_file_list=None, saved=True):
     return {
         "model": config["model"],
         "best_valid_score": best_valid_score,
-        "valid_score_bigger": config["valid_metric_bigger"],
+        "valid_score_bigger": run.trainer.valid_metric_bigger,
         "best_valid_result": best_valid_result,
         "test_result": run.trainer.evaluate(run.test_data, load_best_model=saved),
     }

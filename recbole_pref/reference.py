@@ -174,6 +174,7 @@ def training_config(config, backbone_class):
             "resume": False,
             "result_file": None,
             "keep_last": 1,
+            "objective": None,
         }
     )
     return other

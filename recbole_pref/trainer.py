@@ -12,7 +12,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
-from recbole_pref import checkpoint, distributed, reference, schedule
+from recbole_pref import checkpoint, distributed, objective, reference, schedule
 from recbole_pref.errors import PrefError
 from recbole_pref.evaluation import EvaluationMixin
 from recbole_pref.model.preference import PreferenceMixin
@@ -40,12 +40,16 @@ class TrainerMixin(EvaluationMixin):
         self.store = checkpoint.CheckpointDir(config["checkpoint_dir"], stem, config["keep_last"] or 2)
         self.saved_model_file = str(self.store.folder / f"{stem}-best.pth")
         self.is_preference = isinstance(model, PreferenceMixin)
+        self.objective = objective.of_config(config)
+        if self.objective is not None:
+            self.valid_metric_bigger, self.best_valid_score = True, -float("inf")
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.enable_scaler)
         self.scheduler = None
         self.epoch_times = []  # seconds of training per epoch
         self.history = []  # one dict per validation
         self._loader = None
         self._saving = False
+        self._saved_epoch = None  # start_epoch of the last checkpoint of this process
         self._resumed = None
         self._nan_steps = 0
         self._signal = None
@@ -136,7 +140,7 @@ class TrainerMixin(EvaluationMixin):
     # -- one epoch ----------------------------------------------------------------------------
 
     def _train_epoch(self, train_data, epoch_idx, loss_func=None, show_progress=False):
-        if self._saving and epoch_idx != (self._resumed or {}).get("start_epoch"):
+        if self._saving and epoch_idx not in (self._saved_epoch, (self._resumed or {}).get("start_epoch")):
             self._save_last(epoch_idx)
         started = time.perf_counter()
         if self.is_preference and loss_func is None:
@@ -217,6 +221,8 @@ class TrainerMixin(EvaluationMixin):
 
     def _valid_epoch(self, valid_data, show_progress=False):
         score, result = super()._valid_epoch(valid_data, show_progress=show_progress)
+        if self.objective is not None:
+            score = self.objective.score(result)
         told = {}
         if self.is_preference:
             told = self.model.pop_diagnostics()
@@ -291,7 +297,19 @@ class TrainerMixin(EvaluationMixin):
         if verbose:
             self.logger.info(set_color("Saving current", "blue") + f": {path}")
 
+    def save_after(self, epoch_idx):
+        """Write the state after an epoch now rather than at the next one's start, for ``callback_fn``.
+
+        Args:
+            epoch_idx (int): the epoch just done, from 0.
+
+        Raises:
+            PrefError: the file cannot be written.
+        """
+        self._save_last(epoch_idx + 1)
+
     def _save_last(self, start_epoch, finished=False):
+        self._saved_epoch = start_epoch
         if not distributed.is_first():
             return
         state = self._state(start_epoch)
@@ -350,7 +368,9 @@ class TrainerMixin(EvaluationMixin):
         if self.scheduler is not None and state["scheduler"]:
             self.scheduler.load_state_dict(state["scheduler"])
         self.scaler.load_state_dict(state["scaler"])
-        self.start_epoch = self.epochs if state["finished"] else state["start_epoch"]
+        ended = state["finished"] or state["cur_step"] > self.stopping_step
+        self.start_epoch = self.epochs if ended else state["start_epoch"]
+        self._follow_learning_rate(state["config"])
         self.cur_step = state["cur_step"]
         self.best_valid_score = state["best_valid_score"]
         self.best_valid_result = state["best_valid_result"]
@@ -363,6 +383,20 @@ class TrainerMixin(EvaluationMixin):
         if rank:  # the stored states are the first process's
             torch.manual_seed(self.config["seed"] + 1000 * rank + self.start_epoch)
         self.logger.info(f"resumed: {self.start_epoch} epochs are done")
+
+    def _follow_learning_rate(self, stored):
+        """Let a learning rate given anew win over the stored one (population-based training)."""
+        rate = self.config["learning_rate"]
+        if stored.get("learning_rate") in (None, rate):
+            return
+        factor = rate / stored["learning_rate"]
+        for group in self.optimizer.param_groups:
+            for key in ("lr", "initial_lr"):
+                if key in group:
+                    group[key] = group[key] * factor
+        if self.scheduler is not None:
+            self.scheduler.base_lrs = [base * factor for base in self.scheduler.base_lrs]
+        self.logger.info(f"learning_rate changed from {stored['learning_rate']} to {rate}")
 
     def evaluate(self, eval_data, load_best_model=True, model_file=None, show_progress=False):
         """Evaluate as RecBole does, after the checkpoint's checksum was found right."""

@@ -1,0 +1,107 @@
+"""What the best epoch, early stopping and sweeps follow: one metric, a weighted sum, or a constraint.
+
+The setting ``objective`` is empty (RecBole's ``valid_metric`` decides) or a dict::
+
+    objective:
+      weights: {TailNDCG@10: 1.0}        # score = weighted sum of these metrics
+      at_least: {NDCG@10: 0.0598}        # optional: no epoch below this counts as better than one above
+
+A metric of which less is better (RecBole's ``smaller``) enters with its sign turned.
+"""
+
+from numbers import Real
+
+from recbole.evaluator.register import metrics_dict
+
+from recbole_pref.errors import PrefError, suggest
+
+
+def less_is_better(metric):
+    """Return whether a lower value of ``metric`` (``Name`` or ``Name@K``) is the better one."""
+    return bool(getattr(metrics_dict[metric.partition("@")[0].lower()], "smaller", False))
+
+
+class Objective:
+    """A score of validation metrics, larger is better.
+
+    Args:
+        weights (dict of str to float): metric, such as ``NDCG@10``, to its weight.
+        at_least (dict of str to float, optional): metric to the bound it must reach (not exceed, for
+            a metric of which less is better).
+    """
+
+    def __init__(self, weights, at_least=None):
+        self.weights = {metric.lower(): float(weight) for metric, weight in weights.items()}
+        self.at_least = {metric.lower(): float(bound) for metric, bound in (at_least or {}).items()}
+        self._sign = {m: -1.0 if less_is_better(m) else 1.0 for m in (*self.weights, *self.at_least)}
+
+    def violation(self, result):
+        """Return how far ``result`` is below its bounds: the largest relative gap, 0 when all hold."""
+        gaps = [
+            self._sign[metric] * (bound - result[metric]) / max(abs(bound), 1e-12)
+            for metric, bound in self.at_least.items()
+        ]
+        return max([0.0, *gaps])
+
+    def score(self, result):
+        """Return the score of a result.
+
+        Within the bounds it is the weighted sum; outside it is the negative violation less the largest
+        size the sum can have, so that whatever holds the bounds wins and, outside, less violation wins.
+
+        Args:
+            result (dict of str to float): metrics as RecBole names them (``ndcg@10``).
+        """
+        violation = self.violation(result)
+        if violation > 0:
+            return -violation - sum(map(abs, self.weights.values()))
+        return sum(w * self._sign[m] * float(result[m]) for m, w in self.weights.items())
+
+
+def of_config(config):
+    """Return the ``Objective`` of a run's settings, None where ``valid_metric`` alone decides."""
+    wanted = config["objective"]
+    return Objective(wanted["weights"], wanted.get("at_least")) if wanted else None
+
+
+def check_objective(wanted, metrics, topk, setting="objective"):
+    """Refuse an objective that the validation does not measure.
+
+    Args:
+        wanted (dict): value of ``objective``.
+        metrics (list of str): the setting of that name.
+        topk (list of int): the setting of that name.
+        setting (str): what messages call it.
+
+    Raises:
+        PrefError: no dict of that form, a metric that is not measured, a number that is none.
+    """
+    form = f"write {setting}: {{weights: {{TailNDCG@10: 1.0}}, at_least: {{NDCG@10: 0.05}}}}"
+    if not isinstance(wanted, dict) or not isinstance(wanted.get("weights"), dict) or not wanted["weights"]:
+        raise PrefError(f"{setting}={wanted!r} names no weights: {form}.")
+    unknown = sorted(set(wanted) - {"weights", "at_least"})
+    if unknown:
+        raise PrefError(f"{setting} holds {unknown[0]!r}: {form}.")
+    bounds = wanted.get("at_least") or {}
+    if not isinstance(bounds, dict):
+        raise PrefError(f"{setting}: at_least={bounds!r} is no dict: {form}.")
+    for metric, number in (*wanted["weights"].items(), *bounds.items()):
+        check_measured(metric, metrics, topk, setting)
+        if isinstance(number, bool) or not isinstance(number, Real) or number != number:
+            raise PrefError(f"{setting}: {metric}={number!r} is not a number: {form}.")
+
+
+def check_measured(metric, metrics, topk, setting):
+    """Refuse a metric (``Name@K``) that ``metrics`` and ``topk`` do not measure.
+
+    Raises:
+        PrefError: names the metric and what to add.
+    """
+    name, at, k = str(metric).partition("@")
+    known = [str(known).lower() for known in metrics]
+    if name.lower() not in known:
+        raise PrefError(
+            f"{setting}={metric!r} is not measured: add {name} to metrics.{suggest(name, known)}"
+        )
+    if at and (not k.isdigit() or int(k) not in topk):
+        raise PrefError(f"{setting}={metric!r} is not measured: topk is {topk}, add {k} to it.")

@@ -1,0 +1,58 @@
+"""The objective: scores, constraints, refusals, and what it does to a run."""
+
+import pytest
+
+from recbole_pref.errors import PrefError
+from recbole_pref.objective import Objective, check_objective
+from recbole_pref.quick_start import run_recbole_pref
+
+
+def test_a_weighted_sum():
+    objective = Objective({"NDCG@10": 0.25, "TailNDCG@10": 0.75})
+    assert objective.score({"ndcg@10": 0.4, "tailndcg@10": 0.2}) == pytest.approx(0.25)
+
+
+def test_less_is_better_turns_the_sign():
+    assert Objective({"AveragePopularity@10": 1.0}).score({"averagepopularity@10": 3.0}) == -3.0
+
+
+def test_whatever_holds_the_bound_wins_and_outside_less_violation_wins():
+    objective = Objective({"TailNDCG@10": 1.0}, {"NDCG@10": 0.1})
+    results = [
+        {"ndcg@10": 0.05, "tailndcg@10": 0.9},
+        {"ndcg@10": 0.09, "tailndcg@10": 0.5},
+        {"ndcg@10": 0.1, "tailndcg@10": 0.01},
+        {"ndcg@10": 0.2, "tailndcg@10": 0.02},
+    ]
+    scores = [objective.score(result) for result in results]
+    assert scores == sorted(scores) and len(set(scores)) == 4
+    assert objective.violation(results[0]) == pytest.approx(0.5)
+    assert objective.violation(results[2]) == 0
+
+
+@pytest.mark.parametrize(
+    ("wanted", "words"),
+    [
+        ("TailNDCG@10", "names no weights"),
+        ({"weights": {}}, "names no weights"),
+        ({"weights": {"TailNDGC@10": 1}}, "Did you mean 'tailndcg'"),
+        ({"weights": {"TailNDCG@7": 1}}, "add 7 to it"),
+        ({"weights": {"NDCG@10": "big"}}, "is not a number"),
+        ({"weights": {"NDCG@10": 1}, "bound": {}}, "holds 'bound'"),
+        ({"weights": {"NDCG@10": 1}, "at_least": [1]}, "is no dict"),
+    ],
+)
+def test_mistakes_are_named(wanted, words):
+    with pytest.raises(PrefError, match=words):
+        check_objective(wanted, ["NDCG", "TailNDCG"], [5, 10])
+
+
+def test_the_best_epoch_follows_the_objective(tiny_dataset):
+    settings = {**tiny_dataset, "epochs": 6, "eval_step": 1, "learning_rate": 0.01}
+    wanted = {"weights": {"TailNDCG@10": 1.0}, "at_least": {"NDCG@10": 0.01}}
+    result = run_recbole_pref("LPOSASRec", config_dict={**settings, "objective": wanted})
+    scores = [Objective(**wanted).score(row) for row in result["history"]]
+    assert result["best_valid_score"] == max(scores)
+    best = result["history"][scores.index(max(scores))]
+    assert result["best_valid_result"]["tailndcg@10"] == best["tailndcg@10"]
+    assert result["valid_score_bigger"] is True
