@@ -7,6 +7,7 @@ import textwrap
 
 from recbole_pref.errors import PrefError
 
+DEFAULT_MODEL, DEFAULT_DATASET = "LPOSASRec", "ml-100k"
 EXAMPLES = """
 examples:
   python run_recbole_pref.py --model=LPOSASRec
@@ -14,6 +15,7 @@ examples:
   python run_recbole_pref.py --model=LPOSASRec --config_files="my.yaml more.yaml" --tau=0.5 --seed=7
   python run_recbole_pref.py --model=LPOSASRec --resume=True
   python run_recbole_pref.py --predict=saved/NAME-best.pth --input=sequences.csv --output=top.csv --k=10
+  python run_recbole_pref.py --compare=CESASRec,LPOSASRec,SDPOSASRec --seeds=5 --processes=2
   python run_recbole_pref.py --list
   python run_recbole_pref.py --list=DynamicPO
 
@@ -32,12 +34,18 @@ def build_parser():
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--model", "-m", default="LPOSASRec", help="<Method><Backbone> or a model of RecBole")
-    add("--dataset", "-d", default="ml-100k", help="name of the data set")
+    add("--model", "-m", default=None, help="<Method><Backbone> or a model of RecBole (LPOSASRec)")
+    add("--dataset", "-d", default=None, help="name of the data set (ml-100k)")
     add("--config_files", default=None, help="YAML files, separated by spaces")
     add("--predict", metavar="CHECKPOINT", help="recommend for the sequences of --input instead of training")
+    add("--compare", metavar="MODELS", help="models and YAML files, separated by commas, to train and compare")
+    add("--seeds", default="5", help="with --compare: how many seeds, or a list 1,2,3")
+    add("--processes", type=int, default=1, help="with --compare: runs at a time")
+    add("--baseline", help="with --compare: the label that the others are tested against (the first)")
+    add("--test", default="t-test", help="with --compare: t-test or bootstrap")
+    add("--plots", metavar="FOLDER", help="draw the pictures and the report of a comparison again")
     add("--input", help="with --predict: CSV or Parquet with 'items', or 'user' and 'item'")
-    add("--output", help="with --predict: CSV or Parquet file to write")
+    add("--output", help="with --predict: CSV or Parquet file to write; with --compare: folder")
     add("--k", type=int, default=10, help="with --predict: items per sequence")
     add("--keep_seen", action="store_true", help="with --predict: seen items may be recommended")
     add("--unknown", choices=("error", "skip"), default="error", help="with --predict: unknown items")
@@ -111,15 +119,22 @@ def _dispatch(options, settings):
         return 0
     if options.predict:
         return _predict(options)
+    if options.plots:
+        return _plots(options.plots)
     files = options.config_files.split() if options.config_files else None
+    named = _named_in(files)
+    model = options.model or named.get("model", DEFAULT_MODEL)
+    dataset = options.dataset or named.get("dataset", DEFAULT_DATASET)
+    if options.compare:
+        return _compare(options, dataset, files, settings)
     from recbole_pref.memory import explained
     from recbole_pref.quick_start import run
     from recbole_pref.tables import result_table
 
     with explained():
         result = run(
-            options.model,
-            options.dataset,
+            model,
+            dataset,
             files,
             settings,
             nproc=options.nproc,
@@ -128,7 +143,51 @@ def _dispatch(options, settings):
             port=options.port,
             group_offset=options.group_offset,
         )
-    print(result_table(result, options.model, options.dataset))
+    print(result_table(result, model, dataset))
+    return 0
+
+
+def _named_in(files):
+    """Return ``model`` and ``dataset`` where config files name them; the last file wins."""
+    import yaml
+
+    found = {}
+    for file in files or ():
+        try:
+            with open(file, encoding="utf-8") as stream:
+                content = yaml.safe_load(stream)
+        except (OSError, ValueError, yaml.YAMLError):
+            continue  # Config tells what is wrong with it
+        if isinstance(content, dict):
+            found.update({key: content[key] for key in ("model", "dataset") if content.get(key)})
+    return found
+
+
+def _compare(options, dataset, files, settings):
+    from recbole_pref.compare import compare
+
+    done = compare(
+        options.compare,
+        dataset,
+        options.seeds,
+        files,
+        settings,
+        options.output,
+        options.baseline,
+        options.processes,
+        options.test,
+    )
+    print(done.text)
+    _plots(done.folder)
+    return 2 if done.failed else 0
+
+
+def _plots(folder):
+    from recbole_pref.plots import draw_all
+    from recbole_pref.report import write_report
+
+    draw_all(folder)
+    print(f"report: {write_report(folder)}")
     return 0
 
 

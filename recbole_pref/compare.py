@@ -1,0 +1,536 @@
+"""Compare models over seeds: run what is missing, test differences, write the table.
+
+Every run is a process of its own (its peak memory is its own, and its crash does not end the others).
+A run that was killed goes on from its last checkpoint, a finished one is not repeated.
+"""
+
+import csv
+import hashlib
+import io
+import json
+import os
+import re
+import resource
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from logging import getLogger
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+from tabulate import tabulate
+
+from recbole_pref import checkpoint, evidence
+from recbole_pref.config import Config, parse_value
+from recbole_pref.environment import environment, write_result
+from recbole_pref.errors import PrefError, suggest
+from recbole_pref.memory import explained
+from recbole_pref.quick_start import build_run
+from recbole_pref.significance import TESTS, holm
+
+LEVEL = 0.05  # of significance
+_COSTS = ("seconds_per_epoch", "epochs_to_best", "peak_memory_mb")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of a comparison: a model with settings of its own.
+
+    Attributes:
+        label (str): what the table calls it.
+        model (str): model name.
+        settings (dict): beside those that all entries share.
+    """
+
+    label: str
+    model: str
+    settings: dict = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What :func:`compare` returns.
+
+    Attributes:
+        folder (Path): where table, runs and checkpoints are.
+        rows (list of dict): per entry ``label``, ``seeds``, per metric a dict of ``mean``, ``std``,
+            ``difference`` and ``p``, and the costs.
+        failed (dict of str to str): run to the reason it has no result.
+        text (str): the Markdown table.
+    """
+
+    folder: Path
+    rows: list
+    failed: dict
+    text: str
+
+
+def parse_entries(text):
+    """Read what ``--compare`` names: models and YAML files, separated by commas.
+
+    ``LPOSASRec tau=0.5`` adds settings to a model; a file holds ``model`` and settings, its stem is the
+    label.
+
+    Args:
+        text (str): such as ``"CESASRec,LPOSASRec tau=0.5,tuned/rodpo.yaml"``.
+
+    Returns:
+        list of Entry
+
+    Raises:
+        PrefError: an empty list, a file that cannot be used, a label given twice.
+    """
+    entries = [_parse_entry(part.strip()) for part in re.split(r",(?![^\[{(]*[\]})])", text) if part.strip()]
+    if not entries:
+        raise PrefError("--compare names no model: write --compare=CESASRec,LPOSASRec.")
+    labels = [entry.label for entry in entries]
+    twice = next((label for label in labels if labels.count(label) > 1), None)
+    if twice:
+        raise PrefError(f"--compare names {twice!r} twice: keep one of them.")
+    return entries
+
+
+def _parse_entry(text):
+    first, *rest = text.split()
+    settings = {}
+    for word in rest:
+        key, equals, value = word.partition("=")
+        if not equals:
+            raise PrefError(f"--compare: {word!r} in {text!r} is not understood: write key=value.")
+        settings[key] = parse_value(value)
+    if not first.endswith((".yaml", ".yml")):
+        return Entry(text, first, settings)
+    try:
+        content = yaml.safe_load(Path(first).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise PrefError(f"--compare: {first!r} cannot be read: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict) or not isinstance(content.get("model"), str):
+        raise PrefError(f"--compare: {first!r} names no model: add a line such as 'model: LPOSASRec'.")
+    model = content.pop("model")
+    content.pop("dataset", None)
+    return Entry(" ".join([Path(first).stem, *rest]), model, {**content, **settings})
+
+
+def parse_seeds(seeds, first=2020):
+    """Return the list of seeds: ``5`` means five from ``first`` on, a list or ``"1,2,3"`` names them.
+
+    Raises:
+        PrefError: no whole numbers, or none at all.
+    """
+    try:
+        if isinstance(seeds, str):
+            seeds = [int(word) for word in seeds.split(",")] if "," in seeds else int(seeds)
+        chosen = list(range(first, first + seeds)) if isinstance(seeds, int) else [int(s) for s in seeds]
+    except (TypeError, ValueError):
+        raise PrefError(f"--seeds={seeds!r} is not accepted: write a count or a list, 1,2,3.") from None
+    if not chosen:
+        raise PrefError("--seeds is 0: a comparison needs one seed at least.")
+    return list(dict.fromkeys(chosen))
+
+
+def compare(
+    models,
+    dataset,
+    seeds=5,
+    config_file_list=None,
+    config_dict=None,
+    output=None,
+    baseline=None,
+    processes=1,
+    test="t-test",
+):
+    """Run every model with every seed, test the differences over users, write tables.
+
+    Args:
+        models (str or list of Entry): as :func:`parse_entries` reads, or entries.
+        dataset (str): data set name.
+        seeds (int, str or list of int): see :func:`parse_seeds`.
+        config_file_list (list of str, optional): YAML files for all entries.
+        config_dict (dict, optional): settings for all entries; those of an entry win.
+        output (path-like, optional): folder; by default ``compare/<dataset>``.
+        baseline (str, optional): label the others are tested against; by default the first.
+        processes (int): runs at a time; threads are shared among them.
+        test (str): ``t-test`` or ``bootstrap``.
+
+    Returns:
+        Comparison
+
+    Raises:
+        PrefError: a mistake in any entry, before anything is trained.
+    """
+    entries = parse_entries(models) if isinstance(models, str) else list(models)
+    labels = [entry.label for entry in entries]
+    baseline = baseline or labels[0]
+    if baseline not in labels:
+        raise PrefError(f"--baseline={baseline!r} is not compared.{suggest(baseline, labels)}")
+    if test not in TESTS:
+        raise PrefError(f"--test={test!r} does not exist: choose {' or '.join(TESTS)}.")
+    if processes < 1:
+        raise PrefError(f"--processes={processes} is not accepted: set it to 1 or more.")
+    folder = Path(output or Path("compare", dataset)).absolute()
+    tasks = _plan(entries, dataset, seeds, config_file_list, config_dict or {}, folder)
+    failed = _run_missing(tasks, folder, processes)
+    return _write(entries, tasks, folder, baseline, test, failed)
+
+
+# -- the runs -----------------------------------------------------------------------------------
+
+
+def _plan(entries, dataset, seeds, files, shared, folder):
+    """Return one task (dict) per entry and seed, every configuration checked."""
+    first = shared.get("seed", 2020)
+    tasks = []
+    for entry in entries:
+        settings = {**shared, **entry.settings}
+        config = Config(entry.model, dataset, files, dict(settings))
+        if files:  # the runs are given one dict: paths of files may not outlive this process
+            settings = {**config.file_config_dict, **settings}
+            settings = {key: value for key, value in settings.items() if key not in ("model", "dataset")}
+        settings["data_path"] = _data_path(config)
+        for seed in parse_seeds(seeds, first):
+            own = {**settings, "seed": seed}
+            text = json.dumps([entry.model, dataset, checkpoint.to_plain(own, other=str)], sort_keys=True)
+            digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+            name = f"{re.sub(r'[^A-Za-z0-9.=_-]+', '_', entry.label)}-seed{seed}-{digest}"
+            tasks.append(
+                {"id": name, "label": entry.label, "model": entry.model, "dataset": dataset,
+                 "seed": seed, "settings": own, "folder": str(folder)}
+            )  # fmt: skip
+    return tasks
+
+
+def _data_path(config):
+    """Return ``data_path`` as given, absolute: the runs' working folder is another one."""
+    path, name = config["data_path"], config["dataset"]
+    given = path[: -len(name)] if path.endswith(name) else path
+    return os.path.abspath(given or ".")
+
+
+def _run_missing(tasks, folder, processes):
+    """Run the tasks without a result, some at a time; return run to reason for those that failed."""
+    logger = getLogger()
+    missing = [task for task in tasks if not _record_path(folder, task["id"]).is_file()]
+    for name in ("runs", "logs", "tasks"):
+        _make_folder(folder / name)
+    threads = max(1, (os.cpu_count() or 1) // processes)
+    waiting, running, failed = list(missing), {}, {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < processes:
+                task = waiting.pop(0)
+                running[_start(task, folder, threads)] = task
+                _tell(f"[{len(missing) - len(waiting)}/{len(missing)}] {task['label']} seed {task['seed']}")
+            process = _first_to_end(running)
+            task = running.pop(process)
+            if not _record_path(folder, task["id"]).is_file():
+                failed[task["id"]] = _reason(process.returncode, folder, task["id"])
+                logger.warning(f"{task['id']} failed: {failed[task['id']]}")
+                _tell(f"{task['label']} seed {task['seed']} failed: {failed[task['id']]}")
+    finally:
+        for process in running:  # each stores its state and ends
+            process.terminate()
+        for process in running:
+            process.wait()
+    return failed
+
+
+def _tell(text):
+    print(text, file=sys.stderr, flush=True)
+
+
+def _make_folder(path):
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PrefError(f"--output={str(path.parent)!r} cannot be written: {error.strerror}.") from None
+
+
+def _start(task, folder, threads):
+    file = folder / "tasks" / f"{task['id']}.json"
+    write_result(file, task)
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+    with open(folder / "logs" / f"{task['id']}.log", "ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "recbole_pref.compare", str(file)],
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, cwd=folder,
+        )  # fmt: skip
+
+
+def _first_to_end(running):
+    while True:
+        for process in running:
+            try:
+                process.wait(0.2)
+                return process
+            except subprocess.TimeoutExpired:
+                pass
+
+
+def _reason(code, folder, name):
+    """Return why a run left no result: its own sentence, or the signal that ended it."""
+    log = folder / "logs" / f"{name}.log"
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    if code < 0:
+        return f"killed by signal {-code} (perhaps out of memory); the same command goes on with it"
+    return lines[-1].removeprefix("recbole-pref: ") if lines else f"exit code {code}"
+
+
+def _record_path(folder, name):
+    return Path(folder, "runs", f"{name}.json")
+
+
+def train_and_record(task):
+    """Do one run of a comparison and write ``runs/<id>.npz`` and, last, ``runs/<id>.json``.
+
+    Args:
+        task (dict): ``id``, ``label``, ``model``, ``dataset``, ``seed``, ``settings`` and ``folder``.
+    """
+    folder = Path(task["folder"])
+    stored = folder / "checkpoints" / task["id"]
+    settings = {
+        "reference_dir": str(folder / "reference"),
+        **task["settings"],
+        "checkpoint_dir": str(stored),
+        "run_stem": task["id"],
+    }
+    config = Config(task["model"], task["dataset"], config_dict=settings)
+    run = build_run(config)
+    trainer = run.trainer
+    found = checkpoint.newest_good(stored, task["id"]) if stored.is_dir() else None
+    if found:
+        trainer.resume_checkpoint(found[0])
+    best_score, best_result = trainer.fit(run.train_data, run.valid_data)
+    test_result, arrays = evidence.evaluate(trainer, run.train_data, run.test_data)
+    scores = [row["score"] for row in trainer.history]
+    best = max if trainer.valid_metric_bigger else min
+    to_best = trainer.history[scores.index(best(scores))]["epoch"] + 1 if scores else None
+    record = {
+        **{key: task[key] for key in ("id", "label", "model", "dataset", "seed")},
+        "best_valid_score": best_score,
+        "valid_score_bigger": trainer.valid_metric_bigger,
+        "best_valid_result": best_result,
+        "test_result": test_result,
+        "seconds_per_epoch": float(np.mean(trainer.epoch_times)) if trainer.epoch_times else None,
+        "epochs": len(trainer.epoch_times),
+        "epochs_to_best": to_best,
+        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "history": trainer.history,
+        "mask_history": bool(config["mask_history"]),
+        "data": trainer._data_fingerprint,
+        "environment": environment(config["device"]),
+        "config": checkpoint.to_plain(config.final_config_dict, other=str),
+        "checkpoint": str(Path("checkpoints", task["id"], Path(trainer.saved_model_file).name)),
+    }
+    checkpoint.write_atomically(
+        folder / "runs" / f"{task['id']}.npz", lambda file: np.savez_compressed(file, **arrays), "output"
+    )
+    write_result(_record_path(folder, task["id"]), record)
+    for path in stored.glob("*-last-*.pth"):
+        path.unlink()
+
+
+# -- the table ----------------------------------------------------------------------------------
+
+
+def load_record(folder, name):
+    """Return the record and the arrays of a finished run: tuple of dict and dict.
+
+    Raises:
+        PrefError: a damaged file; names it.
+    """
+    path = _record_path(folder, name)
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        with np.load(path.with_suffix(".npz"), allow_pickle=False) as file:
+            return record, dict(file)
+    except (OSError, ValueError, KeyError) as error:
+        raise PrefError(
+            f"{str(path)!r} or its .npz is damaged ({' '.join(str(error).split())}): delete both, and the "
+            "same command repeats the run."
+        ) from None
+
+
+def table_metrics(record):
+    """Return the metrics that a table shows: those at the cut-off of ``valid_metric``, overall first."""
+    at = "@" + record["config"]["valid_metric"].partition("@")[2]
+    names = [name for name in record["test_result"] if name.endswith(at)]
+    return sorted(names, key=lambda name: (name.startswith("tail"), name.startswith("head")))
+
+
+def summarize(runs, baseline, test):
+    """Return the rows of the table.
+
+    Args:
+        runs (dict): label to a dict of seed to (record, arrays).
+        baseline (str): label that the others are tested against.
+        test (str): key of ``significance.TESTS``.
+
+    Returns:
+        list of dict: see ``Comparison.rows``. ``difference`` is the mean over the common seeds;
+        ``p`` is corrected after Holm over all labels and metrics.
+    """
+    some = next(iter(next(iter(runs.values())).values()))[0]
+    metrics = table_metrics(some)
+    rows, tested = [], []
+    for label, by_seed in runs.items():
+        records = [record for record, _ in by_seed.values()]
+        row = {"label": label, "seeds": sorted(by_seed)}
+        for metric in metrics:
+            values = np.array([record["test_result"][metric] for record in records])
+            row[metric] = {
+                "mean": float(values.mean()),
+                "std": float(values.std(ddof=1)) if len(values) > 1 else None,
+                "difference": None,
+                "p": None,
+            }
+            common = sorted(set(by_seed) & set(runs.get(baseline, {})))
+            if label == baseline or not common:
+                continue
+            pairs = [(by_seed[seed], runs[baseline][seed]) for seed in common]
+            gaps = [own[0]["test_result"][metric] - other[0]["test_result"][metric] for own, other in pairs]
+            row[metric]["difference"] = float(np.mean(gaps))
+            difference = _per_user_difference(pairs, metric)
+            if difference is not None:
+                tested.append((row[metric], TESTS[test][0](difference)))
+        for cost in _COSTS:
+            known = [record[cost] for record in records if record[cost] is not None]
+            row[cost] = float(np.mean(known)) if known else None
+        rows.append(row)
+    for (cell, _), p in zip(tested, holm([p for _, p in tested])):
+        cell["p"] = None if np.isnan(p) else float(p)
+    return rows
+
+
+def _per_user_difference(pairs, metric):
+    """Return the difference per test row, averaged over the seeds: ndarray [R'], or None."""
+    total = 0.0
+    for (_, own), (_, other) in pairs:
+        if not (np.array_equal(own["target"], other["target"]) and np.array_equal(own["user"], other["user"])):
+            return None
+        values, others = evidence.user_values(own, metric), evidence.user_values(other, metric)
+        if values is None:
+            return None
+        if len(values[1]) != len(others[1]):  # another head/tail split: other rows
+            return None
+        total = total + values[0] - others[0]
+    return total / len(pairs)
+
+
+def _write(entries, tasks, folder, baseline, test, failed):
+    """Write tables of what there is; return the Comparison."""
+    runs = {entry.label: {} for entry in entries}
+    done = []
+    for task in tasks:
+        if _record_path(folder, task["id"]).is_file():
+            runs[task["label"]][task["seed"]] = load_record(folder, task["id"])
+            done.append(task["id"])
+    runs = {label: by_seed for label, by_seed in runs.items() if by_seed}
+    if not runs:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
+        raise PrefError(f"--compare: no run was finished ({reasons}).")
+    if baseline not in runs:
+        raise PrefError(f"--baseline={baseline!r} has no finished run: {_first(failed)}.")
+    rows = summarize(runs, baseline, test)
+    metrics = [key for key, value in rows[0].items() if isinstance(value, dict)]
+    some = next(iter(runs[baseline].values()))[0]
+    note = (
+        f"{tasks[0]['dataset']}, test set, full ranking, history "
+        f"{'masked' if some['mask_history'] else 'not masked'}; mean and standard deviation over seeds. "
+        f"* differs from {baseline} (p < {LEVEL}, {TESTS[test][1]}, values averaged over the common seeds, "
+        f"corrected after Holm for {sum(r[m]['p'] is not None for r in rows for m in metrics)} comparisons)."
+    )
+    text = table_text(rows, metrics, "github") + f"\n\n{note}\n"
+    for name, reason in failed.items():
+        text += f"\n{name} failed: {reason}"
+    summary = {
+        "baseline": baseline, "metrics": metrics, "rows": rows, "runs": done, "failed": failed,
+        "dataset": tasks[0]["dataset"], "test": note, "command": shlex.join(sys.orig_argv),
+    }  # fmt: skip
+    write_result(folder / "comparison.json", summary)
+    _write_text(folder / "table.md", text)
+    _write_text(folder / "table.tex", table_text(rows, metrics, "latex") + f"\n% {note}\n")
+    _write_csv(folder / "table.csv", rows, metrics)
+    return Comparison(folder, rows, failed, text)
+
+
+def _first(failed):
+    return next(iter(failed.values()), "nothing was run")
+
+
+def table_text(rows, metrics, form):
+    """Return the table as text.
+
+    Args:
+        rows (list of dict): of :func:`summarize`.
+        metrics (list of str): columns.
+        form (str): ``latex``, or a format of the tabulate package such as ``github``.
+    """
+    header = ["model", "seeds", *metrics, "s / epoch", "epochs to best", "peak MiB"]
+    if form == "latex":
+        header = [name.replace("_", r"\_") for name in header]
+    plus_minus = r" $\pm$ " if form == "latex" else " ± "
+    cells = []
+    for row in rows:
+        label = row["label"].replace("_", r"\_") if form == "latex" else row["label"]
+        line = [label, len(row["seeds"])]
+        for metric in metrics:
+            cell = row[metric]
+            text = f"{cell['mean']:.4f}"
+            if cell["std"] is not None:
+                text += f"{plus_minus}{cell['std']:.4f}"
+            line.append(text + ("*" if cell["p"] is not None and cell["p"] < LEVEL else ""))
+        line += [_number(row[cost], digits) for cost, digits in zip(_COSTS, (2, 1, 0))]
+        cells.append(line)
+    if form == "latex":
+        return _latex(header, cells)
+    return tabulate(cells, header, tablefmt=form, disable_numparse=True)
+
+
+def _latex(header, cells):
+    lines = [
+        r"\begin{tabular}{l" + "r" * (len(header) - 1) + "}", r"\toprule",
+        " & ".join(map(str, header)) + r" \\", r"\midrule",
+        *(" & ".join(map(str, line)) + r" \\" for line in cells), r"\bottomrule", r"\end{tabular}",
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
+def _number(value, digits):
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def _write_text(path, text):
+    checkpoint.write_atomically(path, lambda file: file.write(text.encode("utf-8")), "output")
+
+
+def _write_csv(path, rows, metrics):
+    parts = ("mean", "std", "difference", "p")
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(["model", "seeds", *(f"{m} {part}" for m in metrics for part in parts), *_COSTS])
+    for row in rows:
+        values = [row[metric][part] for metric in metrics for part in parts]
+        writer.writerow([row["label"], len(row["seeds"]), *values, *(row[cost] for cost in _COSTS)])
+    _write_text(path, text.getvalue())
+
+
+def main(argv=None):
+    """Do the run that a task file describes; the entry point of the processes of a comparison."""
+    (file,) = sys.argv[1:] if argv is None else argv
+    sys.argv = sys.argv[:1]
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    try:
+        with explained():
+            train_and_record(json.loads(Path(file).read_text(encoding="utf-8")))
+    except PrefError as error:
+        print(f"recbole-pref: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

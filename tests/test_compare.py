@@ -1,0 +1,206 @@
+"""Comparisons: entries, seeds, statistics by hand, runs that go on, tables, refusals."""
+
+import csv
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from recbole_pref import compare, evidence
+from recbole_pref.errors import PrefError
+from recbole_pref.significance import holm, paired_bootstrap, paired_t
+
+# -- reading the request
+
+
+def test_entries_are_models_with_settings_or_files(tmp_path):
+    file = tmp_path / "tuned.yaml"
+    file.write_text("model: RoDPOGRU4Rec\ndataset: other\nbeta: 0.3\n")
+    text = f"CESASRec, LPOSASRec tau=0.5 topk=[5,10],{file} lambda=2"
+    first, second, third = compare.parse_entries(text)
+    assert first == compare.Entry("CESASRec", "CESASRec", {})
+    assert second.model == "LPOSASRec" and second.settings == {"tau": 0.5, "topk": [5, 10]}
+    assert third == compare.Entry("tuned lambda=2", "RoDPOGRU4Rec", {"beta": 0.3, "lambda": 2})
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (" , ", "names no model"),
+        ("CESASRec,CESASRec", "twice"),
+        ("CESASRec tau", "write key=value"),
+        ("missing.yaml", "cannot be read"),
+    ],
+)
+def test_mistakes_in_entries_are_named(text, words):
+    with pytest.raises(PrefError, match=words):
+        compare.parse_entries(text)
+
+
+def test_seeds():
+    assert compare.parse_seeds(3) == [2020, 2021, 2022]
+    assert compare.parse_seeds("2", first=7) == [7, 8]
+    assert compare.parse_seeds("5,1,5") == [5, 1]
+    for wrong in ("x", 0, "1,b"):
+        with pytest.raises(PrefError, match="--seeds"):
+            compare.parse_seeds(wrong)
+
+
+# -- statistics
+
+
+def test_paired_tests_against_scipy_and_each_other():
+    rng = np.random.default_rng(3)
+    one, other = rng.normal(0.3, 1, 200), rng.normal(0.1, 1, 200)
+    assert paired_t(one - other) == pytest.approx(stats.ttest_rel(one, other).pvalue)
+    assert paired_bootstrap(one - other) == pytest.approx(paired_t(one - other), abs=0.02)
+    assert paired_t(np.zeros(5)) == 1.0 and paired_bootstrap(np.zeros(5)) == 1.0
+    assert paired_bootstrap(np.ones(50)) == 1e-4
+    assert math.isnan(paired_t(np.ones(1))) and math.isnan(paired_bootstrap(np.ones(1)))
+
+
+def test_holm_by_hand():
+    corrected = holm([0.01, 0.04, 0.03, float("nan"), 0.005])
+    assert corrected[[0, 1, 2, 4]] == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert math.isnan(corrected[3])
+
+
+def test_values_per_user_from_ranks():
+    arrays = {"rank": np.array([1, 3, 11, 2]), "target": np.array([1, 2, 2, 1])}
+    arrays["tail"] = np.array([False, False, True])
+    values, rows = evidence.user_values(arrays, "ndcg@10")
+    assert values == pytest.approx([1, 0.5, 0, 1 / math.log2(3)]) and list(rows) == [0, 1, 2, 3]
+    values, rows = evidence.user_values(arrays, "tailhit@10")
+    assert list(values) == [1, 0] and list(rows) == [1, 2]
+    assert evidence.user_values(arrays, "tailpercentage@10") is None
+
+
+def made_up(values, seed_shift=0.0):
+    rank = np.where(values, 1, 100)
+    record = {
+        "test_result": {"hit@10": float(np.mean(values)) + seed_shift, "tailpercentage@10": 0.5},
+        "config": {"valid_metric": "Hit@10"},
+        "seconds_per_epoch": 2.0,
+        "epochs_to_best": 3,
+        "peak_memory_mb": 100.0,
+    }
+    users = np.arange(len(values)).astype(str)
+    return record, {"rank": rank, "target": np.ones(len(values), int), "user": users}
+
+
+def test_a_summary_by_hand():
+    one, other = np.array([1, 1, 0, 1, 0, 1]), np.array([0, 1, 0, 0, 0, 0])
+    runs = {
+        "base": {1: made_up(other), 2: made_up(other)},
+        "new": {1: made_up(one), 2: made_up(other), 3: made_up(one)},
+    }
+    base, new = compare.summarize(runs, "base", "t-test")
+    assert base["hit@10"] == {"mean": pytest.approx(1 / 6), "std": 0.0, "difference": None, "p": None}
+    assert new["hit@10"]["mean"] == pytest.approx((4 / 6 + 1 / 6 + 4 / 6) / 3)
+    assert new["hit@10"]["difference"] == pytest.approx(0.25)  # over seeds 1 and 2
+    assert new["hit@10"]["p"] == pytest.approx(stats.ttest_rel((one + other) / 2, other).pvalue)
+    assert new["tailpercentage@10"]["p"] is None
+    text = compare.table_text([base, new], ["hit@10"], "github")
+    assert "0.1667 ± 0.0000" in text and "0.5000 ± 0.2887" in text
+
+
+# -- runs
+
+
+@pytest.fixture
+def settings(tiny_dataset):
+    keys = set(tiny_dataset) - {"checkpoint_dir", "dataset"}
+    return {key: tiny_dataset[key] for key in keys}
+
+
+def test_a_comparison_runs_once_and_agrees_with_the_evaluator(settings, tmp_path):
+    folder = tmp_path / "out"
+    arguments = {
+        "models": "CESASRec,SDPOSASRec beta=0.5", "dataset": "tiny", "seeds": 2,
+        "config_dict": settings, "output": folder, "processes": 2,
+    }  # fmt: skip
+    done = compare.compare(**arguments)
+    assert not done.failed and [row["label"] for row in done.rows] == ["CESASRec", "SDPOSASRec beta=0.5"]
+    records = sorted((folder / "runs").glob("*.json"))
+    assert len(records) == 4 and len(list((folder / "reference").glob("*.pth"))) == 2
+    for path in records:
+        record, arrays = compare.load_record(folder, path.stem)
+        for metric in ("ndcg@10", "hit@5", "tailhit@10", "headndcg@10"):
+            values, _ = evidence.user_values(arrays, metric)
+            assert values.mean() == pytest.approx(record["test_result"][metric], abs=1e-4)
+        assert arrays["top"].shape == (60, 10) and arrays["count"][0] == 0
+        assert np.all((arrays["rank"] <= 10) == (arrays["top"] == arrays["target"][:, None]).any(1))
+        assert record["peak_memory_mb"] > 50 and record["environment"]["torch"]
+        assert not list((folder / "checkpoints" / path.stem).glob("*-last-*"))
+        assert (folder / record["checkpoint"]).is_file()
+    times = [path.stat().st_mtime_ns for path in records]
+    again = compare.compare(**arguments)
+    assert [path.stat().st_mtime_ns for path in records] == times and again.rows == done.rows
+    rows = list(csv.DictReader((folder / "table.csv").open()))
+    mean = np.mean([json.loads(p.read_text())["test_result"]["ndcg@10"] for p in records if "CE" in p.stem])
+    assert float(rows[0]["ndcg@10 mean"]) == pytest.approx(mean)
+    assert r"\toprule" in (folder / "table.tex").read_text()
+    assert "corrected after Holm for 6 comparisons" in (folder / "table.md").read_text()
+
+
+def test_a_killed_comparison_goes_on(settings, tmp_path):
+    folder = tmp_path / "out"
+    text = json.dumps({**settings, "epochs": 40, "stopping_step": 100, "state": "INFO"})
+    script = (
+        "import json, sys; from recbole_pref.compare import compare; "
+        f"compare('LPOSASRec', 'tiny', 1, config_dict=json.loads({text!r}), output={str(folder)!r})"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([sys.executable, "-c", script], env=environment, start_new_session=True)
+    deadline = time.time() + 60
+    while time.time() < deadline and not list(folder.glob("checkpoints/*/*-last-3.pth")):
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not list(folder.glob("runs/*.json"))
+    done = compare.compare("LPOSASRec", "tiny", 1, config_dict=json.loads(text), output=folder)
+    assert not done.failed
+    (log,) = (folder / "logs").iterdir()
+    assert "epochs are done" in log.read_text()
+    (record,) = folder.glob("runs/*.json")
+    assert json.loads(record.read_text())["epochs"] == 40
+
+
+def test_a_failing_run_does_not_end_the_others(settings, tmp_path):
+    folder = tmp_path / "out"
+    models = "CESASRec,LPOSASRec learning_rate=1e30 learner=sgd"
+    done = compare.compare(models, "tiny", 1, config_dict=settings, output=folder)
+    assert [row["label"] for row in done.rows] == ["CESASRec"]
+    (reason,) = done.failed.values()
+    assert "not finite" in reason or "nan" in reason
+    assert reason in done.text
+
+
+def test_mistakes_end_before_anything_is_trained(settings, tmp_path):
+    folder = tmp_path / "out"
+    shared = {"dataset": "tiny", "config_dict": settings, "output": folder}
+    with pytest.raises(PrefError, match="Did you mean 'LPOSASRec'"):
+        compare.compare("CESASRec,LPOSASRc", **shared)
+    with pytest.raises(PrefError, match="tau=-1"):
+        compare.compare("CESASRec,LPOSASRec tau=-1", **shared)
+    with pytest.raises(PrefError, match="Did you mean 'CESASRec'"):
+        compare.compare("CESASRec", baseline="CESASRc", **shared)
+    with pytest.raises(PrefError, match="--test"):
+        compare.compare("CESASRec", test="z", **shared)
+    with pytest.raises(PrefError, match="--processes"):
+        compare.compare("CESASRec", processes=0, **shared)
+    assert not folder.exists()
+
+
+def test_a_damaged_record_is_named(settings, tmp_path):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "one.json").write_text("{")
+    with pytest.raises(PrefError, match="delete both"):
+        compare.load_record(tmp_path, "one")
