@@ -1,0 +1,267 @@
+"""The HTML report: one file, escaped, with the numbers of the records."""
+
+import base64
+import json
+import re
+import sys
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from recbole_pref import plots, report
+from recbole_pref.errors import PrefError
+from tests.test_plots import ENVIRONMENT, make_run, write_comparison, write_run
+
+pytest.importorskip("matplotlib")
+pytest.importorskip("plotly")
+ODD = "<script>alert('x')</script> & \"$5\" tau=0.5 alpha_tail=2.0"
+
+
+class Page(HTMLParser):
+    """The parts of a page that the tests look at."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.tags, self.tables, self.text, self.scripts, self._inside = [], [], "", [], []
+        self.feed(path.read_text(encoding="utf-8"))
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag not in ("meta", "img", "br", "link"):
+            self._inside.append(tag)
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self.tables[-1][-1].append("")
+        elif tag == "script":
+            self.scripts.append("")
+
+    def handle_endtag(self, tag):
+        assert self._inside.pop() == tag, f"</{tag}> closes nothing"
+
+    def handle_data(self, data):
+        if "script" in self._inside:
+            self.scripts[-1] += data
+        elif "style" not in self._inside:
+            self.text += data
+            if self._inside[-1:] in (["td"], ["th"]):
+                self.tables[-1][-1][-1] += data
+
+    def of(self, tag):
+        return [attributes for name, attributes in self.tags if name == tag]
+
+    def charts(self):
+        kinds = [attributes.get("data-chart") for attributes in self.of("script")]
+        return {kind: json.loads(text) for kind, text in zip(kinds, self.scripts) if kind}
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """A comparison with an awkward label, its records and its page."""
+    folder = tmp_path_factory.mktemp("comparison")
+    records = write_comparison(folder, ("CESASRec", ODD, "SDPOSASRec"), seeds=(2020, 2021))
+    path = report.write_report(folder)
+    assert path == folder / "report.html"
+    return folder, records, Page(path)
+
+
+def test_nothing_is_loaded_from_elsewhere(written):
+    page = written[2]
+    for tag, attributes in page.tags:
+        assert tag not in ("link", "iframe", "object", "embed", "base")
+        for name in ("src", "href", "data", "action", "poster", "srcset"):
+            assert attributes.get(name, "#").startswith(("#", "data:")), (tag, attributes)
+        assert not any(name.startswith("on") for name in attributes)
+    style = report.STYLE
+    assert "url(" not in style and "@import" not in style
+    policy = next(a["content"] for a in page.of("meta") if a.get("http-equiv") == "Content-Security-Policy")
+    assert policy.startswith("default-src 'none'") and "http" not in policy
+
+
+def test_labels_are_escaped(written):
+    folder, _, page = written
+    source = (folder / "report.html").read_text(encoding="utf-8")
+    assert ODD not in source and "alert('x')</script>" not in source
+    assert ODD in page.text
+    assert page.tables[0][2][0] == ODD
+    names = [trace["name"] for chart in page.charts().values() for trace in chart["data"]]
+    escaped = "&lt;script&gt;alert(&#x27;x&#x27;)&lt;/script&gt; &amp; &quot;$5&quot;<br>tau=0.5 alpha_tail=2.0"
+    assert names.count(escaped) == 2 + 2 * 3 and not any("<s" in name for name in names)
+    assert not any("<" in text for text in page.scripts if text.startswith("{"))
+
+
+def test_results_are_those_of_the_table(written):
+    folder, _, page = written
+    table = json.loads((folder / "comparison.json").read_text())
+    header, *lines = page.tables[0]
+    assert header == ["label", "seeds", *table["metrics"], "seconds per epoch", "epochs to best", "peak memory (MiB)"]
+    for line, row in zip(lines, table["rows"], strict=True):
+        assert line[:2] == [row["label"], "2"]
+        for text, key in zip(line[2:], table["metrics"]):
+            cell = row[key]
+            shown, _, mark = text.partition(f" ± {cell['std']:.4f}")
+            assert shown == f"{cell['mean']:.4f}"
+            significant = cell["p"] is not None and cell["p"] < 0.05
+            assert mark == ("" if not significant else " ↑*" if cell["difference"] > 0 else " ↓*")
+        assert line[-3:] == ["2.5", "9.0", "640.0"]
+    assert "paired randomization test over users, Holm correction" in page.text
+    assert "differs from CESASRec" in page.text
+
+
+def test_differences_and_runs_are_those_of_the_records(written):
+    folder, records, page = written
+    table = json.loads((folder / "comparison.json").read_text())
+    differences, singles = page.tables[1], page.tables[2]
+    assert [line[0] for line in differences[1:]] == [row["label"] for row in table["rows"][1:]]
+    cell = table["rows"][1]["ndcg@10"]
+    assert differences[1][1] == f"{cell['difference']:+.4f}, p = 0.004".replace("-", "−")
+    assert len(singles) == 1 + len(records)
+    key = singles[0].index("tailndcg@10")
+    expected = [[r["label"], str(r["seed"]), f"{r['test_result']['tailndcg@10']:.4f}"] for r in records]
+    assert [[line[0], line[1], line[key]] for line in singles[1:]] == expected
+
+
+def bold(page):
+    """Return the texts of the cells marked best."""
+    source = page.read_text(encoding="utf-8")
+    return re.findall(r'<td class="number best">([^<]*)</td>', source)
+
+
+def test_best_values_are_bold_also_where_lower_is_better(tmp_path):
+    rows = [
+        {"label": "A", "seeds": [1], "ndcg@10": {"mean": 0.5, "std": None, "p": None, "difference": None},
+         "giniindex@10": {"mean": 0.9, "std": None, "p": None, "difference": None}},
+        {"label": "B", "seeds": [1], "ndcg@10": {"mean": 0.49999, "std": None, "p": 0.9, "difference": 0},
+         "giniindex@10": {"mean": 0.2, "std": None, "p": 0.0001, "difference": -0.7}},
+        {"label": "C", "seeds": [1], "ndcg@10": {"mean": "nan"}},
+    ]  # fmt: skip
+    for label in "ABC":
+        write_run(tmp_path, make_run(label, 1, 0.05, 0.06)[0])
+    table = {"baseline": "A", "metrics": ["ndcg@10", "giniindex@10"], "rows": rows, "test": "by eye"}
+    (tmp_path / "comparison.json").write_text(json.dumps(table))
+    path = report.write_report(tmp_path)
+    assert bold(path) == ["0.5000", "0.5000", "0.2000 ↑*"]
+    page = Page(path)
+    assert "Lower is better for giniindex@10." in page.text
+    assert page.tables[0][3][2:] == ["–", "–"]
+    assert page.tables[1][1][1:] == ["+0.0000, p = 0.900", "−0.7000, p < 0.001"]
+
+
+def test_pictures_are_those_of_draw_all(written):
+    folder, _, page = written
+    images = page.of("img")
+    assert len(images) == len(plots.figures(folder)) == 4
+    for image in images:
+        kind, _, data = image["src"].partition(";base64,")
+        assert kind == "data:image/svg+xml" and b"<svg" in base64.b64decode(data)[:400] and image["alt"]
+    captions = [plots.caption(name) for name in plots.figures(folder)]
+    assert all(caption in page.text for caption in captions)
+
+
+def test_interactive_charts_hold_the_numbers(written):
+    _, records, page = written
+    assert sum("plotly.js" in text[:200] for text in page.scripts) == 1
+    charts = page.charts()
+    data = charts["chart-trade_off"]["data"]
+    own = [r for r in records if r["label"] == "CESASRec"]
+    x = [r["test_result"]["ndcg@10"] for r in own]
+    assert data[0]["x"] == x and data[1]["x"] == [pytest.approx(np.mean(x))]
+    assert data[1]["error_x"]["array"] == [pytest.approx(np.std(x, ddof=1))]
+    assert data[-1]["name"] == "Pareto front of the means" and data[-1]["x"] == sorted(data[-1]["x"])
+    curves = charts["chart-learning_curves"]
+    first = next(trace for trace in curves["data"] if trace["mode"] == "lines+markers")
+    both = [[row["ndcg@10"] for row in r["history"][: len(first["x"])]] for r in own]
+    np.testing.assert_allclose(first["y"], np.mean(both, axis=0))
+    assert curves["layout"]["yaxis2"]["title"]["text"] == "valid tailndcg@10"
+    targets = {attributes.get("id") for attributes in page.of("div")}
+    assert set(charts) <= targets
+
+
+def test_settings_versions_data_and_commands(tmp_path):
+    for seed, tau in ((1, 0.5), (2, 0.5)):
+        write_run(tmp_path, make_run("LPOSASRec", seed, 0.05, 0.06, tau=tau, note="<i>", gone=None)[0])
+    write_run(tmp_path, make_run("CESASRec", 1, 0.05, 0.06)[0])
+    page = Page(report.write_report(tmp_path))
+    differing = next(table for table in page.tables if table[0] == ["setting", "CESASRec", "LPOSASRec"])
+    assert differing[1:] == [
+        ["gone", "–", "~"], ["model", "CESASRec", "LPOSASRec"], ["note", "–", "<i>"], ["tau", "0.1", "0.5"],
+    ]  # fmt: skip
+    complete = [dict(table[1:]) for table in page.tables if table[0] == ["setting", "value"]]
+    assert complete[1]["seed"] == "1, 2" and complete[1]["topk"] == "[5, 10]"
+    assert complete[1]["learning_rate"] == "0.001"
+    versions = next(dict(table[1:]) for table in page.tables if ["torch", "2.13.0+cpu"] in table)
+    assert versions == {key: str(value) for key, value in ENVIRONMENT.items() if key != "command"}
+    assert ["n_items", "401"] in page.tables[-1]
+    assert ENVIRONMENT["command"] in page.text
+    assert "No test of significance" in page.text
+
+
+def test_without_comparison_json_the_table_comes_from_the_runs(tmp_path):
+    records = write_comparison(tmp_path, ("CESASRec", "LPOSASRec"), seeds=(1, 2))
+    (tmp_path / "comparison.json").unlink()
+    page = Page(report.write_report(tmp_path, tmp_path / "else" / "page.html"))
+    values = [r["test_result"]["hit@10"] for r in records[:2]]
+    assert page.tables[0][1][:4] == [
+        "CESASRec", "2", page.tables[0][1][2], f"{np.mean(values):.4f} ± {np.std(values, ddof=1):.4f}",
+    ]  # fmt: skip
+    assert page.tables[0][1][-3:] == ["2.5", "12.0", "640.0"]
+
+
+def test_bare_records_make_a_page(tmp_path):
+    record = {"label": "A", "dataset": "d", "test_result": {"hit@10": 0.1}}
+    write_run(tmp_path, {**record, "seed": 1})
+    page = Page(report.write_report(tmp_path))
+    assert page.tables[0] == [["label", "seeds", "hit@10"], ["A", "1", "0.1000"]]
+    assert "no data for a picture" in page.text and "no data for a chart" in page.text
+    assert "do not say where they come from" in page.text and "same settings" in page.text
+
+
+def test_names_of_metrics_are_escaped(tmp_path):
+    result = {"hit<i>@1": 0.1, "tailhit<i>@1": 0.2}
+    write_run(tmp_path, {"label": "A", "dataset": "d", "seed": 1, "test_result": result})
+    page = Page(report.write_report(tmp_path))
+    layout = page.charts()["chart-trade_off"]["layout"]
+    assert layout["yaxis"]["title"]["text"] == "test tailhit&lt;i&gt;@1"
+    assert page.tables[0][0] == ["label", "seeds", "hit<i>@1", "tailhit<i>@1"]
+
+
+def test_runs_that_cannot_be_compared_and_failed_runs_are_told(tmp_path):
+    record, _ = make_run("A", 1, 0.05, 0.06)
+    path = write_run(tmp_path, record)
+    other = write_run(tmp_path, {**record, "label": "B", "mask_history": True, "data": {"n_items": 7}})
+    table = {"metrics": ["hit@10"], "rows": [{"label": "A", "hit@10": {"mean": 0.1}}], "failed": {"C-1": "no <mem>"}}
+    (tmp_path / "comparison.json").write_text(json.dumps(table))
+    text = Page(report.write_report(tmp_path)).text
+    assert "C-1 failed: no <mem>" in text and "mask_history" in text.split("Results")[0]
+    assert "different data" in text
+    table["runs"] = [path.stem]
+    (tmp_path / "comparison.json").write_text(json.dumps(table))
+    text = Page(report.write_report(tmp_path)).text
+    assert "different data" not in text and other.is_file()
+
+
+def test_missing_packages_are_told_in_the_page(written, monkeypatch):
+    folder = written[0]
+    monkeypatch.setitem(sys.modules, "plotly.offline", None)
+    monkeypatch.setattr(report.importlib.util, "find_spec", lambda name: None)
+    path = report.write_report(folder, folder / "bare.html")
+    page = Page(path)
+    assert not page.of("img") and not page.scripts and path.stat().st_size < 100_000
+    assert "matplotlib is not installed" in page.text and "plotly is not installed" in page.text
+    assert page.text.count('pip install "recbole-pref[plots]"') == 2
+    assert len(page.tables[0]) == 4
+
+
+def test_mistakes_are_one_sentence(tmp_path):
+    with pytest.raises(PrefError, match="does not exist"):
+        report.write_report(tmp_path / "nowhere")
+    with pytest.raises(PrefError, match="no finished run"):
+        report.write_report(tmp_path)
+    write_run(tmp_path, make_run("A", 1, 0.05, 0.06)[0])
+    (tmp_path / "file").write_text("")
+    with pytest.raises(PrefError, match="path="):
+        report.write_report(tmp_path, tmp_path / "file" / "report.html")
