@@ -16,6 +16,7 @@ examples:
   python run_recbole_pref.py --model=LPOSASRec --resume=True
   python run_recbole_pref.py --predict=saved/NAME-best.pth --input=sequences.csv --output=top.csv --k=10
   python run_recbole_pref.py --compare=CESASRec,LPOSASRec,SDPOSASRec --seeds=5 --processes=2
+  python run_recbole_pref.py --model=LPOSASRec --tune=properties/tune/lpo.yaml --num_samples=20
   python run_recbole_pref.py --list
   python run_recbole_pref.py --list=DynamicPO
 
@@ -43,6 +44,15 @@ def build_parser():
     add("--processes", type=int, default=1, help="with --compare: runs at a time")
     add("--baseline", help="with --compare: the label that the others are tested against (the first)")
     add("--test", default="t-test", help="with --compare: t-test or bootstrap")
+    add("--tune", metavar="FILE", help="sweep file with the search space (docs/tuning.md)")
+    add("--num_samples", type=int, help="with --tune: trials; wins over the file")
+    add("--storage_path", default="tune", help="with --tune: folder or URI that all machines reach")
+    add("--name", help="with --tune: folder of the sweep in there (<model>-<dataset>)")
+    add("--resume", nargs="?", const="True", help="go on: with the newest checkpoint, a path, or a sweep")
+    add("--ray_address", help="with --tune: auto or HOST:PORT of a running Ray cluster")
+    add("--cpus_per_trial", type=float, default=1.0, help="with --tune: also the threads of a trial")
+    add("--gpus_per_trial", type=float, default=0.0, help="with --tune: may be a fraction")
+    add("--quiet", action="store_true", help="with --tune: one line per finished trial, no live table")
     add("--plots", metavar="FOLDER", help="draw the pictures and the report of a comparison again")
     add("--input", help="with --predict: CSV or Parquet with 'items', or 'user' and 'item'")
     add("--output", help="with --predict: CSV or Parquet file to write; with --compare: folder")
@@ -127,6 +137,12 @@ def _dispatch(options, settings):
     dataset = options.dataset or named.get("dataset", DEFAULT_DATASET)
     if options.compare:
         return _compare(options, dataset, files, settings)
+    if options.tune:
+        return _tune(options, model, dataset, files, settings)
+    if options.resume is not None:
+        from recbole_pref.config import parse_value
+
+        settings["resume"] = parse_value(options.resume)
     from recbole_pref.memory import explained
     from recbole_pref.quick_start import run
     from recbole_pref.tables import result_table
@@ -182,11 +198,35 @@ def _compare(options, dataset, files, settings):
     return 2 if done.failed else 0
 
 
+def _tune(options, model, dataset, files, settings):
+    from recbole_pref.tune import tune
+
+    tune(
+        model,
+        dataset,
+        options.tune,
+        files,
+        settings,
+        num_samples=options.num_samples,
+        storage_path=options.storage_path,
+        name=options.name,
+        resume=options.resume is not None,
+        ray_address=options.ray_address,
+        cpus_per_trial=options.cpus_per_trial,
+        gpus_per_trial=options.gpus_per_trial,
+        quiet=options.quiet,
+    )
+    return 0
+
+
 def _plots(folder):
     from recbole_pref.plots import draw_all
     from recbole_pref.report import write_report
 
-    draw_all(folder)
+    try:
+        draw_all(folder)
+    except PrefError as error:  # the report says so as well and stands without pictures
+        print(f"recbole-pref: no pictures: {error}", file=sys.stderr)
     print(f"report: {write_report(folder)}")
     return 0
 

@@ -10,7 +10,6 @@ import io
 import json
 import os
 import re
-import resource
 import shlex
 import subprocess
 import sys
@@ -27,7 +26,7 @@ from recbole_pref import checkpoint, evidence
 from recbole_pref.config import Config, parse_value
 from recbole_pref.environment import environment, write_result
 from recbole_pref.errors import PrefError, suggest
-from recbole_pref.memory import explained
+from recbole_pref.memory import explained, peak_mb
 from recbole_pref.quick_start import build_run
 from recbole_pref.significance import TESTS, holm
 
@@ -317,7 +316,7 @@ def train_and_record(task):
         "seconds_per_epoch": float(np.mean(trainer.epoch_times)) if trainer.epoch_times else None,
         "epochs": len(trainer.epoch_times),
         "epochs_to_best": to_best,
-        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "peak_memory_mb": peak_mb(),
         "history": trainer.history,
         "mask_history": bool(config["mask_history"]),
         "data": trainer._data_fingerprint,

@@ -1,5 +1,7 @@
-"""Running out of memory, said so that the user knows which setting to lower."""
+"""Memory: how much was used, and running out of it told so that the user knows what to lower."""
 
+import resource
+import sys
 from contextlib import contextmanager
 
 import torch
@@ -27,3 +29,9 @@ def explained():
         if "not enough memory" not in str(error) and "can't allocate memory" not in str(error):
             raise
         raise PrefError(f"out of memory: {_REMEDY}") from error
+
+
+def peak_mb():
+    """Return the most memory this process held so far, in MiB; on a GPU machine the host's part."""
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20

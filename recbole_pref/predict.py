@@ -15,7 +15,7 @@ from recbole.data.interaction import Interaction
 from recbole_pref import checkpoint, scoring
 from recbole_pref.config import Config
 from recbole_pref.errors import PrefError, suggest
-from recbole_pref.quick_start import _own_settings
+from recbole_pref.quick_start import settings_of
 from recbole_pref.registry import model_class
 
 
@@ -63,7 +63,7 @@ class Recommender:
                 f"predict={str(model_file)!r} holds no item tokens: name a checkpoint that this version of "
                 "RecBole-Pref wrote."
             )
-        settings = {**_own_settings(state, {}), "state": "ERROR", "reference": "auto"}
+        settings = {**settings_of(state), "state": "ERROR", "reference": "auto"}
         settings |= {"gpu_id": "", "strict_config": False, "exclude_history": False}
         if state["config"].get("lambda", 0) == 0:
             settings["reference"] = "none"

@@ -7,13 +7,18 @@ return RecBole's results.
 import logging
 import os
 import sys
+import tempfile
+import traceback
+from contextlib import contextmanager
+from functools import partial
 from logging import getLogger
 
+import recbole.data.dataset
 import torch
 from recbole.data import create_dataset, data_preparation
-from recbole.utils import get_environment, get_trainer, init_logger, init_seed, set_color
+from recbole.utils import ModelType, get_environment, get_trainer, init_logger, init_seed, set_color
 
-from recbole_pref import checkpoint, data_check, distributed
+from recbole_pref import checkpoint, data_check, distributed, memory
 from recbole_pref.config import Config
 from recbole_pref.environment import environment, write_result
 from recbole_pref.errors import PrefError
@@ -52,14 +57,15 @@ def run_recbole_pref(
         init_seed(config["seed"] + distributed.world()[1], config["reproducibility"])
     trainer, logger = run.trainer, getLogger()
     _resume(trainer, config)
-    best_valid_score, best_valid_result = trainer.fit(
-        run.train_data, run.valid_data, saved=saved, show_progress=config["show_progress"]
-    )
-    distributed.wait()
-    load_best = saved and trainer.store.best() is not None
-    test_result = trainer.evaluate(
-        run.test_data, load_best_model=load_best, show_progress=config["show_progress"]
-    )
+    with _explained(trainer):
+        best_valid_score, best_valid_result = trainer.fit(
+            run.train_data, run.valid_data, saved=saved, show_progress=config["show_progress"]
+        )
+        distributed.wait()
+        load_best = saved and trainer.store.best() is not None
+        test_result = trainer.evaluate(
+            run.test_data, load_best_model=load_best, show_progress=config["show_progress"]
+        )
     best_valid_result, test_result = _as_floats(best_valid_result), _as_floats(test_result)
     logger.info(set_color("best valid", "yellow") + f": {best_valid_result}")
     logger.info(set_color("test result", "yellow") + f": {test_result}")
@@ -88,6 +94,31 @@ def run_recbole_pref(
     if queue is not None:
         queue.put(result)
     return result
+
+
+@contextmanager
+def _explained(trainer):
+    """Say in one sentence what a model of RecBole trips over, whose own settings nobody checked."""
+    try:
+        with memory.explained():
+            yield
+    except PrefError:
+        raise
+    except Exception as error:
+        if not _in_recbole(error):  # a fault of this package, not of the settings
+            raise
+        raise PrefError(
+            f"model={trainer.config['model']!r} failed with these settings and data: {_reason(error)}"
+        ) from error
+    finally:
+        trainer.tensorboard.close()  # its thread would stay
+
+
+def _in_recbole(error):
+    """Return whether the innermost frame of the two packages is RecBole's."""
+    modules = (frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__))
+    roots = [name.partition(".")[0] for name in modules if name.startswith("recbole")]
+    return roots[-1] == "recbole"
 
 
 def run(
@@ -136,21 +167,23 @@ class Run:
         self.train_data, self.valid_data, self.test_data = loaders
 
 
-def build_run(config, log=True):
+def build_run(config, log=True, dataset=None):
     """Build everything a run needs, checking the data on the way.
 
     Args:
         config (Config): ours.
         log (bool): whether to log the configuration and the data.
+        dataset (Dataset, optional): what :func:`prepare_data` returned before, instead of the files.
 
     Returns:
         Run
     """
-    dataset, loaders = prepare_data(config, log)
+    dataset, loaders = prepare_data(config, log, dataset)
     init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
     torch.set_float32_matmul_precision(config["matmul_precision"] or "highest")
     cls = model_class(config["model"]) if isinstance(config["model"], str) else config.model_class
     model = _build_model(cls, config, loaders[0]._dataset).to(config["device"])
+    _check_outputs(config)
     base = get_trainer(config["MODEL_TYPE"], config["model"])
     trainer = trainer_class(base)(config, model)
     if log:
@@ -161,51 +194,127 @@ def build_run(config, log=True):
     return Run(config, dataset, loaders, model, trainer)
 
 
+def _check_outputs(config):
+    """Refuse output folders that cannot be written while no time is lost yet."""
+    folders = {"checkpoint_dir": config["checkpoint_dir"], "log_tensorboard": "log_tensorboard"}
+    if config["result_file"]:
+        folders["result_file"] = os.path.dirname(os.path.abspath(config["result_file"]))
+    for setting, folder in folders.items():
+        try:
+            os.makedirs(folder, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise PrefError(
+                f"{setting}: the folder {folder!r} cannot be written ({error.strerror}): name or make one that can."
+            ) from None
+
+
 def _build_model(cls, config, dataset):
     """Return the model, or say in one sentence what RecBole's constructor tripped over."""
     try:
         return cls(config, dataset)
     except PrefError:
         raise
-    except (KeyError, ValueError, TypeError, IndexError, NotImplementedError, RuntimeError,
-            ArithmeticError, AttributeError) as error:  # fmt: skip
-        reason = " ".join(str(error).split()) or type(error).__name__
+    except Exception as error:  # whatever RecBole trips over
         raise PrefError(
-            f"model={config['model']!r} cannot be built with these settings and data: {reason}"
+            f"model={config['model']!r} cannot be built with these settings and data: {_reason(error)}"
         ) from error
 
 
-def prepare_data(config, log=True):
+def _reason(error):
+    """Return what an exception that was not meant for the user tells, on one line of bounded length."""
+    text = " ".join(str(error).split())
+    if isinstance(error, MemoryError) or "allocate memory" in text or "Unable to allocate" in text:
+        return "they need more memory than there is; lower sizes such as MAX_ITEM_LIST_LENGTH or hidden_size"
+    if text.startswith("Some feat is empty"):
+        return "user_inter_num_interval, item_inter_num_interval and val_interval leave nothing; loosen them"
+    if isinstance(error, ValueError) and text:
+        return text if len(text) <= 300 else text[:300] + "..."
+    return f"{type(error).__name__} {text[:300]}".strip()
+
+
+def prepare_data(config, log=True, dataset=None):
     """Check, load and split the data of a configuration.
+
+    Args:
+        config (Config): ours.
+        log (bool): whether to log the configuration and the data.
+        dataset (Dataset, optional): loaded before, instead of the files.
 
     Returns:
         tuple: the data set, and a tuple of the training, validation and test loaders.
     """
     init_seed(config["seed"], config["reproducibility"])
-    init_logger(config)
+    streams = sys.stdout, sys.stderr
+    try:
+        init_logger(config)
+    except OSError as error:
+        raise PrefError(
+            f"the log file of model={config['model']!r} cannot be written ({error.strerror}): run in a folder "
+            "where log/ can be made."
+        ) from None
+    # RecBole wraps these at each call; after some hundred runs in one process nothing could be printed.
+    sys.stdout, sys.stderr = streams
     logger = getLogger()
-    prepare_config = getattr(config.model_class, "prepare_config", None)
-    if prepare_config is not None:
-        prepare_config(config)
     if log:
         logger.info(sys.argv)
         logger.info(config)
-    for note in data_check.check_atomic_files(config["data_path"], config["dataset"], config):
-        logger.info(note)
+    _refuse_pickles(config)
     try:
-        dataset = create_dataset(config)
+        prepare_config = getattr(config.model_class, "prepare_config", None)
+        if prepare_config is not None:
+            prepare_config(config)
+        if dataset is None:
+            for note in data_check.check_atomic_files(config["data_path"], config["dataset"], config):
+                logger.info(note)
+            dataset = create_dataset(config)
+            # RecBole splits a data set in place, once; so it can serve several runs.
+            dataset.build = partial(_same, dataset.build())
         loaders = data_preparation(config, dataset)
+        _seed_again(loaders, config)
     except PrefError:
         raise
-    except (ValueError, KeyError, IndexError, TypeError, AssertionError, UnicodeError) as error:
+    except Exception as error:  # whatever RecBole trips over
         raise PrefError(
-            f"dataset={config['dataset']!r} cannot be prepared with these settings: "
-            f"{' '.join(str(error).split()) or type(error).__name__}"
+            f"dataset={config['dataset']!r} cannot be prepared with these settings: {_reason(error)}"
         ) from error
     if log:
         logger.info(dataset)
     data_check.check_split(*(len(loader._dataset) for loader in loaders), dataset.item_num)
     return dataset, loaders
+
+
+def _refuse_pickles(config):
+    """RecBole unpickles what save_dataset and save_dataloaders left, and unpickling can run any code."""
+    if config["trust_checkpoint"]:
+        return
+    kinds = {ModelType.SEQUENTIAL: "Sequential", ModelType.KNOWLEDGE: "KnowledgeBased"}
+    own = f"{config['model']}Dataset"
+    kind = own if hasattr(recbole.data.dataset, own) else f"{kinds.get(config['MODEL_TYPE'], '')}Dataset"
+    for setting, name in (
+        ("dataset_save_path", f"{config['dataset']}-{kind}.pth"),
+        ("dataloaders_save_path", f"{config['dataset']}-for-{config['model']}-dataloader.pth"),
+    ):
+        path = config[setting] or os.path.join(config["checkpoint_dir"], name)
+        if os.path.exists(path):
+            raise PrefError(
+                f"{path} ({setting}) is refused because RecBole pickled it, and unpickling can run any code: set "
+                "trust_checkpoint: True if you made the file yourself, or remove it."
+            )
+
+
+def _seed_again(loaders, config):
+    """Give loaders that RecBole stripped to save them (save_dataloaders) the generators they had."""
+    for loader in loaders:
+        if loader.generator is None:
+            loader.generator = torch.Generator()
+            loader.generator.manual_seed(config["seed"])
+            loader.sampler.generator = loader.generator
+
+
+def _same(splits):
+    return splits
 
 
 def _resume(trainer, config):
@@ -282,7 +391,7 @@ def load_data_and_model(model_file, **overrides):
             f"model_file={model_file!r} holds no settings of RecBole-Pref: name a checkpoint that it wrote."
         )
     config = Config(
-        state["model"], state["config"]["dataset"], config_dict=_own_settings(state, overrides)
+        state["model"], state["config"]["dataset"], config_dict=settings_of(state, **overrides)
     )
     dataset, loaders = prepare_data(config)
     from recbole_pref.reference import fingerprint_of
@@ -310,7 +419,13 @@ _DERIVED = {
 }  # fmt: skip
 
 
-def _own_settings(state, overrides):
+def settings_of(state, **overrides):
+    """Return the settings of a checkpoint as ``config_dict`` takes them.
+
+    Args:
+        state (dict): a checkpoint of ours, loaded.
+        **overrides: settings to change.
+    """
     settings = {k: v for k, v in state["config"].items() if k not in _DERIVED}
     negatives = settings.get("train_neg_sample_args")
     if isinstance(negatives, dict) and negatives.get("distribution") == "none":

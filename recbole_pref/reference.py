@@ -56,11 +56,20 @@ def reference_key(config, backbone_class, fingerprint):
     )
 
 
+def shaping_keys(config, backbone_class):
+    """Return the settings on which an automatically trained reference depends: set of str."""
+    return {*backbone_settings(config, backbone_class), *_TRAINING_KEYS}
+
+
+def reference_folder(config):
+    """Return the folder of the references of a run."""
+    return Path(config["reference_dir"] or Path(config["checkpoint_dir"], "reference"))
+
+
 def reference_path(config, key):
     """Return where the reference of a key is stored."""
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
-    folder = config["reference_dir"] or Path(config["checkpoint_dir"]) / "reference"
-    return Path(folder) / f"{key['dataset']}-{key['backbone']}-{digest}.pth"
+    return reference_folder(config) / f"{key['dataset']}-{key['backbone']}-{digest}.pth"
 
 
 def obtain(config, model, train_data, valid_data, train):
@@ -70,8 +79,8 @@ def obtain(config, model, train_data, valid_data, train):
         config (Config): of the run.
         model (PreferenceMixin): the policy; its backbone is what the reference is.
         train_data, valid_data: RecBole's loaders.
-        train (callable): ``(config, model_class, train_data, valid_data) -> (state_dict, summary)``
-            trains a plain backbone; given by the trainer, which this module does not import.
+        train (callable): ``(config, model_class, train_data, valid_data, stem) -> (state_dict,
+            summary)`` trains a plain backbone; given by the trainer, which this module does not import.
 
     Returns:
         tuple: state_dict of the plain backbone, and a sentence for the log.
@@ -102,7 +111,7 @@ def obtain(config, model, train_data, valid_data, train):
                 return checkpoint.load(path, setting="reference")["state_dict"], f"reference {path}"
             except checkpoint.CorruptCheckpoint as error:
                 getLogger().warning("%s It is trained again.", error)
-        state_dict, summary = train(config, model.backbone_class, train_data, valid_data)
+        state_dict, summary = train(config, model.backbone_class, train_data, valid_data, path.stem)
         checkpoint.save({"state_dict": state_dict, "data": fingerprint, "key": key, **summary}, path)
         return state_dict, f"reference trained and stored as {path}: {summary}"
     finally:
@@ -156,8 +165,14 @@ def _config_differences(theirs, config):
     return [f"{key}: {saved} != {own}" for key, saved, own in pairs if saved != own]
 
 
-def training_config(config, backbone_class):
-    """Return a copy of a run's configuration that trains its backbone with cross-entropy alone."""
+def training_config(config, backbone_class, stem=None):
+    """Return a copy of a run's configuration that trains its backbone with cross-entropy alone.
+
+    Args:
+        config (Config): of the run.
+        backbone_class (type): of RecBole.
+        stem (str, optional): of the checkpoint files of the training.
+    """
     other = copy(config)
     other.final_config_dict = dict(config.final_config_dict)
     other.final_config_dict.update(
@@ -175,6 +190,9 @@ def training_config(config, backbone_class):
             "result_file": None,
             "keep_last": 1,
             "objective": None,
+            # Apart from the run's own checkpoints, which --resume looks for.
+            "checkpoint_dir": str(reference_folder(config) / "training"),
+            "run_stem": stem,
         }
     )
     return other

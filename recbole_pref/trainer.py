@@ -47,6 +47,7 @@ class TrainerMixin(EvaluationMixin):
         self.scheduler = None
         self.epoch_times = []  # seconds of training per epoch
         self.history = []  # one dict per validation
+        self._valid_result = None  # metrics of the last validation
         self._loader = None
         self._saving = False
         self._saved_epoch = None  # start_epoch of the last checkpoint of this process
@@ -113,17 +114,25 @@ class TrainerMixin(EvaluationMixin):
             else "training path: RecBole's own loss and rows, nothing is changed"
         )
         if self._resumed is None and config["reference"] != "none":
-            with _random_states_kept(train_data), distributed.alone():
-                state_dict, told = reference.obtain(
-                    config, model, train_data, valid_data, train_reference
-                )
-            model.start_from(state_dict)
-            self.logger.info(told)
+            model.start_from(self.obtain_reference(train_data, valid_data))
         shape = schedule.SCHEDULES[config["lr_scheduler"]]
         if config["lr_scheduler"] != "none" or config["warmup_ratio"]:
             total = self.epochs * len(self._loader)
             warmup = round(config["warmup_ratio"] * total)
             self.scheduler = LambdaLR(self.optimizer, lambda step: shape(step, warmup, total))
+
+    def obtain_reference(self, train_data, valid_data):
+        """Return the reference's parameters, training and storing them if they are not there yet.
+
+        Raises:
+            PrefError: the named checkpoint is missing, damaged or foreign.
+        """
+        with _random_states_kept(train_data), distributed.alone():
+            state_dict, told = reference.obtain(
+                self.config, self.model, train_data, valid_data, train_reference
+            )
+        self.logger.info(told)
+        return state_dict
 
     def _cache_reference(self, train_data):
         """Keep the reference's representations; a resumed run has its reference only now."""
@@ -223,6 +232,7 @@ class TrainerMixin(EvaluationMixin):
         score, result = super()._valid_epoch(valid_data, show_progress=show_progress)
         if self.objective is not None:
             score = self.objective.score(result)
+        self._valid_result = result
         told = {}
         if self.is_preference:
             told = self.model.pop_diagnostics()
@@ -293,7 +303,9 @@ class TrainerMixin(EvaluationMixin):
             return
         if not distributed.is_first():
             return
-        path = self.store.save_best(self._state(epoch + 1))
+        # RecBole calls this before it takes the new result over.
+        state = {**self._state(epoch + 1), "best_valid_result": self._valid_result}
+        path = self.store.save_best(state)
         if verbose:
             self.logger.info(set_color("Saving current", "blue") + f": {path}")
 
@@ -443,7 +455,7 @@ def _random_states_kept(train_data):
         train_data.generator.set_state(loader)
 
 
-def train_reference(config, backbone_class, train_data, valid_data):
+def train_reference(config, backbone_class, train_data, valid_data, stem):
     """Train a backbone with cross-entropy for ``reference: auto``.
 
     Returns:
@@ -454,11 +466,13 @@ def train_reference(config, backbone_class, train_data, valid_data):
     from recbole_pref.model import preference_class
     from recbole_pref.registry import METHODS
 
-    own = reference.training_config(config, backbone_class)
+    own = reference.training_config(config, backbone_class, stem)
     init_seed(own["seed"], own["reproducibility"])
     cls = preference_class(METHODS["CE"], backbone_class)
     model = cls(own, train_data._dataset).to(own["device"])
     trainer = PrefTrainer(own, model)
+    for file in trainer.store.files():  # of a training that was killed
+        file.unlink(missing_ok=True)
     trainer.logger.info(set_color("training the reference", "pink") + f": {own['model']}")
     score, result = trainer.fit(train_data, valid_data, saved=True)
     best = trainer.store.best() or trainer.store.last()

@@ -1,0 +1,365 @@
+"""Sweeps with Ray Tune: early stopping, restarts, several machines, one exported winner.
+
+``tune`` prepares what all trials share (data, references, the baseline of a constraint) once, lets Ray
+run the trials and writes the table, the pictures and the winner.
+"""
+
+import json
+import os
+import pickle
+from pathlib import Path
+
+from recbole.utils import argument_list
+
+from recbole_pref import checkpoint, reference
+from recbole_pref.config import Config
+from recbole_pref.environment import write_result
+from recbole_pref.errors import PrefError
+from recbole_pref.objective import check_measured, check_objective
+from recbole_pref.quick_start import build_run, prepare_data, run_recbole_pref
+from recbole_pref.registry import split_model_name
+from recbole_pref.tune.progress import Progress
+from recbole_pref.tune.results import finish
+from recbole_pref.tune.space import Plan, as_setting, read_plan
+from recbole_pref.tune.trial import train_trial
+
+__all__ = ["Plan", "read_plan", "tune"]
+
+# Settings that change what is read or how it is split: trials that differ in them load data themselves.
+_DATA_KEYS = {*argument_list.dataset_arguments, "eval_args", "mm_fields", "data_path"}
+# Settings of trials that the sweep itself decides.
+_OWN_KEYS = ("checkpoint_dir", "reference_dir", "run_stem", "resume", "result_file")
+
+
+def tune(
+    model,
+    dataset,
+    sweep,
+    config_file_list=None,
+    config_dict=None,
+    num_samples=None,
+    storage_path="tune",
+    name=None,
+    resume=False,
+    ray_address=None,
+    cpus_per_trial=1,
+    gpus_per_trial=0,
+    quiet=False,
+):
+    """Search settings of a model.
+
+    Args:
+        model (str): model name, such as ``LPOSASRec``.
+        dataset (str): data set name.
+        sweep (path-like or dict): the sweep file, see ``docs/tuning.md``.
+        config_file_list (list of str, optional): YAML files with fixed settings.
+        config_dict (dict, optional): fixed settings; they win over files.
+        num_samples (int, optional): trials; wins over the sweep file.
+        storage_path (str): folder (or URI that Ray writes to) that all machines reach.
+        name (str, optional): folder of the sweep inside it; by default model and data set.
+        resume (bool): go on with a sweep that was interrupted.
+        ray_address (str, optional): ``auto`` or ``HOST:PORT`` of a running Ray cluster.
+        cpus_per_trial, gpus_per_trial (float): what a trial occupies; torch uses as many threads.
+        quiet (bool): no table while it runs, one line per finished trial.
+
+    Returns:
+        ray.tune.ResultGrid: one result per trial. Table, pictures and winner lie in
+        ``storage_path/name``.
+
+    Raises:
+        PrefError: a mistake in the sweep file or the settings, before Ray starts; no trial succeeded.
+    """
+    plan = read_plan(sweep, model, num_samples)
+    if cpus_per_trial <= 0 or gpus_per_trial < 0:
+        raise PrefError("--cpus_per_trial must be above 0 and --gpus_per_trial 0 or more.")
+    config = Config(model, dataset, config_file_list, dict(config_dict or {}))
+    _check_runs(config, plan)
+    settings = _fixed_settings(config)
+    _check_corners(model, dataset, settings, plan)
+    name = name or f"{config['model']}-{config['dataset']}"
+    remote = "://" in str(storage_path)
+    storage = str(storage_path) if remote else os.path.abspath(storage_path)
+    folder = Path("tune", name).absolute() if remote else Path(storage, name)
+    restorable = _restorable(f"{storage}/{name}", resume)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PrefError(f"--storage_path={storage!r} cannot be written: {error.strerror}.") from None
+    settings["objective"] = _objective(plan, config, settings, folder)
+    shared = _shared(config, plan, settings, folder, cpus_per_trial)
+    tuner = _tuner(
+        plan, config, shared, storage, name, restorable, (cpus_per_trial, gpus_per_trial), quiet,
+        ray_address,
+    )  # fmt: skip
+    grid = tuner.fit()
+    finish(grid, folder, plan, config, settings)
+    return grid
+
+
+# -- checks -------------------------------------------------------------------------------------
+
+
+def _check_runs(config, plan):
+    """Refuse settings with which no trial would report anything."""
+    if config["eval_step"] < 1 or config["eval_step"] > config["epochs"]:
+        raise PrefError(
+            f"eval_step={config['eval_step']} with epochs={config['epochs']} never validates, and a sweep "
+            "follows validations: set eval_step between 1 and epochs."
+        )
+    for key in _OWN_KEYS:
+        if key in plan.space:
+            raise PrefError(f"tune: {key} is set by the sweep itself: remove it from space.")
+
+
+def _fixed_settings(config):
+    """Return the settings that files, dict and command line gave, with paths that hold anywhere."""
+    given = {**config.file_config_dict, **config.variable_config_dict}
+    settings = {
+        key: value for key, value in given.items() if key not in ("model", "dataset", *_OWN_KEYS)
+    }
+    path, name = config["data_path"], config["dataset"]
+    settings["data_path"] = os.path.abspath((path[: -len(name)] if path.endswith(name) else path) or ".")
+    if config["reference"] not in ("none", "auto"):
+        settings["reference"] = os.path.abspath(config["reference"])
+    return checkpoint.to_plain(settings, other=str)
+
+
+def _check_corners(model, dataset, settings, plan):
+    """Let Config see both ends of the space, where values clash with fixed settings."""
+    for end in (0, -1):
+        corner = {key: as_setting(key, domain.ends()[end]) for key, domain in plan.space.items()}
+        try:
+            Config(model, dataset, config_dict={**settings, **corner})
+        except PrefError as error:
+            raise PrefError(f"tune: with {corner}: {error}") from None
+
+
+def _restorable(path, resume):
+    """Return whether a stored sweep goes on, refusing to write over one."""
+    from ray.tune import Tuner
+
+    stored = Tuner.can_restore(path)
+    if stored and not resume:
+        raise PrefError(f"{path!r} holds a sweep already: pass --resume to go on with it, or another --name.")
+    if resume and not stored:
+        raise PrefError(f"--resume: {path!r} holds no sweep: check --storage_path and --name.")
+    return stored
+
+
+# -- what trials share --------------------------------------------------------------------------
+
+
+def _objective(plan, config, settings, folder):
+    """Return the setting ``objective`` of the trials; trains the baseline of a constraint once."""
+    wanted = plan.objective
+    metrics, topk = config["metrics"], config["topk"]
+    if wanted is None:  # spelled out, so that trials report a score of which more is better
+        return settings.get("objective") or {"weights": {config["valid_metric"]: 1.0}}
+    if isinstance(wanted, str):
+        check_measured(wanted, metrics, topk, "tune: objective")
+        return {"weights": {wanted: 1.0}}
+    if not isinstance(wanted, dict) or "maximize" not in wanted:
+        check_objective(wanted, metrics, topk, "tune: objective")
+        return wanted
+    unknown = sorted(set(wanted) - {"maximize", "keep", "percent_below", "baseline"})
+    if unknown or "keep" not in wanted:
+        raise PrefError(
+            f"tune: objective={wanted!r} is not understood: write {{maximize: TailNDCG@10, keep: NDCG@10, "
+            "percent_below: 1, baseline: CE}."
+        )
+    for key in ("maximize", "keep"):
+        check_measured(wanted[key], metrics, topk, f"tune: objective: {key}")
+    percent, baseline = wanted.get("percent_below", 1), wanted.get("baseline", "CE")
+    if baseline == "CE":
+        baseline = _cross_entropy_score(config, settings, wanted["keep"].lower(), folder)
+    objective = {
+        "weights": {wanted["maximize"]: 1.0},
+        "at_least": {wanted["keep"]: baseline * (1 - percent / 100)},
+    }
+    check_objective(objective, metrics, topk, "tune: objective")
+    return objective
+
+
+def _cross_entropy_score(config, settings, metric, folder):
+    """Return the best validation value that cross-entropy alone reaches with the fixed settings."""
+    path = folder / "baseline.json"
+    if path.is_file():
+        return json.loads(path.read_text(encoding="utf-8"))["best_valid_result"][metric]
+    pair = split_model_name(config["model"])
+    name = f"CE{pair[1].__name__}" if pair else config["model"]
+    own = {**settings, "checkpoint_dir": str(folder / "baseline"), "objective": None}
+    result = run_recbole_pref(name, config["dataset"], config_dict=own)
+    write_result(path, {"model": name, **result, "settings": own})
+    return result["best_valid_result"][metric]
+
+
+def _shared(config, plan, settings, folder, cpus_per_trial):
+    """Return what every trial gets; data and references are made here, once."""
+    randomly_split = "RO" in str(config["eval_args"]["order"]).upper()
+    own_data = set(plan.space) & (_DATA_KEYS | ({"seed"} if randomly_split else set()))
+    packed, files = None, {}
+    if not own_data:
+        first = {key: as_setting(key, domain.ends()[0]) for key, domain in plan.space.items()}
+        own = {**settings, **first, "reference_dir": str(folder / "reference")}
+        shared_config = Config(config["model"], config["dataset"], config_dict=own)
+        dataset, _ = prepare_data(shared_config, log=False)
+        packed = pickle.dumps(dataset, protocol=pickle.HIGHEST_PROTOCOL)
+        files = _references(shared_config, dataset, plan)
+    return {
+        "model": config["model"],
+        "dataset": config["dataset"],
+        "settings": settings,
+        "data": packed,
+        "references": files,
+        "reference_dir": str(folder / "reference"),
+        "threads": max(1, int(cpus_per_trial)),
+    }
+
+
+def _references(config, dataset, plan):
+    """Train the reference that all trials share, if they share one; return file name to bytes."""
+    pair = split_model_name(config["model"])
+    if config["reference"] != "auto" or pair is None:
+        return {}
+    if set(plan.space) & reference.shaping_keys(config, pair[1]):
+        return {}
+    run = build_run(config, log=False, dataset=dataset)
+    run.trainer.obtain_reference(run.train_data, run.valid_data)
+    return {path.name: path.read_bytes() for path in reference.reference_folder(config).glob("*.pth")}
+
+
+# -- Ray ----------------------------------------------------------------------------------------
+
+
+def _tuner(plan, config, shared, storage, name, restorable, resources, quiet, ray_address):
+    """Return Ray's Tuner, new or restored."""
+    import ray
+    from ray import tune as ray_tune
+
+    _start_ray(ray, ray_address)
+    cpus, gpus = resources
+    _check_resources(ray, cpus, gpus)
+    trainable = ray_tune.with_resources(
+        ray_tune.with_parameters(train_trial, shared=shared), {"cpu": cpus, "gpu": gpus}
+    )
+    space = {key: domain.to_ray() for key, domain in plan.space.items()}
+    if restorable:
+        return ray_tune.Tuner.restore(f"{storage}/{name}", trainable, param_space=space)
+    scheduler, searcher = _scheduler(plan, config), _searcher(plan, config)
+    return ray_tune.Tuner(
+        trainable,
+        param_space=space,
+        tune_config=ray_tune.TuneConfig(
+            metric="score", mode="max", num_samples=plan.num_samples, scheduler=scheduler,
+            search_alg=searcher, max_concurrent_trials=plan.max_concurrent,
+            trial_name_creator=_trial_id, trial_dirname_creator=_trial_id,
+        ),
+        run_config=ray_tune.RunConfig(
+            name=name, storage_path=storage, verbose=0,
+            failure_config=ray_tune.FailureConfig(max_failures=plan.max_failures),
+            checkpoint_config=ray_tune.CheckpointConfig(num_to_keep=2),
+            callbacks=[Progress(plan.trials, config["epochs"], tuple(plan.space), quiet)],
+        ),
+    )  # fmt: skip
+
+
+def _trial_id(trial):
+    return trial.trial_id
+
+
+def _start_ray(ray, address):
+    if ray.is_initialized():
+        return
+    # Ray's own restarts of a whole sweep need a recent snapshot.
+    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "5")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new one prints panels even when it is not asked
+    if address is None:  # workers of this machine find an uninstalled checkout as this process does
+        package = str(Path(__file__).resolve().parents[2])
+        paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+        os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([package, *filter(None, paths)]))
+    here = {} if address else {"include_dashboard": False}
+    try:
+        # "local" starts Ray anew; None would join any that runs here.
+        ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **here)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise PrefError(
+            f"--ray_address={address!r}: no Ray cluster answers ({' '.join(str(error).split())[:200]}); "
+            "start one with 'ray start --head', or leave the option out."
+        ) from None
+
+
+def _check_resources(ray, cpus, gpus):
+    """Refuse trials that no machine of the cluster can hold: Ray would wait for ever."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if not any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in nodes):
+        most = max((node.get("CPU", 0), node.get("GPU", 0)) for node in nodes)
+        raise PrefError(
+            f"--cpus_per_trial={cpus:g} --gpus_per_trial={gpus:g} is more than any machine has (the largest: "
+            f"{most[0]:g} CPUs, {most[1]:g} GPUs): ask for less."
+        )
+
+
+def _scheduler(plan, config):
+    from ray.tune import schedulers
+
+    options, epochs = plan.scheduler_options, config["epochs"]
+    if plan.scheduler == "asha":
+        return schedulers.ASHAScheduler(
+            time_attr="epoch", max_t=epochs, grace_period=min(options["grace_epochs"], epochs),
+            reduction_factor=options["reduction_factor"],
+        )  # fmt: skip
+    if plan.scheduler == "hyperband":
+        kind = schedulers.HyperBandForBOHB if plan.search == "bohb" else schedulers.HyperBandScheduler
+        return kind(time_attr="epoch", max_t=epochs, reduction_factor=options["reduction_factor"])
+    if plan.scheduler == "median":
+        return schedulers.MedianStoppingRule(
+            time_attr="epoch", grace_period=options["grace_epochs"],
+            min_samples_required=int(options["min_trials"]),
+        )  # fmt: skip
+    if plan.scheduler == "pbt":
+        mutated = {k: d.to_ray() for k, d in plan.space.items() if d.kind not in ("grid", "fixed")}
+        return schedulers.PopulationBasedTraining(
+            time_attr="epoch", perturbation_interval=options["interval_epochs"],
+            quantile_fraction=options["quantile"], hyperparam_mutations=mutated,
+            custom_explore_fn=_within(plan),
+        )  # fmt: skip
+    return None
+
+
+def _within(plan):
+    """Return a function that brings mutated values back into their ranges: PBT multiplies by 1.2."""
+    ranges = ("uniform", "loguniform", "quniform")
+    bounds = {key: domain.values[:2] for key, domain in plan.space.items() if domain.kind in ranges}
+
+    def clipped(params):
+        return {k: min(max(v, bounds[k][0]), bounds[k][1]) if k in bounds else v for k, v in params.items()}
+
+    return clipped
+
+
+def _searcher(plan, config):
+    from ray.tune import search
+
+    seed, options = config["seed"], plan.search_options
+    try:
+        if plan.search == "optuna":
+            from ray.tune.search.optuna import OptunaSearch
+
+            return OptunaSearch(seed=seed)
+        if plan.search == "hyperopt":
+            from ray.tune.search.hyperopt import HyperOptSearch
+
+            return HyperOptSearch(
+                random_state_seed=seed, n_initial_points=int(options["n_initial_points"])
+            )
+        if plan.search == "bohb":
+            from ray.tune.search.bohb import TuneBOHB
+
+            return TuneBOHB(seed=seed)
+    except (ImportError, AssertionError) as error:
+        packages = {"bohb": "hpbandster ConfigSpace"}.get(plan.search, plan.search)
+        raise PrefError(
+            f"tune: search {plan.search!r} needs a package that is missing ({error}): pip install {packages}."
+        ) from None
+    return search.BasicVariantGenerator(random_state=seed)

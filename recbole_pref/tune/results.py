@@ -1,0 +1,204 @@
+"""What a sweep leaves behind: the table, CSV and JSON, the pictures, and the winner to run again."""
+
+import csv
+import io
+import json
+from logging import getLogger
+from pathlib import Path
+
+import yaml
+from tabulate import tabulate
+
+from recbole_pref import checkpoint
+from recbole_pref.config import Config
+from recbole_pref.environment import environment, write_result
+from recbole_pref.errors import PrefError
+from recbole_pref.quick_start import build_run, settings_of
+from recbole_pref.tune.space import as_setting
+from recbole_pref.tune.trial import STEM
+
+
+def trial_rows(grid, plan):
+    """Return a dict per trial, the best first and the failed last.
+
+    Args:
+        grid (ResultGrid): of Ray Tune.
+        plan (Plan): of the sweep.
+
+    Returns:
+        list of dict: ``trial_id``, ``state`` (``done`` or ``failed``), ``reason``, ``score`` (best
+        validation), the swept settings, ``valid/<metric>`` at the best epoch, and the costs.
+    """
+    rows = []
+    for result in grid:
+        metrics = result.metrics or {}
+        row = {
+            "trial_id": Path(result.path).name,
+            "state": "failed" if result.error else "done",
+            "reason": reason_of(result.error) if result.error else "",
+            "score": metrics.get("best_score"),
+            **{key: as_setting(key, (result.config or {}).get(key)) for key in plan.space},
+            "epochs": metrics.get("epoch"),
+            "best_epoch": metrics.get("best_epoch"),
+            "seconds_per_epoch": metrics.get("seconds_per_epoch"),
+            "peak_memory_mb": metrics.get("peak_memory_mb"),
+            "seconds": metrics.get("time_total_s"),
+        }
+        own = ("best_score", "best_epoch")
+        best = {k: v for k, v in metrics.items() if k.startswith("best_") and k not in own}
+        row.update({f"valid/{name.removeprefix('best_')}": value for name, value in best.items()})
+        rows.append(row)
+    low = float("-inf")
+    rows.sort(key=lambda row: (row["state"] == "failed", -(low if row["score"] is None else row["score"])))
+    return rows
+
+
+def reason_of(error):
+    """Return why a trial failed, in one line: its own sentence, or what Ray says of its process."""
+    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
+    for line in reversed(lines):
+        name, colon, text = line.partition(": ")
+        if colon and name.endswith("PrefError"):
+            return text
+    told = lines[-1] if lines else type(error).__name__
+    return f"the trial's process ended unexpectedly: {told}" if "ActorDied" in str(type(error)) else told
+
+
+def finish(grid, folder, plan, config, settings):
+    """Write everything a sweep leaves and print the table.
+
+    Files in ``folder``: ``trials.csv``, ``trials.json``, ``table.md``, ``pareto.*``,
+    ``parallel_coordinates.*``, and of the winner ``best.yaml``, ``best.pth`` and ``best.json`` (with the test
+    metrics, which are measured for the winner alone).
+
+    Raises:
+        PrefError: no trial has a result.
+    """
+    rows = trial_rows(grid, plan)
+    write_result(folder / "trials.json", {"objective": settings["objective"], "trials": rows})
+    _write_csv(folder / "trials.csv", rows)
+    text = table(rows, plan, config, settings)
+    checkpoint.write_atomically(
+        folder / "table.md", lambda file: file.write(f"{text}\n".encode()), "storage_path"
+    )
+    print(text)
+    if not rows or rows[0]["score"] is None:
+        reasons = "; ".join(dict.fromkeys(row["reason"] for row in rows if row["reason"]))
+        raise PrefError(f"tune: no trial has a result ({reasons or 'none was started'}).")
+    _draw(rows, plan, folder, _pair(settings, config))
+    winner = next(result for result in grid if Path(result.path).name == rows[0]["trial_id"])
+    test = export(winner, folder, config, plan)
+    shown = ", ".join(f"{name} {value:.4f}" for name, value in test.items())
+    print(f"best trial {rows[0]['trial_id']}, test set: {shown}")
+    print(f"run it again: --config_files={folder / 'best.yaml'}")
+
+
+def table(rows, plan, config, settings):
+    """Return the Markdown table of a sweep, best first."""
+    overall, tail = _pair(settings, config)
+    metrics = [name for name in (overall, tail) if any(f"valid/{name}" in row for row in rows)]
+    header = ["trial", "state", "score", *(f"valid {name}" for name in metrics), *plan.space, "epochs", "s"]
+    cells = [
+        [row["trial_id"], row["state"], _shown(row["score"])]
+        + [_shown(row.get(f"valid/{name}")) for name in metrics]
+        + [_shown(row[key]) for key in plan.space]
+        + [_shown(row["epochs"]), "" if row["seconds"] is None else f"{row['seconds']:.0f}"]
+        for row in rows
+    ]
+    text = tabulate(cells, header, "github", disable_numparse=True)
+    wanted = settings["objective"]
+    text += f"\n\nscore: {wanted['weights']}"
+    if wanted.get("at_least"):
+        text += f", no validation below {wanted['at_least']} (a score below 0 violates it)"
+    for row in rows:
+        if row["state"] == "failed":
+            text += f"\n{row['trial_id']} failed: {row['reason']}"
+    return text
+
+
+def _pair(settings, config):
+    """Return the overall and the tail metric that table and picture show."""
+    k = config["valid_metric"].partition("@")[2] or str(config["topk"][0])
+    return f"ndcg@{k}", f"tailndcg@{k}"
+
+
+def _shown(value):
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _write_csv(path, rows):
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, names)
+    writer.writeheader()
+    writer.writerows(rows)
+    checkpoint.write_atomically(path, lambda file: file.write(text.getvalue().encode()), "storage_path")
+
+
+def _draw(rows, plan, folder, pair):
+    from recbole_pref import plots
+
+    done = [row for row in rows if row["state"] == "done" and row["score"] is not None]
+    overall, tail = (f"valid/{name}" for name in pair)
+    try:
+        if all(overall in row and tail in row for row in done):
+            plots.save(plots.sweep_pareto(done, overall, tail), folder / "pareto")
+        searched = [key for key, domain in plan.space.items() if domain.kind != "fixed"]
+        plots.save(plots.parallel_coordinates(done, searched, "score"), folder / "parallel_coordinates")
+    except PrefError as error:  # matplotlib is an extra; the table stands without pictures
+        getLogger().warning(f"no pictures: {error}")
+
+
+def export(result, folder, config, plan):
+    """Write the winner's checkpoint, its complete settings and its test metrics.
+
+    Args:
+        result (ray.tune.Result): of the winner.
+        folder (Path): of the sweep.
+        config (Config): of the sweep.
+        plan (Plan): of the sweep.
+
+    Returns:
+        dict: test metrics.
+    """
+    target = folder / "best.pth"
+    with result.checkpoint.as_directory() as stored:
+        best = Path(stored, f"{STEM}-best.pth")
+        checkpoint.write_atomically(target, lambda file: file.write(best.read_bytes()), "storage_path")
+    state = checkpoint.load(target)
+    settings = settings_of(state)
+    for key in ("checkpoint_dir", "reference_dir", "run_stem"):
+        settings.pop(key, None)
+    # Stopped by the scheduler: the same end, unless the learning rate follows the number of epochs.
+    stopped = result.metrics["epoch"] < settings["epochs"]
+    if stopped and settings.get("lr_scheduler", "none") == "none" and not settings.get("warmup_ratio"):
+        settings["epochs"] = result.metrics["epoch"]
+    chosen = {"model": state["model"], "dataset": state["config"]["dataset"], **settings}
+    text = f"# Best of {plan.trials} trials; run it with --config_files={target.with_suffix('.yaml').name}\n"
+    text += yaml.safe_dump(json.loads(json.dumps(chosen)), sort_keys=False, allow_unicode=True)
+    checkpoint.write_atomically(
+        folder / "best.yaml", lambda file: file.write(text.encode()), "storage_path"
+    )
+    test = _test(state, target, settings, folder)
+    write_result(
+        folder / "best.json",
+        {
+            "trial_id": Path(result.path).name,
+            "best_valid_score": result.metrics["best_score"],
+            "best_valid_result": dict(state["best_valid_result"]),
+            "test_result": test,
+            "settings": chosen,
+            "environment": environment(config["device"]),
+        },
+    )
+    return test
+
+
+def _test(state, path, settings, folder):
+    """Evaluate the winner on the test set, the only look a sweep takes at it."""
+    own = {**settings, "checkpoint_dir": str(folder / "test")}
+    run = build_run(Config(state["model"], state["config"]["dataset"], config_dict=own), log=False)
+    metrics = run.trainer.evaluate(run.test_data, model_file=str(path))
+    return {name: float(value) for name, value in metrics.items()}

@@ -1,0 +1,305 @@
+"""Reading a sweep file: what is searched, for what, how; every mistake is told before Ray starts.
+
+A sweep file is YAML with the keys ``space``, ``objective``, ``search``, ``scheduler``, ``num_samples``,
+``max_failures`` and ``max_concurrent``; RecBole's text files (``learning_rate loguniform -8,0``) and its
+dicts by type are read too.
+"""
+
+import math
+from dataclasses import dataclass, field
+from numbers import Real
+from pathlib import Path
+
+import yaml
+
+from recbole_pref.config import known_keys, parse_value
+from recbole_pref.errors import PrefError, suggest
+from recbole_pref.registry import METHODS, split_model_name
+from recbole_pref.settings import (
+    RECBOLE_SETTINGS,
+    SETTINGS,
+    check_recbole_setting,
+    check_setting,
+)
+
+RANGES = {"uniform": 2, "loguniform": 2, "quniform": 3, "randint": 2}
+LISTS = ("choice", "grid")
+KINDS = (*RANGES, *LISTS, "fixed")
+SEARCHES = {
+    # name -> options with their defaults
+    "random": {},
+    "optuna": {},
+    "hyperopt": {"n_initial_points": 20},
+    "bohb": {},
+}
+SCHEDULERS = {
+    "none": {},
+    "asha": {"grace_epochs": 5, "reduction_factor": 3},
+    "hyperband": {"reduction_factor": 3},
+    "median": {"grace_epochs": 5, "min_trials": 3},
+    "pbt": {"interval_epochs": 5, "quantile": 0.25},
+}
+TOP_KEYS = (
+    "space", "objective", "search", "scheduler", "num_samples", "max_failures", "max_concurrent",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Domain:
+    """What one setting may be: ``kind`` is one of ``KINDS``, ``values`` its arguments."""
+
+    kind: str
+    values: tuple
+
+    def ends(self):
+        """Return the values to check: all of a list, both ends of a range."""
+        if self.kind in (*LISTS, "fixed"):
+            return list(self.values)
+        low, high = self.values[:2]
+        return [low, high - 1] if self.kind == "randint" else [low, high]
+
+    def to_ray(self):
+        """Return Ray Tune's domain."""
+        from ray import tune
+
+        if self.kind == "fixed":
+            return self.values[0]
+        if self.kind == "grid":
+            return tune.grid_search(list(self.values))
+        if self.kind == "choice":
+            return tune.choice(list(self.values))
+        return getattr(tune, self.kind)(*self.values)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A sweep file that was checked.
+
+    Attributes:
+        space (dict of str to Domain): the settings that are searched.
+        objective (str, dict or None): as written; None follows ``valid_metric``.
+        search, scheduler (str): names.
+        search_options, scheduler_options (dict): complete, with defaults.
+        num_samples (int): trials (times the grid).
+        max_failures (int): how often a trial whose process died is restarted.
+        max_concurrent (int or None): most trials at a time, None as many as fit.
+    """
+
+    space: dict
+    objective: object = None
+    search: str = "random"
+    search_options: dict = field(default_factory=dict)
+    scheduler: str = "none"
+    scheduler_options: dict = field(default_factory=dict)
+    num_samples: int = 10
+    max_failures: int = 3
+    max_concurrent: int | None = None
+
+    @property
+    def trials(self):
+        """How many trials the sweep has: ``num_samples`` times the size of the grid."""
+        return self.num_samples * math.prod(len(d.values) for d in self.space.values() if d.kind == "grid")
+
+
+def read_plan(source, model, num_samples=None):
+    """Read and check a sweep file.
+
+    Args:
+        source (path-like or dict): the file, or its content.
+        model (str): the model that is swept, whose settings the space may name.
+        num_samples (int, optional): wins over the file's.
+
+    Returns:
+        Plan
+
+    Raises:
+        PrefError: a file that cannot be read, an unknown key, name or kind, a range whose low end is
+            above its high one, a value that the setting does not accept.
+    """
+    content = dict(source) if isinstance(source, dict) else _read(source)
+    unknown = sorted(set(content) - set(TOP_KEYS))
+    if unknown:
+        raise PrefError(
+            f"tune: {unknown[0]!r} is no key of a sweep file ({', '.join(TOP_KEYS)})."
+            f"{suggest(unknown[0], TOP_KEYS)}"
+        )
+    if not isinstance(content.get("space"), dict) or not content["space"]:
+        raise PrefError("tune: space is empty: write a line such as 'tau: {loguniform: [0.05, 2.0]}'.")
+    space = {str(key): _domain(str(key), value) for key, value in content["space"].items()}
+    for key, domain in space.items():
+        _check_key(key, model)
+        _check_values(key, domain)
+    search, search_options = _named(content.get("search", "random"), "search", SEARCHES)
+    scheduler, scheduler_options = _named(content.get("scheduler", "none"), "scheduler", SCHEDULERS)
+    kinds = {domain.kind for domain in space.values()}
+    if "grid" in kinds and search != "random":
+        raise PrefError(f"tune: grid does not go with search={search!r}: write choice, or search: random.")
+    if kinds <= {"fixed"}:
+        raise PrefError("tune: every setting of space is fixed: give one of them a range or a choice.")
+    if scheduler == "pbt" and kinds <= {"grid", "fixed"}:
+        raise PrefError("tune: scheduler 'pbt' changes settings on the way: give one a range or a choice.")
+    if search == "bohb" and scheduler != "hyperband":
+        raise PrefError("tune: search 'bohb' needs scheduler: hyperband.")
+    counts = {"num_samples": 10, "max_failures": 3, "max_concurrent": None}
+    for key in counts:
+        value = content.get(key, counts[key])
+        if key == "num_samples" and num_samples is not None:
+            value = num_samples
+        least = 0 if key == "max_failures" else 1
+        whole = isinstance(value, int) and not isinstance(value, bool) and value >= least
+        if not whole and not (value is None and key == "max_concurrent"):
+            raise PrefError(f"tune: {key}={value!r} is not accepted: set it to a whole number >= {least}.")
+        counts[key] = value
+    return Plan(
+        space, content.get("objective"), search, search_options, scheduler, scheduler_options, **counts
+    )
+
+
+def _read(path):
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        near = [str(file) for file in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
+        reason = getattr(error, "strerror", None) or "it is not UTF-8"
+        raise PrefError(f"tune={str(path)!r} cannot be read: {reason}.{suggest(path, near)}") from None
+    if path.suffix not in (".yaml", ".yml"):
+        return {"space": _recbole_lines(text, path)}
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise PrefError(f"tune={str(path)!r} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise PrefError(f"tune={str(path)!r} must hold 'space:' with a line per setting.")
+    by_type = set(content) <= {"choice", "uniform", "quniform", "loguniform"}
+    return {"space": _recbole_dict(content, path)} if content and by_type else content
+
+
+def _recbole_lines(text, path):
+    """Read RecBole's params file: ``name type values`` per line, loguniform in natural logarithms."""
+    space = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        words = line.split("#")[0].split()
+        if not words:
+            continue
+        if len(words) < 3:
+            raise PrefError(
+                f"tune={str(path)!r}, line {number}: {line.strip()!r} is not of RecBole's form "
+                "'name type values', such as 'learning_rate loguniform -8,0'."
+            )
+        name, kind, rest = words[0], words[1], "".join(words[2:])
+        values = parse_value(rest if rest.startswith("[") else f"[{rest}]")
+        space[name] = _recbole_domain(kind, values, f"tune={str(path)!r}, line {number}")
+    return space
+
+
+def _recbole_dict(content, path):
+    return {
+        name: _recbole_domain(kind, values, f"tune={str(path)!r}")
+        for kind, settings in content.items()
+        for name, values in (settings or {}).items()
+    }
+
+
+def _recbole_domain(kind, values, where):
+    if kind not in ("choice", "uniform", "quniform", "loguniform") or not isinstance(values, (list, tuple)):
+        raise PrefError(f"{where}: {kind} {values!r} is not one of choice, uniform, quniform, loguniform.")
+    if kind == "loguniform":
+        if not all(isinstance(value, Real) for value in values):
+            raise PrefError(f"{where}: loguniform takes two numbers, natural logarithms, not {values!r}.")
+        values = [math.exp(value) for value in values]
+    return {kind: list(values)}
+
+
+def _domain(key, value):
+    if not isinstance(value, dict):
+        return Domain("fixed", (value,))
+    if len(value) != 1:
+        raise PrefError(f"tune: {key}: {value!r} must name one of {', '.join(KINDS)}.")
+    ((kind, values),) = value.items()
+    if kind not in KINDS:
+        raise PrefError(f"tune: {key}: {kind!r} is not one of {', '.join(KINDS)}.{suggest(kind, KINDS)}")
+    if kind == "fixed":
+        return Domain(kind, (values,))
+    if not isinstance(values, (list, tuple)) or not values:
+        raise PrefError(f"tune: {key}: {kind} takes a list, not {values!r}.")
+    values = tuple(values)
+    if kind in RANGES:
+        _check_range(key, kind, values)
+    return Domain(kind, values)
+
+
+def _check_range(key, kind, values):
+    wanted = RANGES[kind]
+    numbers = all(isinstance(v, Real) and not isinstance(v, bool) and math.isfinite(v) for v in values)
+    if len(values) != wanted or not numbers:
+        names = "low, high" + (", step" if wanted == 3 else "")
+        raise PrefError(f"tune: {key}: {kind} takes [{names}] as numbers, not {list(values)!r}.")
+    low, high = values[:2]
+    if low >= high:
+        raise PrefError(f"tune: {key}: {kind} {list(values)!r} has a low end that is not below the high one.")
+    if kind == "loguniform" and low <= 0:
+        raise PrefError(f"tune: {key}: loguniform needs a low end above 0, not {low!r}.")
+    if kind == "quniform" and not 0 < values[2] <= high - low:
+        raise PrefError(f"tune: {key}: quniform needs a step above 0, within the range, not {values[2]!r}.")
+    if kind == "randint" and any(value != int(value) for value in values):
+        raise PrefError(f"tune: {key}: randint takes whole numbers, not {list(values)!r}.")
+
+
+def _check_key(key, model):
+    known = known_keys()
+    if key not in known:
+        raise PrefError(f"tune: {key} is not a setting of RecBole or RecBole-Pref.{suggest(key, known)}")
+    pair = split_model_name(model)
+    if pair is None:
+        return
+    method = pair[0]
+    of_losses = {name for other in METHODS.values() for name in other.setting_names}
+    if key in of_losses and key not in method.setting_names:
+        raise PrefError(
+            f"tune: {key} is not a setting of {method.name}, whose loss takes "
+            f"{', '.join(method.setting_names) or 'none'}."
+        )
+
+
+def _check_values(key, domain):
+    for value in domain.ends():
+        value = as_setting(key, value)
+        if key in SETTINGS:
+            check_setting(key, value)
+        elif key in RECBOLE_SETTINGS and value is not None:
+            check_recbole_setting(key, value)
+
+
+def as_setting(key, value):
+    """Return a sampled value as a plain one; whole for settings that count something.
+
+    Args:
+        key (str): the setting.
+        value: of Ray, Optuna or numpy.
+    """
+    value = value.item() if hasattr(value, "item") else value
+    setting = SETTINGS.get(key) or RECBOLE_SETTINGS.get(key)
+    if setting is not None and setting.kind is int and isinstance(value, float) and value == int(value):
+        return int(value)
+    return value
+
+
+def _named(value, key, known):
+    """Split ``asha`` or ``{name: asha, grace_epochs: 3}`` into name and complete options."""
+    options = {"name": value} if isinstance(value, str) else value
+    if not isinstance(options, dict) or "name" not in options:
+        raise PrefError(f"tune: {key}={value!r} names none of {', '.join(known)}.")
+    name = options["name"]
+    if name not in known:
+        raise PrefError(f"tune: {key}={name!r} is not one of {', '.join(known)}.{suggest(name, known)}")
+    given = {option: v for option, v in options.items() if option != "name"}
+    for option, number in given.items():
+        if option not in known[name]:
+            raise PrefError(
+                f"tune: {option!r} is no option of {key} {name!r} ({', '.join(known[name]) or 'none'})."
+                f"{suggest(option, known[name])}"
+            )
+        if isinstance(number, bool) or not isinstance(number, Real) or number <= 0:
+            raise PrefError(f"tune: {option}={number!r} is not accepted: set it to a number above 0.")
+    return name, {**known[name], **given}

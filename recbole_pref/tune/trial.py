@@ -1,0 +1,115 @@
+"""One trial of a sweep: a run that reports every validation with a checkpoint and goes on from one."""
+
+import os
+import pickle
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+
+from recbole_pref import checkpoint
+from recbole_pref.config import Config
+from recbole_pref.errors import PrefError
+from recbole_pref.memory import explained, peak_mb
+from recbole_pref.quick_start import build_run
+from recbole_pref.tune.space import as_setting
+
+STEM = "trial"  # of the checkpoint files
+REASON = "reason.txt"  # in a trial's folder: why it cannot succeed
+
+
+def train_trial(params, shared):
+    """Train with one point of the search space; a function trainable of Ray Tune.
+
+    Args:
+        params (dict): values of the swept settings.
+        shared (dict): ``model``, ``dataset``, ``settings`` (fixed ones), ``data`` (pickled data set, or
+            None where the space changes it), ``references`` (file name to bytes), ``threads``,
+            ``keys`` (the settings of the space).
+
+    Raises:
+        PrefError: a combination that cannot work, a loss that is not finite, out of memory.
+    """
+    from ray import tune
+
+    folder = _working_folder(tune.get_context().get_trial_id())
+    reason = folder / REASON
+    if reason.is_file():  # restarted although it cannot succeed: do not train again
+        raise PrefError(reason.read_text(encoding="utf-8"))
+    try:
+        with explained():
+            _train(params, shared, folder)
+    except PrefError as error:
+        reason.write_text(str(error), encoding="utf-8")
+        raise
+
+
+def _working_folder(trial_id):
+    """Return a folder of this machine that outlives the trial's process, and that Ray does not copy."""
+    here = Path.cwd()  # of the trial, unless Ray was told to stay in the caller's
+    if here.name == trial_id:
+        return here
+    return Path(tempfile.mkdtemp(prefix="recbole_pref-"))
+
+
+def _train(params, shared, folder):
+    from ray import tune
+
+    sys.argv = sys.argv[:1]  # of Ray's worker; RecBole would read settings from it
+    torch.set_num_threads(shared["threads"])
+    work = folder / "work"
+    references = Path(shared["reference_dir"] or work / "reference")
+    _put_missing(references, shared["references"])
+    settings = {
+        **shared["settings"],
+        **{key: as_setting(key, value) for key, value in params.items()},
+        "checkpoint_dir": str(work),
+        "reference_dir": str(references),
+        "run_stem": STEM,
+    }
+    config = Config(shared["model"], shared["dataset"], config_dict=settings)
+    dataset = pickle.loads(shared["data"]) if shared["data"] is not None else None
+    run = build_run(config, log=False, dataset=dataset)
+    trainer = run.trainer
+    start = tune.get_checkpoint()
+    if start is not None:
+        with start.as_directory() as stored:
+            shutil.rmtree(work, ignore_errors=True)
+            shutil.copytree(stored, work)
+        trainer.resume_checkpoint(checkpoint.newest_good(work, STEM)[0])
+
+    def report(epoch_idx, score):
+        trainer.save_after(epoch_idx)
+        with tempfile.TemporaryDirectory(dir=folder) as stored:
+            for path in (trainer.store.last(), trainer.store.best()):
+                if path is not None:
+                    os.link(path, Path(stored, Path(path).name))
+            told = {name: value for name, value in trainer.history[-1].items() if name != "epoch"}
+            told = {**told, **_best(trainer), "epoch": epoch_idx + 1, "peak_memory_mb": peak_mb()}
+            told["seconds_per_epoch"] = sum(trainer.epoch_times) / len(trainer.epoch_times)
+            tune.report(told, checkpoint=tune.Checkpoint.from_directory(stored))
+
+    trainer.fit(run.train_data, run.valid_data, verbose=False, callback_fn=report)
+
+
+def _best(trainer):
+    """Return the best validation so far, its metrics behind ``best_``, and its epoch."""
+    scores = [row["score"] for row in trainer.history]
+    best = scores.index(max(scores) if trainer.valid_metric_bigger else min(scores))
+    row = {name: float(value) for name, value in (trainer.best_valid_result or {}).items()}
+    return {
+        "best_score": float(trainer.best_valid_score),
+        "best_epoch": trainer.history[best]["epoch"] + 1,
+        **{f"best_{name}": value for name, value in row.items()},
+    }
+
+
+def _put_missing(folder, files):
+    """Write the shared reference models into a folder that lacks them (another machine's)."""
+    for name, content in files.items():
+        if not (folder / name).is_file():
+            checkpoint.write_atomically(
+                folder / name, lambda file, content=content: file.write(content), "reference_dir"
+            )

@@ -1,0 +1,327 @@
+"""Sweeps: sweep files, objectives, early stopping, restarts, resume, two machines, the winner."""
+
+import contextlib
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import ray
+import yaml
+
+from recbole_pref import checkpoint
+from recbole_pref.errors import PrefError
+from recbole_pref.quick_start import run_recbole_pref
+from recbole_pref.tune import tune
+from recbole_pref.tune.space import SCHEDULERS, Domain, as_setting, read_plan
+
+SPACE = {"tau": {"loguniform": [0.05, 2.0]}, "num_negatives": {"quniform": [1, 4, 1]}}
+
+# -- sweep files
+
+
+def test_a_sweep_file(tmp_path):
+    file = tmp_path / "sweep.yaml"
+    file.write_text(
+        "space:\n  tau: {loguniform: [0.05, 2.0]}\n  lambda: {grid: [0.1, 1]}\n  alpha_tail: 2.0\n"
+        "search: random\nscheduler: {name: asha, grace_epochs: 2}\nnum_samples: 3\n"
+    )
+    plan = read_plan(file, "LPOSASRec")
+    assert plan.space["tau"] == Domain("loguniform", (0.05, 2.0))
+    assert plan.space["alpha_tail"] == Domain("fixed", (2.0,))
+    assert plan.scheduler_options == {"grace_epochs": 2, "reduction_factor": 3}
+    assert plan.trials == 6
+    assert read_plan(file, "LPOSASRec", num_samples=5).trials == 10
+
+
+def test_the_shipped_sweep_file_is_one():
+    file = Path(__file__).resolve().parents[1] / "properties" / "tune" / "lpo.yaml"
+    assert set(read_plan(file, "LPOSASRec").space) == {"tau", "lambda", "alpha_tail", "num_negatives"}
+
+
+def test_recboles_own_files_are_read(tmp_path):
+    file = tmp_path / "hyper.test"
+    file.write_text(
+        "learning_rate loguniform -8,0\nembedding_size choice [64,96 , 128]\n\n"
+        "hidden_dropout_prob quniform 0.1,0.5,0.1\nlambda uniform 0,1\n"
+    )
+    space = read_plan(file, "LPOSASRec").space
+    assert space["learning_rate"].values == pytest.approx((0.00033546, 1.0), rel=1e-4)
+    assert space["embedding_size"] == Domain("choice", (64, 96, 128))
+    assert space["hidden_dropout_prob"] == Domain("quniform", (0.1, 0.5, 0.1))
+    by_type = tmp_path / "hyper.yaml"
+    by_type.write_text("choice:\n  embedding_size: [64, 96]\nuniform:\n  lambda: [0, 1]\n")
+    assert read_plan(by_type, "LPOSASRec").space["embedding_size"] == Domain("choice", (64, 96))
+    file.write_text("learning_rate loguniform\n")
+    with pytest.raises(PrefError, match="line 1"):
+        read_plan(file, "LPOSASRec")
+
+
+def wrong(**changes):
+    return {"space": SPACE, **changes}
+
+
+@pytest.mark.parametrize(
+    ("sweep", "words"),
+    [
+        ({}, "space is empty"),
+        (wrong(spce=1), "Did you mean 'space'"),
+        (wrong(space={"tua": {"uniform": [0, 1]}}), "tua is not a setting.*Did you mean 'tau'"),
+        (wrong(space={"gamma": {"uniform": [0.1, 1]}}), "gamma is not a setting of LPO"),
+        (wrong(space={"tau": {"uniform": [2, 1]}}), "low end that is not below"),
+        (wrong(space={"tau": {"uniform": [1]}}), r"takes \[low, high\]"),
+        (wrong(space={"tau": {"loguniform": [0, 1]}}), "above 0"),
+        (wrong(space={"tau": {"quniform": [0.1, 1, 5]}}), "needs a step"),
+        (wrong(space={"tau": {"unifrom": [0, 1]}}), "Did you mean 'uniform'"),
+        (wrong(space={"tau": {"uniform": [-1, 1]}}), "tau=-1 is not accepted"),
+        (wrong(space={"num_negatives": {"choice": [1, 0]}}), "num_negatives=0"),
+        (wrong(space={"tau": {"choice": "x"}}), "takes a list"),
+        (wrong(space={"tau": 1.0}), "is fixed"),
+        (wrong(search="optina"), "Did you mean 'optuna'"),
+        (wrong(search="bohb"), "needs scheduler: hyperband"),
+        (wrong(scheduler={"name": "asha", "grace_epoch": 1}), "Did you mean 'grace_epochs'"),
+        (wrong(scheduler={"name": "asha", "grace_epochs": 0}), "above 0"),
+        (wrong(space={"tau": {"grid": [0.1, 1]}}, search="optuna"), "grid does not go with"),
+        (wrong(space={"tau": {"grid": [0.1, 1]}}, scheduler="pbt"), "'pbt' changes settings"),
+        (wrong(num_samples=0), "num_samples=0"),
+        ("missing.yaml", "cannot be read"),
+    ],
+)
+def test_mistakes_in_sweep_files_are_named(sweep, words):
+    with pytest.raises(PrefError, match=words):
+        read_plan(sweep, "LPOSASRec")
+
+
+def test_counts_stay_whole():
+    assert as_setting("num_negatives", 4.0) == 4 and isinstance(as_setting("num_negatives", 4.0), int)
+    assert isinstance(as_setting("tau", 1.0), float)
+
+
+@pytest.fixture
+def settings(tiny_dataset):
+    keys = set(tiny_dataset) - {"checkpoint_dir", "dataset"}
+    return {**{key: tiny_dataset[key] for key in keys}, "epochs": 4, "eval_step": 1}
+
+
+@pytest.mark.parametrize(
+    ("changes", "more", "words"),
+    [
+        ({}, {"eval_step": 9}, "never validates"),
+        ({"space": {"run_stem": {"choice": ["a", "b"]}}}, {}, "set by the sweep itself"),
+        ({"objective": "TailNDCG@7"}, {}, "add 7 to it"),
+        ({"objective": {"maximize": "TailNDCG@10"}}, {}, "is not understood"),
+        ({"space": {"valid_metric": {"choice": ["NDCG@10", "NDGC@10"]}}}, {}, "Did you mean 'ndcg'"),
+    ],
+)
+def test_mistakes_end_before_ray_starts(settings, tmp_path, changes, more, words):
+    with pytest.raises(PrefError, match=words):
+        tune("LPOSASRec", "tiny", wrong(**changes), config_dict={**settings, **more},
+             storage_path=str(tmp_path))  # fmt: skip
+    assert not ray.is_initialized()
+
+
+# -- sweeps
+
+
+@pytest.fixture(scope="module")
+def ray_here():
+    """One Ray for the sweeps of this file that do not kill it."""
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).resolve().parents[1]), *sys.path])
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
+
+
+def test_a_sweep_with_early_stopping_and_a_constraint(settings, tmp_path, ray_here, capsys):
+    sweep = wrong(
+        num_samples=4,
+        scheduler={"name": "asha", "grace_epochs": 1, "reduction_factor": 2},
+        search="optuna",
+        objective={"maximize": "TailNDCG@10", "keep": "NDCG@10", "percent_below": 90},
+    )
+    grid = tune("SDPOSASRec", "tiny", {**sweep, "space": {"learning_rate": {"loguniform": [1e-6, 1e-1]}}},
+                config_dict=settings, storage_path=str(tmp_path), name="s")  # fmt: skip
+    folder = tmp_path / "s"
+    assert len(grid) == 4 and not grid.errors
+    epochs = [result.metrics["epoch"] for result in grid]
+    assert min(epochs) < 4 and max(epochs) == 4  # ASHA stopped some, not all
+    assert len(list((folder / "reference").glob("*.pth"))) == 1  # one for all trials
+    rows = list(csv.DictReader((folder / "trials.csv").open()))
+    scores = [float(row["score"]) for row in rows]
+    assert scores == sorted(scores, reverse=True)
+    bound = json.loads((folder / "baseline.json").read_text())["best_valid_result"]["ndcg@10"] * 0.1
+    best = rows[0]
+    assert float(best["valid/ndcg@10"]) >= bound
+    assert float(best["score"]) == pytest.approx(float(best["valid/tailndcg@10"]))
+    for name in ("pareto.png", "parallel_coordinates.png", "table.md", "trials.json"):
+        assert (folder / name).stat().st_size > 0
+    told = capsys.readouterr()
+    assert "4/4" in told.err and "best trial" in told.out
+    # the exported file trains the winner again, to the same scores
+    exported = json.loads((folder / "best.json").read_text())
+    again = run_recbole_pref(
+        config_file_list=[str(folder / "best.yaml")], config_dict={"checkpoint_dir": str(tmp_path / "again")}
+    )
+    assert again["best_valid_score"] == pytest.approx(exported["best_valid_score"], abs=1e-4)
+    assert again["test_result"] == pytest.approx(exported["test_result"], abs=1e-4)
+    assert checkpoint.load(folder / "best.pth")["model"] == "SDPOSASRec"
+
+
+@pytest.mark.parametrize("scheduler", ["hyperband", "median", "pbt"])
+def test_every_scheduler_ends_well(settings, tmp_path, ray_here, scheduler):
+    options = {"pbt": {"interval_epochs": 2}, "median": {"grace_epochs": 1, "min_trials": 1}}
+    sweep = {
+        "space": {"learning_rate": {"loguniform": [1e-4, 1e-2]}},
+        "num_samples": 3,
+        "scheduler": {"name": scheduler, **options.get(scheduler, {})},
+    }
+    grid = tune("LPOSASRec", "tiny", sweep, config_dict=settings, storage_path=str(tmp_path), name="s")
+    assert len(grid) == 3 and not grid.errors
+    assert (tmp_path / "s" / "best.json").is_file()
+    assert set(SCHEDULERS) >= {scheduler}
+
+
+def test_an_exploding_trial_is_marked_and_does_not_stop_the_sweep(settings, tmp_path, ray_here):
+    sweep = {"space": {"learning_rate": {"grid": [0.001, 1e30]}}, "num_samples": 1, "max_failures": 1}
+    tune("LPOSASRec", "tiny", sweep, config_dict={**settings, "learner": "sgd"},
+         storage_path=str(tmp_path), name="s")  # fmt: skip
+    good, bad = json.loads((tmp_path / "s" / "trials.json").read_text())["trials"]
+    assert good["state"] == "done" and good["learning_rate"] == 0.001
+    assert bad["state"] == "failed" and "not finite" in bad["reason"]
+    assert "not finite" in (tmp_path / "s" / "table.md").read_text()
+
+
+def test_no_trial_with_a_result_is_told(settings, tmp_path, ray_here):
+    sweep = {"space": {"learning_rate": {"choice": [1e30, 1e31]}}, "num_samples": 1, "max_failures": 0}
+    with pytest.raises(PrefError, match="no trial has a result.*not finite"):
+        tune("LPOSASRec", "tiny", sweep, config_dict={**settings, "learner": "sgd"},
+             storage_path=str(tmp_path), name="s")  # fmt: skip
+
+
+def test_trials_may_differ_in_what_shapes_the_data(settings, tmp_path, ray_here):
+    sweep = {"space": {"MAX_ITEM_LIST_LENGTH": {"grid": [4, 8]}}, "num_samples": 1}
+    grid = tune("LPOSASRec", "tiny", sweep, config_dict=settings, storage_path=str(tmp_path), name="s")
+    assert not grid.errors
+    assert len({result.metrics["best_score"] for result in grid}) == 2
+
+
+def test_more_than_a_machine_has_is_refused(settings, tmp_path, ray_here):
+    with pytest.raises(PrefError, match="more than any machine has"):
+        tune("LPOSASRec", "tiny", wrong(), config_dict=settings, storage_path=str(tmp_path), cpus_per_trial=9)
+
+
+# -- crashes
+
+SCRIPT = """
+import json, sys
+given = json.loads(sys.argv[1]); sys.argv = sys.argv[:1]
+if __name__ == "__main__":
+    from recbole_pref.tune import tune
+    tune("LPOSASRec", "tiny", given.pop("sweep"), **given)
+"""
+CRASH_SWEEP = {"space": {"tau": {"grid": [0.1, 0.5, 1.0]}}, "num_samples": 1}
+
+
+def start(settings, storage, epochs=30, **more):
+    given = {
+        "sweep": CRASH_SWEEP, "name": "s", "storage_path": str(storage),
+        "config_dict": {**settings, "epochs": epochs, "stopping_step": epochs}, **more,
+    }  # fmt: skip
+    paths = [str(Path(__file__).resolve().parents[1]), *filter(None, sys.path)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, json.dumps(given)], env=environment, start_new_session=True
+    )
+
+
+def wait_for(condition, seconds=120):
+    deadline = time.time() + seconds
+    while time.time() < deadline:
+        found = condition()
+        if found:
+            return found
+        time.sleep(0.05)
+    raise AssertionError("what the test waits for did not happen")
+
+
+def trial_processes(process):
+    """Ray's processes that run a trial, below a process."""
+    found = []
+    for child in psutil.Process(process.pid).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if "ImplicitFunc.train" in " ".join(child.cmdline()):
+                found.append(child)
+    return found
+
+
+def trials_of(folder):
+    rows = json.loads((folder / "s" / "trials.json").read_text())["trials"]
+    return {row["tau"]: row for row in rows}
+
+
+def test_killed_trials_and_killed_sweeps_end_as_undisturbed_ones(settings, tmp_path):
+    whole, trial_killed, sweep_killed = (tmp_path / name for name in ("whole", "trial", "sweep"))
+    assert start(settings, whole).wait() == 0
+    expected = trials_of(whole)
+    assert set(expected) == {0.1, 0.5, 1.0}
+
+    process = start(settings, trial_killed)
+    wait_for(lambda: list(trial_killed.glob("s/*/checkpoint_00000[3-9]")))
+    victims = wait_for(lambda: trial_processes(process))
+    victims[0].send_signal(signal.SIGKILL)
+    assert process.wait() == 0
+
+    process = start(settings, sweep_killed)
+    wait_for(lambda: list(sweep_killed.glob("s/*/checkpoint_00000[3-9]")))
+    wait_for(lambda: list(sweep_killed.glob("s/tuner.pkl")))
+    children = psutil.Process(process.pid).children(recursive=True)
+    for victim in [psutil.Process(process.pid), *children]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            victim.kill()
+    process.wait()
+    assert not (sweep_killed / "s" / "trials.json").exists()
+    assert start(settings, sweep_killed).wait() != 0  # refused: a sweep is there
+    assert start(settings, sweep_killed, resume=True).wait() == 0
+
+    for folder in (trial_killed, sweep_killed):
+        found = trials_of(folder)
+        assert {tau: row["state"] for tau, row in found.items()} == dict.fromkeys(expected, "done")
+        for tau, row in found.items():
+            assert row["score"] == expected[tau]["score"] and row["epochs"] == expected[tau]["epochs"]
+
+
+def test_two_machines_one_of_which_dies(settings, tmp_path):
+    from ray.cluster_utils import Cluster
+
+    ray.shutdown()
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).resolve().parents[1]), *sys.path])
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        process = start(settings, tmp_path, epochs=100, ray_address=cluster.address)
+        # Only now, so that the sweep itself runs on the machine that stays.
+        wait_for(lambda: list(tmp_path.glob("s/*/checkpoint_*")))
+        second = cluster.add_node(num_cpus=1)
+        # A trial on each machine is on its way.
+        wait_for(lambda: len({path.parent for path in tmp_path.glob("s/*/checkpoint_0000[1-9]*")}) == 2)
+        cluster.remove_node(second, allow_graceful=False)
+        assert process.wait(timeout=300) == 0
+    finally:
+        cluster.shutdown()
+    found = trials_of(tmp_path)
+    assert set(found) == {0.1, 0.5, 1.0}
+    assert {row["state"] for row in found.values()} == {"done"}
+    assert {row["epochs"] for row in found.values()} == {100}
+
+
+def test_the_winners_settings_are_plain_yaml(settings, tmp_path, ray_here):
+    sweep = {"space": {"tau": {"choice": [0.2]}, "lambda": {"uniform": [0.1, 1]}}, "num_samples": 1}
+    tune("LPOSASRec", "tiny", sweep, config_dict=settings, storage_path=str(tmp_path), name="s", quiet=True)
+    chosen = yaml.safe_load((tmp_path / "s" / "best.yaml").read_text())
+    assert chosen["model"] == "LPOSASRec" and chosen["dataset"] == "tiny" and chosen["tau"] == 0.2
+    assert "checkpoint_dir" not in chosen
