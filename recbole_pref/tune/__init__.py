@@ -7,6 +7,7 @@ run the trials and writes the table, the pictures and the winner.
 import json
 import os
 import pickle
+import sys
 from pathlib import Path
 
 from recbole.utils import argument_list
@@ -187,6 +188,7 @@ def _cross_entropy_score(config, settings, metric, folder):
         return json.loads(path.read_text(encoding="utf-8"))["best_valid_result"][metric]
     pair = split_model_name(config["model"])
     name = f"CE{pair[1].__name__}" if pair else config["model"]
+    print(f"training {name}, the baseline of the constraint, once", file=sys.stderr, flush=True)
     own = {**settings, "checkpoint_dir": str(folder / "baseline"), "objective": None}
     result = run_recbole_pref(name, config["dataset"], config_dict=own)
     write_result(path, {"model": name, **result, "settings": own})
