@@ -65,8 +65,8 @@ def one_after_another(arguments, rates, folder):
     folder.mkdir()
     started = time.perf_counter()
     for number, rate in enumerate(rates):
-        command = [*shared(arguments), f"--learning_rate={rate}", f"--result_file={folder / str(number)}.json",
-                   f"--checkpoint_dir={folder / 'saved'}"]  # fmt: skip
+        own = (f"--learning_rate={rate}", f"--result_file={folder / str(number)}.json")
+        command = [*shared(arguments), *own, f"--checkpoint_dir={folder / 'saved'}"]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     seconds = time.perf_counter() - started
     results = [json.loads(path.read_text()) for path in folder.glob("*.json")]
