@@ -29,8 +29,9 @@ class Interrupted(PrefError):
 class TrainerMixin(EvaluationMixin):
     """What our trainers add to a trainer class of RecBole.
 
-    A checkpoint is written at the start of every epoch and after the last; it holds all that the rest
-    of the run depends on, so a killed run that goes on ends bit for bit as one that was not.
+    A checkpoint is written at the start of every epoch and after the last, and after the running step
+    when a signal stops the run; it holds all that the rest of the run depends on, so a killed run that
+    goes on ends bit for bit as one that was not.
     """
 
     def __init__(self, config, model):
@@ -54,6 +55,7 @@ class TrainerMixin(EvaluationMixin):
         self._resumed = None
         self._nan_steps = 0
         self._signal = None
+        self._within = None  # where in an epoch a stopped run goes on
 
     def _build_optimizer(self, **kwargs):
         kwargs.setdefault("params", [p for p in self.model.parameters() if p.requires_grad])
@@ -162,13 +164,20 @@ class TrainerMixin(EvaluationMixin):
     def _preference_epoch(self, epoch_idx, show_progress):
         model, config = self.model, self.config
         model.train()
-        total = torch.zeros((), device=self.device)
+        within, self._within = self._within, None
+        done = within["steps"] if within else 0
+        total = within["total"].to(self.device) if within else torch.zeros((), device=self.device)
+        loader_state = self._train_data.generator.get_state()
         finite = torch.ones((), dtype=torch.bool, device=self.device)
         look = 1 if self.device.type == "cpu" or config["max_nan_steps"] else _CHECK_EVERY
         batches = self._loader
         if show_progress:
             batches = tqdm(batches, ncols=100, desc=set_color(f"Train {epoch_idx:>5}", "pink"))
         for step, batch in enumerate(batches):
+            if step < done:
+                continue
+            if within and step == done:  # making batches may have drawn random numbers
+                checkpoint.set_rng_state(within["rng"])
             batch = distributed.share(batch).to(self.device)
             self.optimizer.zero_grad()
             with torch.autocast(self.device.type, enabled=self.enable_amp):
@@ -190,7 +199,8 @@ class TrainerMixin(EvaluationMixin):
             if self.scheduler is not None:
                 self.scheduler.step()
             total += loss.detach()
-            self._stop_on_signal(epoch_idx)
+            if self._signal is not None:
+                self._stop(epoch_idx, {"steps": step + 1, "total": total, "loader": loader_state})
         if not finite:
             self._skip_or_stop(epoch_idx, step, batch, loss)
         return total.item()
@@ -251,12 +261,18 @@ class TrainerMixin(EvaluationMixin):
 
     @contextmanager
     def _catching_signals(self):
-        """Turn SIGINT and SIGTERM into a stop after the running step; only in the main thread."""
+        """Turn SIGINT and SIGTERM into a stop after the running step; only in the main thread.
+
+        RecBole's own training loop cannot be stopped between steps: it ends at once, and goes on from
+        the start of the epoch.
+        """
 
         def note(number, frame):
             if self._signal is not None:
                 raise KeyboardInterrupt
             self._signal = signal.Signals(number).name
+            if not self.is_preference:
+                self._stop(self._saved_epoch or 0, None)
 
         try:
             before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -268,11 +284,18 @@ class TrainerMixin(EvaluationMixin):
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def _stop_on_signal(self, epoch_idx):
-        if self._signal is None:
-            return
+    def _stop(self, epoch_idx, within):
+        """Store the state and end the run.
+
+        Args:
+            epoch_idx (int): the running epoch.
+            within (dict or None): ``steps`` done in it, their ``total`` loss and the state of the
+                ``loader`` at its start; None keeps the checkpoint of the epoch's start.
+        """
         if not self._saving:
             raise Interrupted(f"{self._signal} stopped the run in epoch {epoch_idx}; nothing was saved.")
+        if within is not None:
+            self._save_last(epoch_idx, within=within)
         raise Interrupted(
             f"{self._signal} stopped the run in epoch {epoch_idx}; go on with --resume={self.store.last()}"
         )
@@ -320,7 +343,7 @@ class TrainerMixin(EvaluationMixin):
         """
         self._save_last(epoch_idx + 1)
 
-    def _save_last(self, start_epoch, finished=False):
+    def _save_last(self, start_epoch, finished=False, within=None):
         self._saved_epoch = start_epoch
         if not distributed.is_first():
             return
@@ -330,7 +353,9 @@ class TrainerMixin(EvaluationMixin):
                 "epoch": start_epoch,  # names the file
                 "finished": finished,
                 "rng": checkpoint.rng_state(),
-                "loader": self._train_data.generator.get_state(),
+                "loader": within["loader"] if within else self._train_data.generator.get_state(),
+                "within": {"steps": within["steps"], "total": within["total"]} if within else None,
+                "log_sums": self.model.log_sums if self.is_preference else {},
                 "scheduler": self.scheduler.state_dict() if self.scheduler else None,
                 "scaler": self.scaler.state_dict(),
                 "nan_steps": self._nan_steps,
@@ -341,7 +366,7 @@ class TrainerMixin(EvaluationMixin):
         self.store.save_last(state)
 
     def resume_checkpoint(self, resume_file):
-        """Go on from a checkpoint of an epoch's start; ``fit`` does the rest.
+        """Go on from a ``-last-`` checkpoint; ``fit`` does the rest.
 
         Args:
             resume_file (path-like): a ``-last-`` checkpoint of this run.
@@ -391,10 +416,15 @@ class TrainerMixin(EvaluationMixin):
         self.epoch_times, self.history = list(state["epoch_times"]), list(state["history"])
         self._train_data.generator.set_state(state["loader"].cpu())
         checkpoint.set_rng_state(state["rng"])
+        if self.is_preference:
+            self.model.log_sums = {k: v.to(self.device) for k, v in state["log_sums"].items()}
+        if state["within"]:
+            self._within = {**state["within"], "rng": state["rng"]}
         rank = distributed.world()[1]
         if rank:  # the stored states are the first process's
             torch.manual_seed(self.config["seed"] + 1000 * rank + self.start_epoch)
-        self.logger.info(f"resumed: {self.start_epoch} epochs are done")
+        steps = f" and {state['within']['steps']} steps" if state["within"] else ""
+        self.logger.info(f"resumed: {self.start_epoch} epochs{steps} are done")
 
     def _follow_learning_rate(self, stored):
         """Let a learning rate given anew win over the stored one (population-based training)."""

@@ -16,7 +16,7 @@ from recbole.data import create_dataset, data_preparation
 from recbole.trainer import Trainer
 from recbole.utils import get_model, init_seed
 
-from recbole_pref import checkpoint, schedule
+from recbole_pref import checkpoint, quick_start, schedule
 from recbole_pref.config import Config
 from recbole_pref.errors import PrefError
 from recbole_pref.quick_start import build_run, run_recbole_pref
@@ -166,6 +166,52 @@ def test_a_signal_stops_after_the_step_and_names_the_checkpoint(tiny_dataset, mo
     with pytest.raises(PrefError, match=r"SIGTERM stopped .* --resume=.*-last-0.pth"):
         run.trainer.fit(run.train_data, run.valid_data)
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+@pytest.mark.parametrize("model", ["LPOSASRec", "SDPOGRU4Rec", "RoDPOCaser"])
+def test_a_stopped_run_goes_on_in_the_middle_of_its_epoch(tiny_dataset, tmp_path, monkeypatch, model):
+    settings = {**tiny_dataset, "epochs": 4, "eval_step": 2, "reference_dir": str(tmp_path / "reference")}
+    settings["lr_scheduler"] = "linear"
+    whole, broken = str(tmp_path / "whole"), str(tmp_path / "broken")
+    run_recbole_pref(model, config_dict={**settings, "checkpoint_dir": whole})
+    per_epoch = None
+    for stop in (3, 4, 9):  # steps of one process until the signal comes
+        own = {**settings, "checkpoint_dir": broken, "resume": True}
+        run = build_run(Config(model, config_dict=own), log=False)
+        loss, calls = run.model.calculate_loss, []
+
+        def interrupted(batch, loss=loss, calls=calls, stop=stop):
+            calls.append(1)
+            if len(calls) == stop:
+                os.kill(os.getpid(), signal.SIGINT)
+            return loss(batch)
+
+        monkeypatch.setattr(run.model, "calculate_loss", interrupted)
+        quick_start._resume(run.trainer, run.config)
+        with pytest.raises(PrefError, match="SIGINT stopped"):
+            run.trainer.fit(run.train_data, run.valid_data)
+        assert len(calls) == stop  # no step is done twice
+        per_epoch = len(run.trainer._loader)
+    assert per_epoch > 4
+    run_recbole_pref(model, config_dict={**settings, "checkpoint_dir": broken, "resume": True})
+    assert_equal_states(final_state(whole), final_state(broken))
+    assert final_state(whole)["history"] == final_state(broken)["history"]
+
+
+def test_a_signal_ends_recboles_own_training_at_once(tiny_dataset, monkeypatch):
+    run = build_run(Config("GRU4Rec", config_dict={**tiny_dataset, "epochs": 50}), log=False)
+    step = run.trainer.optimizer.step
+    calls = []
+
+    def interrupted(*arguments, **more):
+        calls.append(1)
+        if len(calls) == 12:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(*arguments, **more)
+
+    monkeypatch.setattr(run.trainer.optimizer, "step", interrupted)
+    with pytest.raises(PrefError, match=r"SIGTERM stopped .* --resume=.*-last-1.pth"):
+        run.trainer.fit(run.train_data, run.valid_data)
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])
