@@ -4,7 +4,7 @@
     python benchmarks/collapse.py --dataset=amazon-beauty --data_path=dataset/ --output=collapse-beauty
 
 Trains each model for each K from the same reference and draws test NDCG@10 (best epoch and last epoch) and
-the final loss against K. Writes OUTPUT.csv and OUTPUT.png; runs that are in the CSV are not repeated.
+the final loss against K. Writes OUTPUT.csv and OUTPUT.png, .pdf and .svg; runs in the CSV are not repeated.
 """
 
 import argparse
@@ -12,13 +12,7 @@ import csv
 import sys
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402
-
 FIELDS = ("model", "K", "seed", "reference", "best", "last", "tail_best", "loss", "mean_beta")
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")  # Okabe-Ito
 
 
 def train(model, k, arguments):
@@ -59,34 +53,10 @@ def train(model, k, arguments):
     }  # fmt: skip
 
 
-def draw(rows, path, title):
-    """Draw metric and loss against K, a colour per model."""
-    figure, (upper, lower) = plt.subplots(2, 1, figsize=(6, 6), sharex=True)
-    models = list(dict.fromkeys(row["model"] for row in rows))
-    for model, colour in zip(models, COLOURS):
-        own = sorted((row for row in rows if row["model"] == model), key=lambda row: int(row["K"]))
-        ks = [int(row["K"]) for row in own]
-        last, best = ([float(row[key]) for row in own] for key in ("last", "best"))
-        upper.plot(ks, last, "o-", color=colour, label=f"{model}, last epoch")
-        upper.plot(ks, best, "s--", color=colour, alpha=0.6, label=f"{model}, best epoch")
-        lower.plot(ks, [float(r["loss"]) for r in own], "o-", color=colour, label=model)
-    upper.axhline(float(rows[0]["reference"]), color="#555555", lw=1, label="reference (cross-entropy)")
-    upper.set_ylabel("test NDCG@10")
-    lower.set_ylabel("training loss per row (nats)")
-    lower.set_xlabel("negatives per positive, K")
-    lower.set_xscale("log")
-    lower.set_xticks(ks, [str(k) for k in ks])
-    lower.minorticks_off()
-    upper.set_title(title)
-    for axis in (upper, lower):
-        axis.grid(alpha=0.3)
-        axis.legend(fontsize=8)
-    figure.tight_layout()
-    figure.savefig(path, dpi=150)
-
-
 def main():
     """Run what is missing, write the table and the picture."""
+    from recbole_pref import plots
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--models", default="DMPOSASRec,DynamicPOSASRec")
     parser.add_argument("--negatives", default="1,3,5,10,15,19,50")
@@ -111,7 +81,7 @@ def main():
                     writer = csv.DictWriter(file, FIELDS)
                     writer.writeheader()
                     writer.writerows(rows)
-    draw(rows, f"{arguments.output}.png", f"{arguments.dataset}, seed {arguments.seed}")
+    plots.save(plots.collapse(plots.read_collapse(path)), arguments.output)
 
 
 if __name__ == "__main__":
