@@ -160,9 +160,9 @@ class Recommender:
             scores = scores.view(-1, len(self.tokens)).float()
             scores[:, 0] = -torch.inf
             if exclude_seen:
-                for row, sequence in enumerate(sequences[part]):
-                    seen = [self.ids[str(token)] for token in sequence]
-                    scores[row, seen] = -torch.inf
+                seen = [[self.ids[str(token)] for token in sequence] for sequence in sequences[part]]
+                row = torch.arange(len(seen)).repeat_interleave(torch.tensor([len(ids) for ids in seen]))
+                scores[row, torch.tensor([item for ids in seen for item in ids])] = -torch.inf
             best.append(scores.topk(k, dim=1))
         return torch.cat([b.values for b in best]).cpu(), torch.cat([b.indices for b in best]).cpu()
 
