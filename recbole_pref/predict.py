@@ -3,7 +3,7 @@
     python run_recbole_pref.py --predict=saved/...-best.pth --input=sequences.csv --output=top.csv --k=10
 
 A checkpoint of this package holds the settings, the weights and the items' tokens; the data set itself is
-not needed.
+not needed, but for models with item features, which are read from it.
 """
 
 from pathlib import Path
@@ -14,8 +14,9 @@ from recbole.data.interaction import Interaction
 
 from recbole_pref import checkpoint, scoring
 from recbole_pref.config import Config
+from recbole_pref.encoder.multimodal import Multimodal
 from recbole_pref.errors import PrefError, suggest
-from recbole_pref.quick_start import settings_of
+from recbole_pref.quick_start import load_data_and_model, settings_of
 from recbole_pref.registry import model_class
 
 
@@ -77,8 +78,11 @@ class Recommender:
         self.tokens = state["item_tokens"]
         self.ids = {token: number for number, token in enumerate(self.tokens)}
         self.device = torch.device(device)
-        self.model = cls(self.config, Vocabulary(self.config, state)).to(self.device)
-        self.model.load_state_dict(state["state_dict"])
+        if issubclass(cls, Multimodal):
+            self.model = load_data_and_model(str(model_file))[1].to(self.device)
+        else:
+            self.model = cls(self.config, Vocabulary(self.config, state)).to(self.device)
+            self.model.load_state_dict(state["state_dict"])
         self.model.eval()
         self.max_length = self.config["MAX_ITEM_LIST_LENGTH"]
 

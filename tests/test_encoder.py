@@ -22,6 +22,7 @@ from recbole_pref.encoder import features, fusion, item_table
 from recbole_pref.encoder.features import Feature
 from recbole_pref.errors import PrefError
 from recbole_pref.packing import PackedLoader
+from recbole_pref.predict import Recommender
 from recbole_pref.quick_start import load_data_and_model, prepare_data, run_recbole_pref
 from recbole_pref.registry import METHODS, model_class
 
@@ -615,3 +616,9 @@ def test_evaluation_computes_the_table_once(shop):
         model.full_sort_predict(rows[torch.arange(8)])
     assert len(calls) == 2
 
+
+
+def test_recommendations_from_a_checkpoint(shop):
+    path = run_recbole_pref("LPOMMSASRec", config_dict={**shop, "epochs": 1})["checkpoint"]
+    frame = Recommender(path).recommend([["i3", "i4"]], k=5)
+    assert len(frame) == 5 and not {"i3", "i4"} & set(frame["item"])
