@@ -6,18 +6,23 @@ defaults are RecBole's own, then ``properties/overall.yaml``, ``method/<Method>.
 """
 
 import ast
+import codecs
+import copy
+import importlib.util
 import os
+import re
 import sys
 from enum import Enum
 from functools import lru_cache
 from logging import getLogger
+from numbers import Real
 from pathlib import Path
 
 import recbole
 import yaml
 from recbole.config import Config as RecBoleConfig
-from recbole.evaluator.register import metrics_dict
-from recbole.utils import argument_list
+from recbole.evaluator.register import metric_information, metrics_dict
+from recbole.utils import EvaluatorType, InputType, ModelType, argument_list
 from torch.nn import Module
 
 from recbole_pref.errors import PrefError, suggest
@@ -26,8 +31,16 @@ from recbole_pref.registry import METHODS, model_class
 from recbole_pref.settings import (
     RECBOLE_SETTINGS,
     SETTINGS,
+    check_clipping,
+    check_columns,
+    check_discretization,
+    check_eval_args,
+    check_interval,
+    check_negatives,
     check_recbole_setting,
     check_setting,
+    is_finite,
+    shown,
 )
 
 _HERE = Path(__file__).resolve().parent
@@ -35,6 +48,12 @@ _HERE = Path(__file__).resolve().parent
 _RECBOLES_REFUSALS = (
     ValueError, TypeError, KeyError, IndexError, RuntimeError, NotImplementedError, AttributeError,
     AssertionError, SyntaxError, OverflowError,
+)  # fmt: skip
+# What metrics with a cut-off are computed from.
+_CUT = ("rec.topk", "rec.items")
+# Names that columns have or get; two of the same would overwrite each other.
+_FIELDS = (
+    "USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD", "LABEL_FIELD", "ITEM_LIST_LENGTH_FIELD", "POSITION_FIELD",
 )  # fmt: skip
 # Keys that RecBole or the command line read and that stand in none of RecBole's property files.
 _OTHER_KEYS = {
@@ -116,15 +135,17 @@ class Config(RecBoleConfig):
     """
 
     def __init__(self, model=None, dataset=None, config_file_list=None, config_dict=None):
-        config_dict = dict(config_dict) if config_dict else None
+        if config_dict and not isinstance(config_dict, dict):
+            raise PrefError(f"config_dict={shown(config_dict)} is not accepted: pass a dict of settings.")
+        if isinstance(config_file_list, str):
+            raise PrefError(f"config_file_list={shown(config_file_list)} is a text: pass a list of files.")
+        config_dict = copy.deepcopy(config_dict) if config_dict else None  # RecBole fills in parts
         try:
             super().__init__(model, dataset, config_file_list, config_dict)
         except PrefError:
             raise
         except _RECBOLES_REFUSALS as error:
             raise PrefError(" ".join(str(error).split()) or repr(error)) from error
-        self._check_keys()
-        self._check_values()
 
     def _load_internal_config_dict(self, model, cls, dataset):
         super()._load_internal_config_dict(model, cls, dataset)
@@ -132,10 +153,12 @@ class Config(RecBoleConfig):
             # Baselines are evaluated as our models are; ours come through the plug-in for RecBole.
             stock_training = dict(self.internal_config_dict)
             load_properties(self, cls, dataset)
-            if "train_neg_sample_args" in stock_training:
-                self.internal_config_dict["train_neg_sample_args"] = stock_training[
-                    "train_neg_sample_args"
-                ]
+            kept = ["train_neg_sample_args"]
+            if cls.type in (ModelType.CONTEXT, ModelType.DECISIONTREE):  # these predict labels, not ranks
+                kept += ["metrics", "valid_metric"]
+            for key in kept:
+                if key in stock_training:
+                    self.internal_config_dict[key] = stock_training[key]
             self._let_cross_entropy_have_no_negatives(cls)
 
     def _let_cross_entropy_have_no_negatives(self, cls):
@@ -153,12 +176,19 @@ class Config(RecBoleConfig):
             raise PrefError("dataset is not set: pass --dataset=ml-100k or name one in a config file.")
         if isinstance(model, str):
             cls = model_class(model)
+            if not isinstance(cls, type):  # a name such as __init__, which every module has
+                raise PrefError(f"model={shown(model)} does not exist: --list prints all.")
         elif isinstance(model, type) and issubclass(model, Module):
             cls = model
         else:
-            raise PrefError(f"model={model!r} is neither a name nor a model class.")
-        dataset = dataset if dataset is not None else self.external_config_dict["dataset"]
-        return cls.__name__, cls, str(dataset)
+            raise PrefError(f"model={shown(model)} is neither a name nor a model class.")
+        dataset = str(dataset if dataset is not None else self.external_config_dict["dataset"])
+        if not re.fullmatch(r"[^/\\\0]{1,100}", dataset) or dataset in (".", ".."):
+            raise PrefError(
+                f"dataset={shown(dataset)} is no name of a data set: give the name of its folder, and where that "
+                "folder lies in data_path."
+            )
+        return cls.__name__, cls, dataset
 
     def _load_config_files(self, file_list):
         merged = {}
@@ -214,49 +244,103 @@ class Config(RecBoleConfig):
         for key in given:
             if key not in of_model:
                 raise PrefError(
-                    f"{key}={given[key]!r} is not a setting of RecBole or RecBole-Pref."
+                    f"{shown(key)[1:-1]}={shown(given[key])} is not a setting of RecBole or RecBole-Pref."
                     f"{suggest(key, of_model) or ' Set strict_config: False to allow keys of your own.'}"
                 )
 
     def _set_default_parameters(self):
+        self._check_keys()
+        self._check_values()
         known = sorted(metrics_dict)
         metrics = self.final_config_dict.get("metrics")
         for metric in [metrics] if isinstance(metrics, str) else metrics or []:
             if not isinstance(metric, str) or metric.lower() not in metrics_dict:
                 raise PrefError(
-                    f"metrics names {metric!r}, which does not exist.{suggest(metric, known)}"
+                    f"metrics names {shown(metric)}, which does not exist.{suggest(metric, known)}"
                 )
-        data_path = self.final_config_dict.get("data_path")
-        if not isinstance(data_path, str):
-            raise PrefError(f"data_path={data_path!r} is not accepted: set it to a folder.")
         for key in ("eval_args", "topk", "valid_metric", "metrics"):
             if not self.final_config_dict.get(key):
                 raise PrefError(f"{key} is empty: set it or remove the line to use the default.")
         super()._set_default_parameters()
         self._check_valid_metric()
+        self._check_evaluation()
+
+    def _check_evaluation(self):
+        final = self.final_config_dict
+        pairs = final.get("MODEL_INPUT_TYPE") == InputType.PAIRWISE
+        if pairs and not (final.get("train_neg_sample_args") or {}).get("distribution"):
+            raise PrefError(
+                f"train_neg_sample_args is empty, and {self.model} compares with negatives: set it to "
+                "{distribution: uniform, sample_num: 1}."
+            )
+        if final["eval_type"] == EvaluatorType.RANKING and "labeled" in final["eval_args"]["mode"].values():
+            raise PrefError(
+                "eval_args, mode: 'labeled' goes with value metrics such as AUC, not with ranking metrics such as "
+                f"{final['metrics'][0]}: set mode to full or uni100."
+            )
+        if final["MODEL_TYPE"] == ModelType.SEQUENTIAL and final["eval_args"]["order"] != "TO":
+            raise PrefError(
+                f"eval_args, order: {final['eval_args']['order']!r} does not go with sequential models: set it to TO."
+            )
 
     def _check_valid_metric(self):
         final = self.final_config_dict
+        self._check_cutoff("valid_metric", final["valid_metric"])
         check_measured(final["valid_metric"], final["metrics"], final["topk"], "valid_metric")
-        if final.get("objective"):
-            check_objective(final["objective"], final["metrics"], final["topk"])
+        objective = final.get("objective")
+        if not objective:
+            return
+        for part in objective.values() if isinstance(objective, dict) else ():
+            for metric, number in part.items() if isinstance(part, dict) else ():
+                self._check_cutoff("objective", str(metric))
+                if isinstance(number, Real) and not is_finite(number):
+                    raise PrefError(f"objective: {metric}={shown(number)} is not a finite number.")
+        check_objective(objective, final["metrics"], final["topk"])
+
+    def _check_cutoff(self, key, wanted):
+        name, at, k = wanted.partition("@")
+        topk = self.final_config_dict["topk"]
+        needs = metric_information.get(name.lower())
+        if needs is None:
+            return  # an unknown name, which is told elsewhere
+        has_cutoffs = any(need.startswith(_CUT) for need in needs)
+        if has_cutoffs and k not in map(str, topk):
+            raise PrefError(
+                f"{key}={shown(wanted)} is not measured: topk is {shown(topk)}, write {name}@{topk[0]}."
+            )
+        if at and not has_cutoffs:
+            raise PrefError(f"{key}={shown(wanted)} is not measured: {name} has no cut-offs, write {name}.")
 
     def _check_values(self):
         final = self.final_config_dict
-        for key in SETTINGS:
-            if key in final:
-                check_setting(key, final[key])
-        for key in RECBOLE_SETTINGS:
-            if key in final and final[key] is not None:
-                check_recbole_setting(key, final[key])
+        for table, check in ((SETTINGS, check_setting), (RECBOLE_SETTINGS, check_recbole_setting)):
+            for key in table:
+                if key in final:
+                    check(key, final[key])
+                    final[key] = self._tidied(key, final[key], table[key])
+        self._check_texts()
+        check_eval_args(final["eval_args"])
+        check_negatives(final.get("train_neg_sample_args") or {})
+        check_clipping(final.get("clip_grad_norm") or {})
+        self._check_data()
+        self._check_topk()
+        loss_type = final.get("loss_type")
         method = METHODS.get(getattr(self.model_class, "preference_method", None))
         if method is None:
+            exact = str(loss_type).upper()
+            if loss_type not in (None, exact) and exact in ("CE", "BPR"):
+                raise PrefError(f"loss_type={loss_type!r} is not accepted. Did you mean '{exact}'?")
             return
         missing = [key for key in method.setting_names if final.get(key) is None]
         if missing:
             raise PrefError(f"{missing[0]} is not set: {method.name} needs it in a property file.")
         if final["lambda"] == 0 and final["ce_weight"] == 0:
             raise PrefError("lambda and ce_weight are both 0: nothing would be learnt, set one above 0.")
+        if final["reference"] == "none" and (final["objective"] or {}).get("of_reference"):
+            raise PrefError(
+                "objective: of_reference compares with a reference model, and reference is 'none': set it to "
+                "auto or to the path of a checkpoint."
+            )
         if final["reference"] == "none" and final["lambda"] > 0 and method.uses_reference(final):
             raise PrefError(
                 f"reference='none' is not possible: {method.name} compares with a reference model, "
@@ -265,9 +349,95 @@ class Config(RecBoleConfig):
         loss_type = self.external_config_dict.get("loss_type", "CE")
         if loss_type != "CE":
             raise PrefError(
-                f"loss_type={loss_type!r} does not go with {self.model}: leave it at 'CE', "
+                f"loss_type={shown(loss_type)} does not go with {self.model}: leave it at 'CE', "
                 "the method brings its own loss."
             )
+
+    def _tidied(self, key, value, setting):
+        """Return an accepted value in the form in which RecBole can use it."""
+        if setting.kind is int and isinstance(value, float):
+            return int(value)  # YAML reads 1e3 as 1000.0
+        if key in RECBOLE_SETTINGS and setting.kind is list and isinstance(value, str):
+            return [value]
+        if key == "numerical_features":
+            return value or []
+        return value or None if key in ("threshold", "benchmark_filename", "seq_len") else value
+
+    def _check_data(self):
+        final = self.final_config_dict
+        for key in ("user_inter_num_interval", "item_inter_num_interval"):
+            if final.get(key) is not None:
+                check_interval(key, final[key])
+        for key in ("load_col", "unload_col", "unused_col"):
+            check_columns(key, final.get(key) or {})
+            if final.get(key):
+                final[key] = {source: names or [] for source, names in final[key].items()}
+        for field, values in (final.get("preload_weight") or {}).items():
+            if not isinstance(values, str):
+                raise PrefError(f"preload_weight, {field}: {shown(values)} is not accepted: name a column.")
+        check_discretization(final.get("discretization") or {})
+        for field, length in (final.get("seq_len") or {}).items():
+            check_recbole_setting("MAX_ITEM_LIST_LENGTH", length, f"seq_len, {field}")
+        try:
+            b"".decode(codecs.lookup(final.get("encoding") or "utf-8").name)
+        except LookupError:
+            raise PrefError(f"encoding={shown(final['encoding'])} does not exist: use utf-8.") from None
+        roles = {}
+        for key in _FIELDS:
+            other = roles.setdefault(final.get(key), key)
+            if other != key:
+                raise PrefError(f"{key}={shown(final[key])} is the {other} as well: give it another name.")
+        parts = final.get("benchmark_filename")
+        if parts and len(parts) != 3:
+            raise PrefError(
+                f"benchmark_filename={shown(parts)} is not accepted: name three parts such as [train, valid, test]."
+            )
+        if final.get("transform") == "mask_itemseq":
+            share, length = final.get("mask_ratio"), final["MAX_ITEM_LIST_LENGTH"]
+            if share is None or int(share * length) < 1:
+                raise PrefError(
+                    f"mask_ratio={share} masks no item of MAX_ITEM_LIST_LENGTH={length}: set a larger one, as "
+                    "transform='mask_itemseq' needs it."
+                )
+
+    def _check_texts(self):
+        final = self.final_config_dict
+        for key, value in final.items():
+            if isinstance(value, int) and abs(value) >= 2**63:  # no library below counts further
+                raise PrefError(f"{key}={shown(value)} is not accepted: set it to a smaller number.")
+            if isinstance(value, str) and not _is_utf8(value):
+                raise PrefError(f"{key}={shown(value)} is not accepted: write it in UTF-8.")
+        stem = final.get("run_stem")
+        if stem and (os.path.basename(stem) != stem or len(stem.encode()) > 200):
+            raise PrefError(
+                f"run_stem={shown(stem)} is not accepted: set it to a file name of at most 200 characters."
+            )
+        gpu = final.get("gpu_id")
+        if not isinstance(gpu, (str, int, tuple)) or not str(gpu).isprintable():
+            raise PrefError(f"gpu_id={shown(gpu)} is not accepted: set it to a number or to several, such as '0,1'.")
+        if final.get("log_wandb") and importlib.util.find_spec("wandb") is None:
+            raise PrefError("log_wandb=True needs the package wandb: run 'pip install wandb' or leave it out.")
+
+    def _check_topk(self):
+        final = self.final_config_dict
+        for key in ("topk", "metrics"):
+            if isinstance(final.get(key), tuple):  # --topk=5,10
+                final[key] = list(final[key])
+        topk = final.get("topk")
+        cutoffs = topk if isinstance(topk, list) else [topk]
+        sound = all(isinstance(k, int) and not isinstance(k, bool) and 0 < k < 2**31 for k in cutoffs)
+        if not 0 < len(cutoffs) <= 100 or not sound:
+            raise PrefError(
+                f"topk={shown(topk)} is not accepted: set it to at most 100 whole numbers above 0, as [5, 10]."
+            )
+
+
+def _is_utf8(text):
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # bytes of the command line that are none
+        return False
+    return True
 
 
 def parse_value(text):

@@ -5,6 +5,8 @@ The setting ``objective`` is empty (RecBole's ``valid_metric`` decides) or a dic
     objective:
       weights: {TailNDCG@10: 1.0}        # score = weighted sum of these metrics
       at_least: {NDCG@10: 0.0598}        # optional: no epoch below this counts as better than one above
+      of_reference: {NDCG@10: 0.99}      # optional: the same, as a share of what the reference reaches on
+                                         # the validation set; for models that start from a reference
 
 A metric of which less is better (RecBole's ``smaller``) enters with its sign turned.
 """
@@ -28,12 +30,27 @@ class Objective:
         weights (dict of str to float): metric, such as ``NDCG@10``, to its weight.
         at_least (dict of str to float, optional): metric to the bound it must reach (not exceed, for
             a metric of which less is better).
+        of_reference (dict of str to float, optional): metric to the share of the reference's value that
+            becomes such a bound by :meth:`take_reference`.
     """
 
-    def __init__(self, weights, at_least=None):
+    def __init__(self, weights, at_least=None, of_reference=None):
         self.weights = {metric.lower(): float(weight) for metric, weight in weights.items()}
         self.at_least = {metric.lower(): float(bound) for metric, bound in (at_least or {}).items()}
-        self._sign = {m: -1.0 if less_is_better(m) else 1.0 for m in (*self.weights, *self.at_least)}
+        self.of_reference = {metric.lower(): float(share) for metric, share in (of_reference or {}).items()}
+        metrics = (*self.weights, *self.at_least, *self.of_reference)
+        self._sign = {metric: -1.0 if less_is_better(metric) else 1.0 for metric in metrics}
+
+    def take_reference(self, result):
+        """Turn shares of the reference's metrics into bounds.
+
+        Args:
+            result (dict of str to float): validation metrics of the reference.
+        """
+        for metric, share in self.of_reference.items():
+            bound = share * float(result[metric])
+            known = self.at_least.get(metric, bound)
+            self.at_least[metric] = max(bound, known) if self._sign[metric] > 0 else min(bound, known)
 
     def violation(self, result):
         """Return how far ``result`` is below its bounds: the largest relative gap, 0 when all hold."""
@@ -61,7 +78,7 @@ class Objective:
 def of_config(config):
     """Return the ``Objective`` of a run's settings, None where ``valid_metric`` alone decides."""
     wanted = config["objective"]
-    return Objective(wanted["weights"], wanted.get("at_least")) if wanted else None
+    return Objective(**wanted) if wanted else None
 
 
 def check_objective(wanted, metrics, topk, setting="objective"):
@@ -79,13 +96,15 @@ def check_objective(wanted, metrics, topk, setting="objective"):
     form = f"write {setting}: {{weights: {{TailNDCG@10: 1.0}}, at_least: {{NDCG@10: 0.05}}}}"
     if not isinstance(wanted, dict) or not isinstance(wanted.get("weights"), dict) or not wanted["weights"]:
         raise PrefError(f"{setting}={wanted!r} names no weights: {form}.")
-    unknown = sorted(set(wanted) - {"weights", "at_least"})
+    unknown = sorted(set(wanted) - {"weights", "at_least", "of_reference"})
     if unknown:
         raise PrefError(f"{setting} holds {unknown[0]!r}: {form}.")
-    bounds = wanted.get("at_least") or {}
-    if not isinstance(bounds, dict):
-        raise PrefError(f"{setting}: at_least={bounds!r} is no dict: {form}.")
-    for metric, number in (*wanted["weights"].items(), *bounds.items()):
+    parts = {key: wanted.get(key) or {} for key in ("at_least", "of_reference")}
+    for key, bounds in parts.items():
+        if not isinstance(bounds, dict):
+            raise PrefError(f"{setting}: {key}={bounds!r} is no dict: {form}.")
+    pairs = [*wanted["weights"].items(), *parts["at_least"].items(), *parts["of_reference"].items()]
+    for metric, number in pairs:
         check_measured(metric, metrics, topk, setting)
         if isinstance(number, bool) or not isinstance(number, Real) or number != number:
             raise PrefError(f"{setting}: {metric}={number!r} is not a number: {form}.")

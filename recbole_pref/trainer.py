@@ -49,6 +49,7 @@ class TrainerMixin(EvaluationMixin):
         self.epoch_times = []  # seconds of training per epoch
         self.history = []  # one dict per validation
         self._valid_result = None  # metrics of the last validation
+        self._reference_result = None  # of the reference, where the objective compares with it
         self._loader = None
         self._saving = False
         self._saved_epoch = None  # start_epoch of the last checkpoint of this process
@@ -117,6 +118,7 @@ class TrainerMixin(EvaluationMixin):
         )
         if self._resumed is None and config["reference"] != "none":
             model.start_from(self.obtain_reference(train_data, valid_data))
+            self._measure_reference(train_data, valid_data)
         shape = schedule.SCHEDULES[config["lr_scheduler"]]
         if config["lr_scheduler"] != "none" or config["warmup_ratio"]:
             total = self.epochs * len(self._loader)
@@ -135,6 +137,16 @@ class TrainerMixin(EvaluationMixin):
             )
         self.logger.info(told)
         return state_dict
+
+    def _measure_reference(self, train_data, valid_data):
+        """Validate the reference, which the policy still equals, where the objective compares with it."""
+        if self.objective is None or not self.objective.of_reference or not valid_data:
+            return
+        with _random_states_kept(train_data):
+            result = self.evaluate(valid_data, load_best_model=False)
+        self._reference_result = {name: float(value) for name, value in result.items()}
+        self.objective.take_reference(self._reference_result)
+        self.logger.info(f"the reference on the validation set: {dict2str(self._reference_result)}")
 
     def _cache_reference(self, train_data):
         """Keep the reference's representations; a resumed run has its reference only now."""
@@ -359,6 +371,7 @@ class TrainerMixin(EvaluationMixin):
                 "scheduler": self.scheduler.state_dict() if self.scheduler else None,
                 "scaler": self.scaler.state_dict(),
                 "nan_steps": self._nan_steps,
+                "reference_result": self._reference_result,
                 "epoch_times": self.epoch_times,
                 "history": self.history,
             }
@@ -418,6 +431,9 @@ class TrainerMixin(EvaluationMixin):
         checkpoint.set_rng_state(state["rng"])
         if self.is_preference:
             self.model.log_sums = {k: v.to(self.device) for k, v in state["log_sums"].items()}
+        self._reference_result = state["reference_result"]
+        if self._reference_result is not None and self.objective is not None:
+            self.objective.take_reference(self._reference_result)
         if state["within"]:
             self._within = {**state["within"], "rng": state["rng"]}
         rank = distributed.world()[1]

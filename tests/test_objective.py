@@ -1,7 +1,10 @@
 """The objective: scores, constraints, refusals, and what it does to a run."""
 
+from pathlib import Path
+
 import pytest
 
+from recbole_pref import checkpoint
 from recbole_pref.errors import PrefError
 from recbole_pref.objective import Objective, check_objective
 from recbole_pref.quick_start import run_recbole_pref
@@ -56,3 +59,31 @@ def test_the_best_epoch_follows_the_objective(tiny_dataset):
     best = result["history"][scores.index(max(scores))]
     assert result["best_valid_result"]["tailndcg@10"] == best["tailndcg@10"]
     assert result["valid_score_bigger"] is True
+
+
+def test_shares_of_the_reference_become_bounds():
+    objective = Objective({"TailNDCG@10": 1.0}, {"NDCG@10": 0.05}, {"NDCG@10": 0.9, "Hit@10": 1.0})
+    objective.take_reference({"ndcg@10": 0.1, "hit@10": 0.3})
+    assert objective.at_least == {"ndcg@10": pytest.approx(0.09), "hit@10": 0.3}
+
+
+def test_a_run_keeps_what_its_reference_reached(tiny_dataset, tmp_path):
+    settings = {**tiny_dataset, "epochs": 6, "eval_step": 1, "learning_rate": 0.003, "reference": "auto"}
+    settings |= {"reference_epochs": 6, "reference_learning_rate": 0.003, "keep_last": 9, "stopping_step": 9}
+    wanted = {"weights": {"TailNDCG@10": 1.0}, "of_reference": {"NDCG@10": 0.95}}
+    result = run_recbole_pref("LPOSASRec", config_dict={**settings, "objective": wanted})
+    folder = Path(settings["checkpoint_dir"])
+    state = checkpoint.load(next(folder.glob("*-last-6.pth")))
+    bound = 0.95 * state["reference_result"]["ndcg@10"]
+    scores = [Objective(wanted["weights"], {"NDCG@10": bound}).score(row) for row in result["history"]]
+    assert result["best_valid_score"] == pytest.approx(max(scores))
+    for number in (4, 5, 6):
+        next(folder.glob(f"*-last-{number}.pth")).unlink()
+    again = run_recbole_pref("LPOSASRec", config_dict={**settings, "objective": wanted, "resume": True})
+    assert again["history"] == result["history"]
+
+
+def test_shares_of_a_reference_need_one(tiny_dataset):
+    wanted = {"weights": {"TailNDCG@10": 1.0}, "of_reference": {"NDCG@10": 0.95}}
+    with pytest.raises(PrefError, match="reference is 'none'"):
+        run_recbole_pref("LPOSASRec", config_dict={**tiny_dataset, "objective": wanted})
