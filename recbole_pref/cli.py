@@ -37,7 +37,7 @@ def build_parser():
     add = parser.add_argument
     add("--model", "-m", default=None, help="<Method><Backbone> or a model of RecBole (LPOSASRec)")
     add("--dataset", "-d", default=None, help="name of the data set (ml-100k)")
-    add("--config_files", default=None, help="YAML files, separated by spaces")
+    add("--config_files", default=None, help="YAML files, separated by spaces; also shipped ones")
     add("--predict", metavar="CHECKPOINT", help="recommend for the sequences of --input instead of training")
     add("--compare", metavar="MODELS", help="models and YAML files, separated by commas, to train and compare")
     add("--seeds", default="5", help="with --compare: how many seeds, or a list 1,2,3")
@@ -167,8 +167,10 @@ def _named_in(files):
     """Return ``model`` and ``dataset`` where config files name them; the last file wins."""
     import yaml
 
+    from recbole_pref.config import shipped
+
     found = {}
-    for file in files or ():
+    for file in map(shipped, files or ()):
         try:
             with open(file, encoding="utf-8") as stream:
                 content = yaml.safe_load(stream)

@@ -23,7 +23,7 @@ import yaml
 from tabulate import tabulate
 
 from recbole_pref import checkpoint, evidence
-from recbole_pref.config import Config, parse_value
+from recbole_pref.config import Config, parse_value, shipped
 from recbole_pref.environment import environment, write_result
 from recbole_pref.errors import PrefError, suggest
 from recbole_pref.memory import explained, peak_mb
@@ -103,7 +103,7 @@ def _parse_entry(text):
     if not first.endswith((".yaml", ".yml")):
         return Entry(text, first, settings)
     try:
-        content = yaml.safe_load(Path(first).read_text(encoding="utf-8"))
+        content = yaml.safe_load(Path(shipped(first)).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise PrefError(f"--compare: {first!r} cannot be read: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict) or not isinstance(content.get("model"), str):

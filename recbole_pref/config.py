@@ -75,6 +75,12 @@ def properties_dir():
     raise PrefError("the property files of recbole_pref are missing: install the package again.")
 
 
+def shipped(file):
+    """Return the path of a file of this package (``recommended/LPO.yaml``) where there is no such file here."""
+    own = properties_dir() / file
+    return str(own) if not os.path.isfile(file) and own.is_file() else file
+
+
 def property_files(cls, dataset):
     """Return the property files that give a model class its defaults, in order.
 
@@ -192,7 +198,7 @@ class Config(RecBoleConfig):
 
     def _load_config_files(self, file_list):
         merged = {}
-        for file in file_list or ():
+        for file in map(shipped, file_list or ()):
             if not os.path.isfile(file):
                 folder = Path(file).parent
                 near = [str(path) for path in folder.glob("*.y*ml")] if folder.is_dir() else []

@@ -5,6 +5,7 @@ there is one. Lines are counted from 1, the header's.
 """
 
 import codecs
+import os
 from io import BytesIO
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pandas as pd
 from recbole.utils import ModelType
 
 from recbole_pref.errors import PrefError, suggest
+from recbole_pref.settings import check_interval, shown
 
 TYPES = ("token", "token_seq", "float", "float_seq")
 
@@ -41,33 +43,77 @@ def check_atomic_files(data_path, dataset, config):
     parts = config["benchmark_filename"]
     names = [f"{dataset}.{part}.inter" for part in parts] if parts else [f"{dataset}.inter"]
     wanted = config["load_col"]
-    if wanted is not None and not isinstance(wanted, dict):
-        raise PrefError(
-            f"load_col={wanted!r} is not accepted: give the columns of each file, such as "
-            "{inter: [user_id, item_id, timestamp]}."
-        )
     if wanted is not None and not wanted.get("inter"):
         raise PrefError(
             "load_col names no columns of the interaction file: add inter: [user_id, item_id, timestamp]."
         )
-    notes, frames = [], []
+    notes, frames, fields, sources = [], [], {}, {"inter"}
     for name in names:
-        if not (folder / name).is_file():
+        if not os.path.isfile(folder / name):
             raise PrefError(_missing(folder, name, dataset))
-        frame, found = _check_interactions(folder / name, config, benchmark=bool(parts))
+        frame, found = _check_interactions(folder / name, config, bool(parts), fields)
         frames.append(frame)
         notes += found
     for source in ("user", "item"):
         path = folder / f"{dataset}.{source}"
-        if path.is_file():
+        if os.path.isfile(path):
             if wanted is None or wanted.get(source):
-                notes += _check_features(path, source, config, frames)
+                notes += _check_features(path, source, config, frames, fields)
+                sources.add(source)
         elif wanted is not None and wanted.get(source):
             raise PrefError(
                 f"load_col names columns of {str(path)!r}, which does not exist: remove {source!r} from "
                 "load_col or add the file."
             )
+    for source in set(wanted or ()) - {"inter", "user", "item"}:
+        if not os.path.isfile(folder / f"{dataset}.{source}"):
+            raise PrefError(
+                f"load_col names columns of {shown(f'{dataset}.{source}')}, which does not exist in "
+                f"{shown(str(folder))}: remove it or add the file.{suggest(source, ('inter', 'user', 'item'))}"
+            )
+    for suffix in config["additional_feat_suffix"] or ():
+        if not os.path.isfile(folder / f"{dataset}.{suffix}"):
+            raise PrefError(
+                f"additional_feat_suffix names {shown(suffix)}, but there is no file {shown(f'{dataset}.{suffix}')} in "
+                f"{shown(str(folder))}: remove it or add the file."
+            )
+    if not config["additional_feat_suffix"] and config["MODEL_TYPE"] != ModelType.KNOWLEDGE:
+        _check_named_fields(dataset, config, fields, sources)
     return notes
+
+
+def _check_named_fields(dataset, config, fields, sources):
+    """Refuse settings that name columns which are not loaded, or use them as what they are not."""
+    for setting in (
+        "val_interval", "threshold", "normalize_field", "numerical_features", "discretization", "preload_weight",
+        "alias_of_user_id", "alias_of_item_id",
+    ):  # fmt: skip
+        named = config[setting] or ()
+        for field in [*named, *(named.values() if setting == "preload_weight" and named else ())]:
+            if field not in fields:
+                raise PrefError(
+                    f"{setting} names {shown(field)}, which is no column that is loaded for dataset={dataset!r}: add "
+                    f"it to load_col or remove it.{suggest(field, fields)}"
+                )
+    for source, names in (config["unused_col"] or {}).items():
+        ids = {config["USER_ID_FIELD"], config["ITEM_ID_FIELD"]} & set(names or ())
+        if source not in sources or ids:
+            fault = f"drops {shown(sorted(ids)[0])}, without which there is no data set" if ids else "is not loaded"
+            raise PrefError(f"unused_col, {source}: {fault}; remove it there.")
+    for field, wanted in (config["val_interval"] or {}).items():
+        if fields[field].startswith("float"):
+            check_interval(f"val_interval, {field}", wanted)
+        elif not isinstance(wanted, (list, tuple)):
+            raise PrefError(f"val_interval, {field}: {shown(wanted)} is not accepted: set it to a list of values.")
+    for field, wanted in (config["threshold"] or {}).items():
+        if fields[field] != "float" or field == config["TIME_FIELD"] or not isinstance(wanted, (int, float)):
+            raise PrefError(
+                f"threshold, {field}: {shown(wanted)} is not accepted: name a column of type float that is not "
+                "TIME_FIELD, and a number."
+            )
+    length = config["ITEM_LIST_LENGTH_FIELD"]
+    if length in fields and config["MODEL_TYPE"] == ModelType.SEQUENTIAL and not config["benchmark_filename"]:
+        raise PrefError(f"ITEM_LIST_LENGTH_FIELD={length!r} is a column of the files as well: give it another name.")
 
 
 def check_split(train, valid, test, n_items):
@@ -97,23 +143,23 @@ def check_split(train, valid, test, n_items):
 
 def _missing(folder, name, dataset):
     parent = folder.parent
-    near = [path.name for path in parent.iterdir() if path.is_dir()] if parent.is_dir() else []
-    where = f"data_path is {str(parent)!r}"
-    if not parent.is_dir():
+    near = [path.name for path in parent.iterdir() if path.is_dir()] if os.path.isdir(parent) else []
+    where = f"data_path is {shown(str(parent))}"
+    if not os.path.isdir(parent):
         where += ", which is no folder"
     remedy = "convert your data with recbole-pref-data or set data_path"
-    if folder.is_dir():
+    if os.path.isdir(folder):
         others = sorted(path.name for path in folder.iterdir() if path.suffix == ".inter")
         if others:
             remedy += f"; the folder holds {', '.join(others[:3])}"
         near = []
     return (
-        f"dataset={dataset!r} was not found: there is no file {str(folder / name)!r} ({where}); "
+        f"dataset={dataset!r} was not found: there is no file {shown(str(folder / name))} ({where}); "
         f"{remedy}.{suggest(dataset, near)}"
     )
 
 
-def _check_interactions(path, config, benchmark):
+def _check_interactions(path, config, benchmark, fields):
     separator, data = _separator(config), _content(path, config)
     columns = _header(path, data, separator)
     sequential = config["MODEL_TYPE"] == ModelType.SEQUENTIAL
@@ -129,6 +175,7 @@ def _check_interactions(path, config, benchmark):
                 f"{_selector('inter', config)} does not load {field!r} ({setting}) from the interaction "
                 "file: change it so that it does."
             )
+    fields.update((name, columns[name]) for name in loaded)
     frame = _table(path, data, columns, separator)
     if frame.empty:
         raise PrefError(f"{path} holds no interactions below its header.")
@@ -139,7 +186,7 @@ def _check_interactions(path, config, benchmark):
     return frame, notes if benchmark else notes + _notes(path, frame, config, sequential)
 
 
-def _check_features(path, source, config, interactions):
+def _check_features(path, source, config, interactions, fields):
     separator, data = _separator(config), _content(path, config)
     columns = _header(path, data, separator)
     setting = f"{source.upper()}_ID_FIELD"
@@ -151,6 +198,7 @@ def _check_features(path, source, config, interactions):
             f"{_selector(source, config)} does not load {field!r} ({setting}) from {path}: change it so "
             "that it does."
         )
+    fields.update((name, columns[name]) for name in loaded)
     frame = _table(path, data, columns, separator)
     if frame.empty:
         raise PrefError(f"{path} holds no rows below its header; fill it or remove it.")
@@ -177,10 +225,7 @@ def _separator(config):
 def _content(path, config):
     """Return a file's text as UTF-8 bytes with one newline after each line, whatever it was stored as."""
     encoding = config["encoding"] or "utf-8"
-    try:
-        codec = codecs.lookup(encoding).name
-    except LookupError:
-        raise PrefError(f"encoding={encoding!r} does not exist: use utf-8.") from None
+    codec = codecs.lookup(encoding).name
     try:
         data = path.read_bytes()
     except OSError as error:

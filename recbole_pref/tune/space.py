@@ -12,7 +12,7 @@ from pathlib import Path
 
 import yaml
 
-from recbole_pref.config import known_keys, parse_value
+from recbole_pref.config import known_keys, parse_value, shipped
 from recbole_pref.errors import PrefError, suggest
 from recbole_pref.registry import METHODS, split_model_name
 from recbole_pref.settings import (
@@ -156,7 +156,7 @@ def read_plan(source, model, num_samples=None):
 
 
 def _read(path):
-    path = Path(path)
+    path = Path(shipped(path))
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -1,0 +1,117 @@
+"""The study of docs/results.md: methods against a tuned baseline, several seeds, both readings of the tail.
+
+    python benchmarks/study.py --dataset=ml-100k --seeds=5 --processes=2
+    python benchmarks/study.py --dataset=amazon-beauty --data_path=dataset/ --seeds=5
+    python benchmarks/study.py --dataset=ml-100k --backbones=GRU4Rec,Caser --entries=CE,LPO
+
+Every entry trains until its validation score has not improved for ten epochs. Finished
+runs are not repeated. Writes what ``--compare`` writes to OUTPUT/<dataset>-<backbone>; prints its table and
+the metrics under three readings of the tail, from the stored ranks, without training again.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from tabulate import tabulate
+
+SHARED = {"epochs": 100, "stopping_step": 10, "eval_step": 1, "state": "INFO"}
+# name -> method and settings; the label of the table is the name before the backbone's.
+ENTRIES = {
+    "CE": ("CE", {}),
+    "CE reweighted": ("LPO", {"lambda": 0.0}),
+    "LPO": ("LPO", {}),
+    "LPO log-probability": ("LPO", {"lpo_space": "log_prob", "tau": 1.0}),
+    "LPO logit sampling": ("LPO", {"sampler_space": "logit"}),
+    "LPO without reweighting": ("LPO", {"reweight": "none"}),
+    "LPO uniform negatives": ("LPO", {"neg_sampler": "uniform", "neg_candidates": "all"}),
+    "SDPO": ("SDPO", {}),
+    "DynamicPO": ("DynamicPO", {}),
+    "RoDPO": ("RoDPO", {}),
+    "TAWin": ("TAWin", {}),
+    "SimPO": ("SimPO", {}),
+    "LPO recommended": ("LPO", "recommended"),
+}
+# The two numbers of tail_split and head_ratio.
+TAILS = {
+    "outside the most popular 20% of items": ("items", 0.2),
+    "least popular 20% of items": ("items", 0.8),
+    "items with the last 20% of interactions": ("interactions", 0.8),
+}
+
+
+def entries_for(backbone, names):
+    """Return the entries of the comparison for a backbone."""
+    import yaml
+
+    from recbole_pref.compare import Entry
+    from recbole_pref.config import properties_dir
+
+    found = []
+    for name in names:
+        method, settings = ENTRIES[name]
+        if settings == "recommended":
+            file = properties_dir() / "recommended" / f"{method}.yaml"
+            settings = yaml.safe_load(file.read_text(encoding="utf-8"))
+        found.append(Entry(f"{name} {backbone}", method + backbone, settings))
+    return found
+
+
+def by_tail(folder, labels):
+    """Return a table of NDCG@10 and HR@10 on each reading of the tail, mean over seeds."""
+    from recbole_pref.plots import load_runs
+    from recbole_pref.popularity import head_tail_split
+
+    rows = []
+    runs = load_runs(folder)
+    for label in labels:
+        own = [run for run in runs if run["label"] == label]
+        line = [label, len(own)]
+        for rule, ratio in TAILS.values():
+            values = []
+            for run in own:
+                arrays = run["arrays"]
+                head = head_tail_split(torch.from_numpy(arrays["count"]), rule, ratio).numpy()
+                rank = arrays["rank"][~head[arrays["target"]]]
+                hit = rank <= 10
+                values.append((np.where(hit, 1 / np.log2(1 + rank), 0).mean(), hit.mean(), len(rank)))
+            ndcg, hits, number = np.mean(values, axis=0)
+            line.append(f"{ndcg:.4f} / {hits:.4f} ({number:.0f})")
+        rows.append(line)
+    header = ["model", "seeds", *(f"{name}: NDCG@10 / HR@10 (targets)" for name in TAILS)]
+    return tabulate(rows, header, "github", disable_numparse=True)
+
+
+def main():
+    """Run what is missing and print both tables for each backbone."""
+    from recbole_pref.compare import compare
+    from recbole_pref.plots import draw_all
+    from recbole_pref.report import write_report
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--dataset", default="ml-100k")
+    parser.add_argument("--data_path", default="dataset/")
+    parser.add_argument("--backbones", default="SASRec")
+    parser.add_argument("--entries", default=",".join(ENTRIES))
+    parser.add_argument("--seeds", default="5")
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--output", default="study")
+    arguments = parser.parse_args()
+    sys.argv = sys.argv[:1]
+    for backbone in arguments.backbones.split(","):
+        entries = entries_for(backbone, arguments.entries.split(","))
+        folder = Path(arguments.output, f"{arguments.dataset}-{backbone}")
+        done = compare(
+            entries, arguments.dataset, arguments.seeds, processes=arguments.processes, output=folder,
+            config_dict={**SHARED, "data_path": arguments.data_path},
+        )  # fmt: skip
+        print(done.text)
+        print(by_tail(folder, [row["label"] for row in done.rows]))
+        draw_all(folder)
+        print(f"report: {write_report(folder)}")
+
+
+if __name__ == "__main__":
+    main()
