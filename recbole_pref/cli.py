@@ -39,7 +39,7 @@ def build_parser():
     add("--dataset", "-d", default=None, help="name of the data set (ml-100k)")
     add("--config_files", default=None, help="YAML files, separated by spaces; also shipped ones")
     add("--predict", metavar="CHECKPOINT", help="recommend for the sequences of --input instead of training")
-    add("--compare", metavar="MODELS", help="models and YAML files, separated by commas, to train and compare")
+    add("--compare", metavar="MODELS", help="models and YAML files to compare, separated by commas")
     add("--seeds", default="5", help="with --compare: how many seeds, or a list 1,2,3")
     add("--processes", type=int, default=1, help="with --compare: runs at a time")
     add("--baseline", help="with --compare: the label that the others are tested against (the first)")

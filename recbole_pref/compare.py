@@ -24,7 +24,7 @@ from tabulate import tabulate
 
 from recbole_pref import checkpoint, evidence
 from recbole_pref.config import Config, parse_value, shipped
-from recbole_pref.environment import environment, write_result
+from recbole_pref.environment import environment, usable_cores, write_result
 from recbole_pref.errors import PrefError, suggest
 from recbole_pref.memory import explained, peak_mb
 from recbole_pref.quick_start import build_run
@@ -214,7 +214,7 @@ def _run_missing(tasks, folder, processes):
     missing = [task for task in tasks if not _record_path(folder, task["id"]).is_file()]
     for name in ("runs", "logs", "tasks"):
         _make_folder(folder / name)
-    threads = max(1, (os.cpu_count() or 1) // processes)
+    threads = max(1, usable_cores() // processes)
     waiting, running, failed = list(missing), {}, {}
     try:
         while waiting or running:
@@ -408,7 +408,7 @@ def _per_user_difference(pairs, metric):
     """Return the difference per test row, averaged over the seeds: ndarray [R'], or None."""
     total = 0.0
     for (_, own), (_, other) in pairs:
-        if not (np.array_equal(own["target"], other["target"]) and np.array_equal(own["user"], other["user"])):
+        if not all(np.array_equal(own[key], other[key]) for key in ("target", "user")):
             return None
         values, others = evidence.user_values(own, metric), evidence.user_values(other, metric)
         if values is None:

@@ -311,8 +311,10 @@ class Config(RecBoleConfig):
             return  # an unknown name, which is told elsewhere
         has_cutoffs = any(need.startswith(_CUT) for need in needs)
         if has_cutoffs and k not in map(str, topk):
+            more = f"add {k} to it or " if k.isdigit() else ""
             raise PrefError(
-                f"{key}={shown(wanted)} is not measured: topk is {shown(topk)}, write {name}@{topk[0]}."
+                f"{key}={shown(wanted)} is not measured: topk is {shown(topk)}, {more}write "
+                f"{name}@{topk[0]}."
             )
         if at and not has_cutoffs:
             raise PrefError(f"{key}={shown(wanted)} is not measured: {name} has no cut-offs, write {name}.")

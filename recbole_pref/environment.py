@@ -63,6 +63,13 @@ def _device_name(device):
     return next(names, None) or platform.processor() or platform.machine() or None
 
 
+def usable_cores():
+    """Return how many cores this process may use, which in a container is fewer than there are."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def git_commit(folder="."):
     """Return the commit checked out in ``folder``, ``-dirty`` added when files differ, or None."""
     # `describe` looks at the commit and the working tree in one call; no tag replaces the hash.
