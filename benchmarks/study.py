@@ -10,6 +10,7 @@ the metrics under three readings of the tail, from the stored ranks, without tra
 """
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
@@ -61,18 +62,18 @@ def entries_for(backbone, names):
 
 def by_tail(folder, labels):
     """Return a table of NDCG@10 and HR@10 on each reading of the tail, mean over seeds."""
-    from recbole_pref.plots import load_runs
+    from recbole_pref.compare import load_record
     from recbole_pref.popularity import head_tail_split
 
     rows = []
-    runs = load_runs(folder)
+    names = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))["runs"]
+    runs = [load_record(folder, name) for name in names]
     for label in labels:
-        own = [run for run in runs if run["label"] == label]
+        own = [arrays for record, arrays in runs if record["label"] == label]
         line = [label, len(own)]
         for rule, ratio in TAILS.values():
             values = []
-            for run in own:
-                arrays = run["arrays"]
+            for arrays in own:
                 head = head_tail_split(torch.from_numpy(arrays["count"]), rule, ratio).numpy()
                 rank = arrays["rank"][~head[arrays["target"]]]
                 hit = rank <= 10

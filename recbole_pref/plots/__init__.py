@@ -1,0 +1,124 @@
+"""Pictures of a comparison or a sweep: pure functions from records to matplotlib figures, and their files.
+
+A run is a dict as :func:`load_runs` returns it. Figures are made without pyplot, so nothing is kept between
+calls, and any number of labels has a colour, marker and line style of its own.
+"""
+
+from pathlib import Path
+
+from recbole_pref.plots.comparisons import (
+    collapse,
+    curve_of,
+    learning_curves,
+    popularity_exposure,
+    shared_epochs,
+    tail_gap,
+    trade_off,
+)
+from recbole_pref.plots.drawing import LINES, MARKERS, as_svg, need_matplotlib, save, styles
+from recbole_pref.plots.records import (
+    by_label,
+    exposure,
+    load_comparison,
+    load_runs,
+    main_metric,
+    number,
+    pareto_front,
+    read_collapse,
+)
+from recbole_pref.plots.settings import RUN_SETTINGS, sensitivity, swept_settings, variants
+from recbole_pref.plots.sweeps import parallel_coordinates, sweep_pareto
+
+__all__ = [
+    "LINES", "MARKERS", "RUN_SETTINGS", "as_svg", "by_label", "caption", "collapse", "curve_of", "draw_all",
+    "exposure", "figures", "learning_curves", "load_comparison", "load_runs", "main_metric", "number",
+    "parallel_coordinates", "pareto_front", "popularity_exposure", "read_collapse", "save", "sensitivity",
+    "shared_epochs", "styles", "swept_settings", "sweep_pareto", "tail_gap", "trade_off", "variants",
+]  # fmt: skip
+
+CAPTIONS = {
+    "learning_curves": (
+        "Validation metric after each epoch: mean over the seeds, band from the lowest to the highest seed. "
+        "Where some seeds have stopped, the others go on as thin lines."
+    ),
+    "trade_off": (
+        "Test metric over all users against the same metric over the users whose test item is a tail item. "
+        "Light: one run; bold: mean over the seeds with one standard deviation; dashed: the Pareto front "
+        "of the means, up and to the right is better."
+    ),
+    "tail_gap": (
+        "Mean recommendation probability of the tail items minus that of all items, one value per test row, "
+        "all seeds together. Heights are scaled per label, the line marks the median; 0 means that tail "
+        "items are as probable as the average item."
+    ),
+    "exposure": (
+        "Share of the recommendation slots that goes to each tenth of the items, ordered by their number of "
+        "training interactions; mean over the seeds, band from lowest to highest. Dashed: all items equally "
+        "often."
+    ),
+    "collapse": (
+        "Test metric and final training loss against the number of negatives K; mean over the seeds, band "
+        "from lowest to highest."
+    ),
+    "sensitivity": (
+        "Test metric against one setting, all others equal; mean over the seeds, band from lowest to highest."
+    ),
+}
+
+
+def caption(name):
+    """Return the sentence under the picture ``name``, a key of :func:`figures`."""
+    return next(text for key, text in CAPTIONS.items() if name.startswith(key))
+
+
+def figures(folder, runs=None):
+    """Draw every picture that the data of a comparison folder allow.
+
+    Args:
+        folder (path-like): see :func:`load_runs`; CSV files ``collapse*.csv`` in it are drawn as well.
+        runs (list of dict, optional): its runs, when they are already read.
+
+    Returns:
+        dict: name -> Figure, among ``learning_curves``, ``trade_off``, ``tail_gap``, ``exposure``,
+        ``sensitivity_<setting>`` for each setting with three values or more, and the names of the CSV files.
+
+    Raises:
+        PrefError: see :func:`load_runs` and :func:`read_collapse`; matplotlib is not installed.
+    """
+    runs = load_runs(folder) if runs is None else runs
+    need_matplotlib()
+    metric = main_metric(runs)
+    tail = any(f"tail{metric}" in run["test_result"] for run in runs)
+    validated = any(metric in entry for run in runs for entry in run.get("history") or ())
+    arrays = {name for run in runs for name in run["arrays"]}
+    drawn = {}
+    if tail:
+        drawn["trade_off"] = trade_off(runs, metric)
+    if validated:
+        drawn["learning_curves"] = learning_curves(runs, metric)
+    if "tail_gap" in arrays:
+        drawn["tail_gap"] = tail_gap(runs)
+    if {"top", "count"} <= arrays:
+        drawn["exposure"] = popularity_exposure(runs)
+    for setting in swept_settings(runs):
+        drawn[f"sensitivity_{setting}"] = sensitivity(runs, setting, metric)
+    for path in sorted(Path(folder).glob("collapse*.csv")):
+        drawn[path.stem] = collapse(read_collapse(path))
+    return drawn
+
+
+def draw_all(folder, output=None):
+    """Draw every picture that the data of a comparison folder allow into files.
+
+    Args:
+        folder (path-like): see :func:`figures`.
+        output (path-like, optional): where the pictures go; by default ``plots`` inside ``folder``.
+
+    Returns:
+        dict: name -> Path of the PNG file; PDF and SVG lie beside it.
+
+    Raises:
+        PrefError: see :func:`figures` and :func:`save`.
+    """
+    output = Path(folder, "plots") if output is None else Path(output)
+    return {name: save(figure, output / name)[0] for name, figure in figures(folder).items()}

@@ -1,0 +1,296 @@
+"""Pictures of a comparison: learning curves, trade-off, tail gap, exposure, collapse."""
+
+import math
+
+import numpy as np
+
+from recbole_pref.errors import PrefError
+from recbole_pref.plots.drawing import (
+    GREY,
+    LOG_SPAN,
+    add_legend,
+    dark,
+    draw_mean,
+    front_steps,
+    line_handle,
+    name_points,
+    panels,
+    shortened,
+    styled,
+    styles,
+    value_axis,
+)
+from recbole_pref.plots.records import by_label, check_metric, exposure, number
+
+
+@styled
+def learning_curves(runs, metric="ndcg@10"):
+    """Draw a validation metric against the epoch: overall and, where it was measured, on the tail.
+
+    Args:
+        runs (list of dict): see :func:`load_runs`; needs ``history``.
+        metric (str): RecBole's key; the second panel shows ``tail`` + metric.
+
+    Returns:
+        Figure: one or two panels, a line per label.
+
+    Raises:
+        PrefError: no run has a validation of the metric.
+    """
+    measured = {key for run in runs for entry in run.get("history") or () for key in entry}
+    keys = [key for key in (metric, f"tail{metric}") if key in measured]
+    if not keys:
+        raise PrefError(
+            f"metric '{metric}' is in no run's validation history: add it to 'metrics' and 'topk' and run "
+            "again."
+        )
+    figure, axes = panels(4.3 * len(keys), 3.4, columns=len(keys))
+    groups = by_label(runs)
+    look = styles(groups)
+    for axis, key in zip(axes, keys):
+        for label, own in groups.items():
+            _draw_curve(axis, own, key, look[label], label)
+        axis.set_xlabel("epoch")
+        axis.set_ylabel(f"valid {key}")
+        axis.xaxis.get_major_locator().set_params(integer=True)
+    add_legend(figure, [(label, line_handle(look[label])) for label in groups])
+    return figure
+
+
+def curve_of(run, key):
+    """Return ``{epoch: value}`` of a metric in a run's validation history; NaN is left out."""
+    curve = {entry["epoch"]: number(entry[key]) for entry in run.get("history") or () if key in entry}
+    return {epoch: value for epoch, value in curve.items() if math.isfinite(value)}
+
+
+def shared_epochs(curves):
+    """Return the epochs, ascending, that all of the curves (:func:`curve_of`) have."""
+    return sorted(set.intersection(*map(set, curves)))
+
+
+def _draw_curve(axis, runs, key, style, label):
+    curves = [curve for curve in (curve_of(run, key) for run in runs) if curve]
+    if not curves:
+        return
+    shared = shared_epochs(curves)
+    if shared:
+        values = np.array([[curve[epoch] for epoch in shared] for curve in curves])  # [seeds, epochs]
+        draw_mean(axis, shared, values, style, label, markevery=max(1, len(shared) // 10))
+    last = shared[-1] if shared else -1
+    thin = {"color": style["color"], "linestyle": style["linestyle"], "linewidth": 0.7, "alpha": 0.6}
+    for curve in curves:
+        epochs = sorted(epoch for epoch in curve if epoch >= last)
+        if len(epochs) > 1:
+            axis.plot(epochs, [curve[epoch] for epoch in epochs], label="_one seed", **thin)
+
+
+@styled
+def trade_off(runs, metric="ndcg@10"):
+    """Draw the test metric over all users against that over the users with a tail target.
+
+    Args:
+        runs (list of dict): see :func:`load_runs`.
+        metric (str): RecBole's key; the other coordinate is ``tail`` + metric.
+
+    Returns:
+        Figure: light points are runs, bold ones means over seeds with the standard deviation, the dashed
+        steps the Pareto front of the means.
+
+    Raises:
+        PrefError: no run has both metrics.
+    """
+    tail = f"tail{metric}"
+    for key in (metric, tail):
+        check_metric(runs, key)
+    points = {
+        label: np.array([[number(run["test_result"].get(key)) for key in (metric, tail)] for run in own])
+        for label, own in by_label(runs).items()
+    }  # [seeds, 2]
+    points = {label: own[np.isfinite(own).all(axis=1)] for label, own in points.items()}
+    points = {label: own for label, own in points.items() if len(own)}
+    if not points:
+        raise PrefError(f"No run has both {metric} and {tail}: add them to 'metrics' and run again.")
+    room = 0.25 * max(len(points) - 10, 0)  # names need it
+    figure, (axis,) = panels(6.4 + room, 4.8 + room)
+    look = styles(by_label(runs))
+    means = np.array([own.mean(axis=0) for own in points.values()])  # [labels, 2]
+    spread = np.array([own.std(axis=0, ddof=1) if len(own) > 1 else [0, 0] for own in points.values()])
+    for (label, own), mean, std in zip(points.items(), means, spread):
+        colour, marker = look[label]["color"], look[label]["marker"]
+        axis.scatter(
+            *own.T, s=22, color=colour, marker=marker, alpha=0.35, linewidths=0, label=f"_runs {label}"
+        )  # fmt: skip
+        axis.errorbar(
+            *mean, xerr=std[0], yerr=std[1], color=colour, marker=marker, markersize=8,
+            markeredgecolor="white", elinewidth=1, capsize=2, linestyle="none", label=label,
+        )  # fmt: skip
+    axis.margins(0.14)
+    axis.set_xlabel(f"test {metric}")
+    axis.set_ylabel(f"test {tail}")
+    handles = front_steps(axis, means, "Pareto front of the means") if len(means) > 1 else []
+    if any(len(own) > 1 for own in points.values()):
+        from matplotlib.lines import Line2D
+
+        dot = Line2D([], [], color=GREY, marker="o", markersize=4.5, alpha=0.5, linestyle="none")
+        mean = Line2D([], [], color=GREY, marker="o", markersize=8, linestyle="none")
+        handles = [("one run", dot), ("mean ± standard deviation", mean), *handles]
+    add_legend(figure, handles)
+    dots = np.concatenate(list(points.values()))
+    bars = [np.hstack((means - spread * side, means + spread * side)) for side in ([1, 0], [0, 1])]
+    boxes = np.concatenate((*bars, np.hstack((dots, dots))))
+    name_points(figure, axis, means, list(points), [look[label]["color"] for label in points], boxes)
+    return figure
+
+
+@styled
+def tail_gap(runs):
+    """Draw the distribution of the tail gap per label (LPO4Rec, arXiv 2507.02255, figures 1 and 5).
+
+    Args:
+        runs (list of dict): see :func:`load_runs`; the array ``tail_gap`` [R] is the mean recommendation
+            probability of the tail items minus that of all items, per test row.
+
+    Returns:
+        Figure: a step histogram per label over common bins, with its median.
+
+    Raises:
+        PrefError: no run has the array.
+    """
+    groups = _with_array(runs, "tail_gap")
+    values = {label: np.concatenate([own["tail_gap"] for own in runs]) for label, runs in groups.items()}
+    values = {label: own[np.isfinite(own)].astype(np.float64) for label, own in values.items()}
+    values = {label: own for label, own in values.items() if own.size}
+    if not values:
+        raise PrefError("The arrays 'tail_gap' hold no finite number: run the comparison again.")
+    low, high = min(map(np.min, values.values())), max(map(np.max, values.values()))
+    room = (high - low or abs(high) or 1.0) * 0.02
+    bins = int(np.clip(math.sqrt(max(map(len, values.values()))), 12, 80))
+    edges = np.linspace(low - room, high + room, bins + 1)
+    power = min(0, math.floor(math.log10(max(abs(low), abs(high)) or 1.0)))
+    figure, (axis,) = panels(6.4, 1.1 + 0.55 * len(values))
+    look = styles(by_label(runs))
+    axis.axvline(0, color=GREY, linestyle="--", linewidth=1, label="0")
+    beside = {
+        "xytext": (46, 0), "xycoords": ("axes fraction", "data"), "textcoords": "offset points",
+        "fontsize": 9, "va": "center", "ha": "right",
+    }  # fmt: skip
+    for row, (label, own) in enumerate(values.items()):
+        base, colour = -float(row), look[label]["color"]
+        heights = np.histogram(own, edges)[0]
+        steps = base + 0.8 * heights / max(heights.max(), 1)
+        axis.stairs(steps, edges, baseline=base, fill=True, color=colour, alpha=0.3, label=label)
+        axis.stairs(steps, edges, baseline=base, color=colour, linewidth=1)
+        median = float(np.median(own))
+        mark = {"color": dark(colour), "linewidth": 2.2, "label": f"_median {label}"}
+        axis.plot([median, median], [base, base + 0.85], **mark)
+        axis.annotate(f"{median / 10**power:.2f}".replace("-", "−"), (1, base + 0.3), **beside)
+    axis.annotate("median", (1, 0.9), **beside)
+    axis.set_yticks([0.3 - row for row in range(len(values))], [shortened(label, 28) for label in values])
+    axis.tick_params(axis="y", length=0)
+    axis.grid(False, axis="y")
+    axis.set_ylim(-len(values) + 0.9, 1.0)
+    axis.xaxis.set_major_formatter(lambda value, _: f"{value / 10**power:g}".replace("-", "−"))
+    unit = rf" ($\times 10^{{{power}}}$)" if power else ""
+    axis.set_xlabel(f"mean probability of tail items − mean probability of all items{unit}")
+    return figure
+
+
+def _with_array(runs, name):
+    """Return ``{label: arrays of its runs}`` for the runs whose npz file has ``name``."""
+    have = {}
+    for run in runs:
+        if name in run["arrays"]:
+            have.setdefault(run["label"], []).append(run["arrays"])
+    if not have:
+        raise PrefError(f"No run has the array '{name}': its .npz file beside runs/*.json is missing.")
+    return have
+
+
+@styled
+def popularity_exposure(runs):
+    """Draw the share of recommendation slots that goes to each popularity decile of the items.
+
+    Args:
+        runs (list of dict): see :func:`load_runs`; needs the arrays ``top`` [R, k] and ``count`` [n_items].
+
+    Returns:
+        Figure: a line per label, and the share of the items in each decile, dashed.
+
+    Raises:
+        PrefError: no run has the arrays.
+    """
+    groups = _with_array(runs, "top")
+    figure, (axis,) = panels(6.4, 3.9)
+    look = styles(by_label(runs))
+    deciles = np.arange(1, 11)
+    every = []
+    for label, arrays in groups.items():
+        pairs = [exposure(own["top"], own["count"]) for own in arrays]
+        shares, uniform = np.array([slots for slots, _ in pairs]), pairs[0][1]
+        draw_mean(axis, deciles, shares, {**look[label]}, label)
+        every.append(shares.mean(axis=0))
+    (line,) = axis.plot(deciles, uniform, color=GREY, linestyle=(0, (5, 3)), linewidth=1.2, label="uniform")
+    positive = np.concatenate(every)
+    positive = positive[positive > 0]
+    if len(positive) and positive.max() > LOG_SPAN * positive.min():
+        # An empty decile has no place on a logarithmic axis: its line leaves the picture below.
+        axis.set_yscale("log", nonpositive="clip", subs=[])
+        axis.set_ylim(bottom=positive.min() / 2)
+        axis.yaxis.get_major_locator().set_params(subs=(1, 3))
+        axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    else:
+        axis.set_ylim(bottom=0)
+    axis.set_xticks(deciles)
+    axis.set_xlabel("decile of the items by training count (1 = most popular)")
+    axis.set_ylabel(f"share of top-{next(iter(groups.values()))[0]['top'].shape[1]} slots")
+    add_legend(figure, [*((label, line_handle(look[label])) for label in groups), ("uniform", line)])
+    return figure
+
+
+@styled
+def collapse(rows, metric="ndcg@10"):
+    """Draw a test metric and the training loss against the number of negatives.
+
+    Args:
+        rows (list of dict): ``method``, ``K``, ``metric``, ``loss`` and perhaps ``reference``, the metric
+            before training; several rows of one method and K are seeds. See :func:`read_collapse`.
+        metric (str): what ``metric`` is, for the axis.
+
+    Returns:
+        Figure: two panels over one x axis, a line per method.
+
+    Raises:
+        PrefError: no rows.
+    """
+    if not rows:
+        raise PrefError("The collapse curve has no rows: give a row per method and number of negatives K.")
+    figure, (upper, lower) = panels(6.0, 5.4, rows=2, sharex=True)
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    look = styles(methods)
+    for axis, key in ((upper, "metric"), (lower, "loss")):
+        for method in methods:
+            cells = {}
+            for row in rows:
+                if row["method"] == method:
+                    cells.setdefault(int(row["K"]), []).append(number(row[key]))
+            draw_cells(axis, cells, look[method], method)
+    entries = [(method, line_handle(look[method])) for method in methods]
+    reference = np.array([number(row.get("reference")) for row in rows])
+    if np.isfinite(reference).any():
+        line = upper.axhline(np.nanmean(reference), color=GREY, linewidth=1, linestyle=":", label="reference")
+        entries.append(("reference, before training", line))
+    upper.set_ylabel(f"test {metric}")
+    lower.set_ylabel("training loss per row (nats)")
+    lower.set_xlabel("negatives per positive, num_negatives K")
+    value_axis(lower, [int(row["K"]) for row in rows])
+    add_legend(figure, entries)
+    return figure
+
+
+def draw_cells(axis, cells, style, label):
+    """Draw ``{x: values of the seeds}``; seeds may be missing at some x."""
+    x = sorted(key for key, own in cells.items() if np.isfinite(own).any())
+    if x:
+        seeds = max(len(cells[key]) for key in x)
+        table = np.array([(cells[key] + [math.nan] * seeds)[:seeds] for key in x]).T
+        draw_mean(axis, x, table, style, label)

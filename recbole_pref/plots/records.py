@@ -1,0 +1,239 @@
+"""Runs of a comparison, read from its folder, and the numbers behind the pictures."""
+
+import csv
+import json
+import math
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from recbole_pref.errors import PrefError, suggest
+
+ARRAYS = ("tail_gap", "top", "count")
+
+
+def load_runs(folder):
+    """Read the finished runs of a comparison folder; those that ``comparison.json`` lists, where it does.
+
+    Args:
+        folder (path-like): holds ``runs/<id>.json`` and, for the pictures of lists and probabilities,
+            ``runs/<id>.npz``.
+
+    Returns:
+        list of dict: the records, those of one label together, labels in the order of
+        ``comparison.json`` where there is one. ``arrays`` holds ``tail_gap`` [R], ``top`` [R, k] and
+        ``count`` [n_items] as far as the npz file has them.
+
+    Raises:
+        PrefError: no such folder, no runs, a damaged file, or runs on several data sets.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise PrefError(f"The comparison folder '{folder}' does not exist: name one that a comparison wrote.")
+    table = load_comparison(folder) or {}
+    paths = sorted((folder / "runs").glob("*.json"))
+    listed = table.get("runs")
+    if listed:  # the folder may hold runs of earlier comparisons with other settings
+        paths = [path for path in paths if path.stem in listed]
+    runs = [_load_run(path) for path in paths]
+    if not runs:
+        raise PrefError(
+            f"The comparison folder '{folder}' holds no finished run (runs/*.json): let a comparison finish "
+            "at least one run there."
+        )
+    datasets = list(dict.fromkeys(str(run.get("dataset")) for run in runs))
+    if len(datasets) > 1:
+        raise PrefError(
+            f"The comparison folder '{folder}' holds runs on {len(datasets)} data sets "
+            f"({', '.join(datasets)}), which no picture can compare: keep a folder per data set."
+        )
+    known = [str(row["label"]) for row in table.get("rows", [])]
+    order = {label: place for place, label in enumerate(dict.fromkeys(known + [r["label"] for r in runs]))}
+    return sorted(runs, key=lambda run: order[run["label"]])
+
+
+def load_comparison(folder):
+    """Return ``comparison.json`` of a comparison folder, or None where there is none.
+
+    Raises:
+        PrefError: the file is damaged.
+    """
+    path = Path(folder, "comparison.json")
+    if not path.is_file():
+        return None
+    table = _load_json(path)
+    rows = table.get("rows")
+    if not isinstance(rows, list) or any(not isinstance(row, dict) or "label" not in row for row in rows):
+        raise PrefError(f"'{path}' has no rows with labels: delete it and run the comparison again.")
+    return table
+
+
+def _load_json(path):
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise PrefError(
+            f"'{path}' cannot be read ({type(error).__name__}: {error}): delete it and run the comparison "
+            "again."
+        ) from error
+    if not isinstance(value, dict):
+        raise PrefError(f"'{path}' holds no record: delete it and run the comparison again.")
+    return value
+
+
+def _load_run(path):
+    run = _load_json(path)
+    if not isinstance(run.get("label"), str) or not isinstance(run.get("test_result"), dict):
+        raise PrefError(
+            f"'{path}' lacks 'label' or 'test_result', so it is no finished run: delete it and run the "
+            "comparison again."
+        )
+    run["arrays"] = _load_arrays(path.with_suffix(".npz"))
+    return run
+
+
+def _load_arrays(path):
+    if not path.is_file():
+        return {}
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in ARRAYS if name in arrays}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise PrefError(
+            f"'{path}' is damaged ({error}): delete it and its .json file and run the comparison again."
+        ) from error
+
+
+def read_collapse(path, metric="last"):
+    """Read the table that ``benchmarks/collapse.py`` writes as rows for :func:`collapse`.
+
+    Args:
+        path (path-like): CSV with the columns model, K, loss and ``metric``, perhaps reference.
+        metric (str): column of the metric: ``last`` (last epoch), ``best`` or ``tail_best``.
+
+    Raises:
+        PrefError: the file, a column or a number is missing.
+    """
+    path = Path(path)
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except OSError as error:
+        reason = error.strerror
+        raise PrefError(f"'{path}' cannot be read ({reason}): name the CSV of a sweep over K.") from error
+    columns = ("model", "K", "loss", metric)
+    missing = [name for name in columns if not rows or name not in rows[0]]
+    if missing:
+        raise PrefError(
+            f"'{path}' has no column {', '.join(map(repr, missing))} with values: give a CSV file with the "
+            f"columns {', '.join(columns)}."
+        )
+    try:
+        return [
+            {
+                "method": row["model"],
+                "K": int(row["K"]),
+                "metric": float(row[metric]),
+                "loss": float(row["loss"]),
+                "reference": float(row.get("reference") or "nan"),
+            }
+            for row in rows
+        ]
+    except (TypeError, ValueError) as error:
+        raise PrefError(f"'{path}' holds what is no number ({error}): mend or delete that row.") from error
+
+
+def number(value):
+    """Return a value of a record as float; NaN where it is none. Records write "nan" and "inf" as text."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan
+
+
+def by_label(runs):
+    """Return ``{label: its runs}`` in the order of the runs."""
+    groups = {}
+    for run in runs:
+        groups.setdefault(run["label"], []).append(run)
+    return groups
+
+
+def main_metric(runs):
+    """Return the metric key that pictures show by default.
+
+    ``ndcg@10`` where all runs have it, otherwise their ``valid_metric``, otherwise the first metric that
+    all runs have.
+
+    Raises:
+        PrefError: the runs have no metric in common.
+    """
+    common = [key for key in runs[0]["test_result"] if all(key in run["test_result"] for run in runs)]
+    valid = str(runs[0].get("config", {}).get("valid_metric")).lower()
+    for key in ("ndcg@10", valid, *common):
+        if key in common:
+            return key
+    raise PrefError("The runs share no test metric: compare runs with the same 'metrics' and 'topk'.")
+
+
+def check_metric(runs, key):
+    known = dict.fromkeys(name for run in runs for name in run["test_result"])
+    if key not in known:
+        raise PrefError(
+            f"metric '{key}' is in no run's test result: take one of {', '.join(known)}.{suggest(key, known)}"
+        )
+
+
+def pareto_front(points):
+    """Return which points no other point dominates, both coordinates being maximised.
+
+    A point dominates another when it is at least as good in both coordinates and better in one, so equal
+    points stay together. O(N log N).
+
+    Args:
+        points (array-like [N, 2]): a point with NaN is on no front.
+
+    Returns:
+        ndarray [N] bool.
+
+    Raises:
+        ValueError: another shape.
+    """
+    points = np.asarray(points, dtype=np.float64)
+    points = points.reshape(-1, 2) if points.size == 0 else points
+    if points.ndim != 2 or points.shape[1] != 2:
+        raise ValueError(f"points must have the shape [N, 2], not {list(points.shape)}")
+    front = np.zeros(len(points), dtype=bool)
+    valid = np.flatnonzero(~np.isnan(points).any(axis=1))
+    x, y = points[valid].T
+    order = np.lexsort((-y, -x))  # best x first, and of equal x the best y first
+    x, y = x[order], y[order]
+    # first place of each x: it holds the best y of that x, and all before it have a better x
+    first = np.searchsorted(-x, -x, side="left")  # [M]
+    best_before = np.concatenate(([-np.inf], np.maximum.accumulate(y)))[first]
+    starts = first == 0
+    front[valid[order]] = (y == y[first]) & (starts | (y > best_before))
+    return front
+
+
+def exposure(top, count, groups=10):
+    """Return how recommendation slots spread over tenths of the items ordered by popularity.
+
+    Args:
+        top (int array [R, k]): recommended items; 0 (padding) is not counted.
+        count (int array [n_items]): training interactions, index 0 is padding.
+        groups (int): number of groups; the first holds the most popular items. Their sizes differ by at
+            most one item; items of equal count are taken in the order of their ids.
+
+    Returns:
+        tuple: share of the slots [groups], share of the items [groups]; each sums to 1.
+    """
+    count, top = np.asarray(count), np.asarray(top)
+    n_items = len(count) - 1
+    rank = np.empty(n_items, dtype=np.int64)  # place of item i + 1 by popularity
+    rank[np.argsort(-count[1:].astype(np.int64), kind="stable")] = np.arange(n_items)
+    group = rank * groups // n_items  # [n_items]
+    slots = np.bincount(group[top[top > 0] - 1], minlength=groups)
+    items = np.bincount(group, minlength=groups)
+    return slots / max(slots.sum(), 1), items / n_items

@@ -1,0 +1,143 @@
+"""Pictures of metrics against one setting."""
+
+import json
+import math
+from numbers import Real
+
+from recbole_pref.errors import PrefError, suggest
+from recbole_pref.plots.comparisons import draw_cells
+from recbole_pref.plots.drawing import (
+    add_legend,
+    line_handle,
+    panels,
+    shortened,
+    styled,
+    styles,
+    value_axis,
+)
+from recbole_pref.plots.records import check_metric, number
+
+# Settings that name a run or its machine and say nothing about what was trained.
+RUN_SETTINGS = frozenset(
+    (
+        "checkpoint_dir", "data_path", "dataloaders_save_path", "dataset_save_path", "device", "gpu_id",
+        "keep_last", "local_rank", "log_wandb", "reference_dir", "result_file", "resume", "run_stem",
+        "save_dataloaders", "save_dataset", "seed", "show_progress", "state", "wandb_project", "worker",
+    )
+)  # fmt: skip
+
+
+def variants(runs, setting):
+    """Return the runs that differ in one setting (and the seed) alone, as lines of a picture.
+
+    Args:
+        runs (list of dict): see :func:`load_runs`; needs ``config``.
+        setting (str): key of ``config``.
+
+    Returns:
+        dict: ``{name of the line: {value: runs}}`` for the groups with at least two values. The name is
+        the model and, where a model has several groups, the settings they differ in.
+
+    Raises:
+        PrefError: unknown setting, or no two runs differ in it alone.
+    """
+    known = {key for run in runs for key in run.get("config", {})}
+    if setting not in known:
+        raise PrefError(f"setting '{setting}' is in no run's settings.{suggest(setting, known)}")
+    groups = {}
+    for run in runs:
+        if setting in run.get("config", {}):
+            rest = {k: v for k, v in run["config"].items() if k not in RUN_SETTINGS and k != setting}
+            groups.setdefault(json.dumps(rest, sort_keys=True, default=str), []).append(run)
+    lines = {}
+    for group in groups.values():
+        cells = {}
+        for run in group:
+            cells.setdefault(_hashable(run["config"][setting]), []).append(run)
+        if len(cells) > 1:
+            lines[len(lines)] = cells
+    if not lines:
+        raise PrefError(
+            f"No two runs differ in '{setting}' alone: compare runs with several values of it and all other "
+            "settings equal."
+        )
+    return {name: cells for name, cells in zip(_line_names(list(lines.values()), setting), lines.values())}
+
+
+def _line_names(lines, setting):
+    firsts = [next(iter(cells.values()))[0] for cells in lines]
+    names = []
+    for run in firsts:
+        siblings = [other["config"] for other in firsts if other["model"] == run["model"]]
+        keys = sorted({key for config in siblings for key in config} - RUN_SETTINGS - {setting})
+        apart = [key for key in keys if len({str(config.get(key)) for config in siblings}) > 1]
+        names.append(" ".join([run["model"], *(f"{key}={run['config'].get(key)}" for key in apart)]))
+    return names
+
+
+def _hashable(value):
+    plain = value is None or isinstance(value, (str, bool, Real))
+    return value if plain else json.dumps(value, sort_keys=True, default=str)
+
+
+@styled
+def sensitivity(runs, setting, metric="ndcg@10"):
+    """Draw the test metric, overall and on the tail, against one setting.
+
+    Args:
+        runs (list of dict): see :func:`load_runs`. Runs are joined by a line when all settings but this
+            one and the seed are equal.
+        setting (str): key of ``config``, such as ``tau``, ``lambda``, ``alpha_tail`` or ``num_negatives``.
+            The axis is logarithmic where the values span more than a factor of 30; values that are no
+            numbers stand side by side.
+        metric (str): RecBole's key; the second panel shows ``tail`` + metric where it was measured.
+
+    Returns:
+        Figure: panels over one x axis, a line per group of :func:`variants`.
+
+    Raises:
+        PrefError: unknown metric or setting, or no two runs differ in it alone.
+    """
+    check_metric(runs, metric)
+    lines = variants(runs, setting)
+    values = list(dict.fromkeys(value for cells in lines.values() for value in cells))
+    numeric = all(is_number(value) for value in values)
+    place = (lambda value: value) if numeric else {v: i for i, v in enumerate(values)}.__getitem__
+    keys = [key for key in (metric, f"tail{metric}") if any(key in run["test_result"] for run in runs)]
+    figure, axes = panels(5.6, 0.8 + 2.2 * len(keys), rows=len(keys), sharex=True)
+    look = styles(lines)
+    for axis, key in zip(axes, keys):
+        for name, cells in lines.items():
+            points = {
+                place(value): [number(run["test_result"].get(key)) for run in own]
+                for value, own in cells.items()
+            }
+            draw_cells(axis, points, look[name], name)
+        axis.set_ylabel(f"test {key}")
+    if numeric:
+        value_axis(axes[-1], values)
+    else:
+        axes[-1].set_xticks(range(len(values)), [shortened(value, 14) for value in values])
+    axes[-1].set_xlabel(f"{setting} (K, negatives per positive)" if setting == "num_negatives" else setting)
+    add_legend(figure, [(name, line_handle(look[name])) for name in lines])
+    return figure
+
+
+def is_number(value):
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def swept_settings(runs, least=3):
+    """Return the settings with at least ``least`` numeric values on one line of :func:`variants`."""
+    keys = dict.fromkeys(key for run in runs for key in run.get("config", {}) if key not in RUN_SETTINGS)
+    swept = []
+    for key in keys:
+        values = {run["config"][key] for run in runs if is_number(run.get("config", {}).get(key))}
+        if len(values) >= least:
+            try:
+                lines = variants(runs, key)
+            except PrefError:
+                continue  # the values belong to different models
+            if any(sum(map(is_number, cells)) >= least for cells in lines.values()):
+                swept.append(key)
+    return swept
