@@ -63,6 +63,11 @@ def run_recbole_pref(
         )
         distributed.wait()
         load_best = saved and trainer.store.best() is not None
+        if load_best and distributed.is_first() and not checkpoint.verify(trainer.saved_model_file):
+            raise PrefError(
+                f"checkpoint={trainer.saved_model_file!r} is not the one that this run wrote (it has no checksum): "
+                "remove it and start anew."
+            )
         test_result = trainer.evaluate(
             run.test_data, load_best_model=load_best, show_progress=config["show_progress"]
         )
@@ -334,6 +339,11 @@ def _resume(trainer, config):
             )
             return
         wanted = found[0]
+    if not checkpoint.verify(wanted, "resume"):
+        raise PrefError(
+            f"resume={str(wanted)!r} has no checksum, so it is no checkpoint of RecBole-Pref: name one with -last- "
+            "in its name, or set resume: False."
+        )
     trainer.resume_checkpoint(wanted)
 
 
@@ -386,18 +396,19 @@ def load_data_and_model(model_file, **overrides):
         PrefError: missing, damaged or foreign checkpoint, or data that do not fit it.
     """
     state = checkpoint.load(model_file, setting="model_file")
-    if not isinstance(state.get("config"), dict):
+    parts = {"model": str, "config": dict, "state_dict": dict, "data": dict}
+    if not isinstance(state, dict) or not all(isinstance(state.get(k), kind) for k, kind in parts.items()):
         raise PrefError(
             f"model_file={model_file!r} holds no settings of RecBole-Pref: name a checkpoint that it wrote."
         )
     config = Config(
-        state["model"], state["config"]["dataset"], config_dict=settings_of(state, **overrides)
+        state["model"], state["config"].get("dataset"), config_dict=settings_of(state, **overrides)
     )
     dataset, loaders = prepare_data(config)
     from recbole_pref.reference import fingerprint_of
 
     differences = checkpoint.compare_fingerprints(
-        state.get("data") or {}, fingerprint_of(loaders[0]._dataset)
+        state["data"], fingerprint_of(loaders[0]._dataset)
     )
     if differences:
         raise PrefError(
@@ -406,7 +417,10 @@ def load_data_and_model(model_file, **overrides):
         )
     cls = model_class(config["model"])
     model = _build_model(cls, config, loaders[0]._dataset).to(config["device"])
-    model.load_state_dict(state["state_dict"])
+    try:
+        model.load_state_dict(state["state_dict"])
+    except RuntimeError as error:
+        raise PrefError(f"model_file={model_file!r} does not fit its model: {_reason(error)}") from error
     model.load_other_parameter(state.get("other_parameter"))
     return (config, model, dataset, *loaders)
 

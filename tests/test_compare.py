@@ -155,7 +155,7 @@ def test_a_killed_comparison_goes_on(settings, tmp_path):
     text = json.dumps({**settings, "epochs": 40, "stopping_step": 100, "state": "INFO"})
     script = (
         "import json, sys; from recbole_pref.compare import compare; "
-        f"compare('LPOSASRec', 'tiny', 1, config_dict=json.loads({text!r}), output={str(folder)!r})"
+        f"compare('LPOSASRec', 'tiny', 1, config_dict=json.loads({text!r}), output={str(folder)!r}, processes=2)"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen([sys.executable, "-c", script], env=environment, start_new_session=True)
@@ -165,7 +165,7 @@ def test_a_killed_comparison_goes_on(settings, tmp_path):
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert not list(folder.glob("runs/*.json"))
-    done = compare.compare("LPOSASRec", "tiny", 1, config_dict=json.loads(text), output=folder)
+    done = compare.compare("LPOSASRec", "tiny", 1, config_dict=json.loads(text), output=folder, processes=2)
     assert not done.failed
     (log,) = (folder / "logs").iterdir()
     assert "epochs are done" in log.read_text()
@@ -176,7 +176,7 @@ def test_a_killed_comparison_goes_on(settings, tmp_path):
 def test_a_failing_run_does_not_end_the_others(settings, tmp_path):
     folder = tmp_path / "out"
     models = "CESASRec,LPOSASRec learning_rate=1e30 learner=sgd"
-    done = compare.compare(models, "tiny", 1, config_dict=settings, output=folder)
+    done = compare.compare(models, "tiny", 1, config_dict=settings, output=folder, processes=2)
     assert [row["label"] for row in done.rows] == ["CESASRec"]
     (reason,) = done.failed.values()
     assert "not finite" in reason or "nan" in reason
