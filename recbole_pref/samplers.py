@@ -144,9 +144,10 @@ def largest(values, k):
     Returns:
         torch.return_types.topk: values and indices, each [B, k], descending.
     """
-    n, size = values.shape[1], 8
-    if n < 2 * size * k or values.device.type != "cpu":
+    n = values.shape[1]
+    if n < 16 * k or values.device.type != "cpu":
         return values.topk(k, dim=1)
+    size = 4 if n < 64 * k else 8
     groups = n // size
     # Group g holds the items g, g + groups, ...: maxima over a dimension that is not the innermost.
     maxima = values[:, : size * groups].unflatten(1, (size, groups)).amax(1)  # [B, groups]
