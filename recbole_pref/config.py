@@ -208,8 +208,8 @@ class Config(RecBoleConfig):
             try:
                 with open(file, encoding="utf-8") as stream:
                     content = yaml.load(stream.read(), Loader=self.yaml_loader)
-            except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
-                reason = " ".join(str(error).split())
+            except (yaml.YAMLError, OSError, ValueError, TypeError, RecursionError) as error:
+                reason = " ".join(str(error).split())[:300]
                 raise PrefError(f"config file {file!r} is not valid YAML: {reason}") from None
             if content is not None and not isinstance(content, dict):
                 raise PrefError(f"config file {file!r} must hold lines of the form 'key: value'.")

@@ -146,6 +146,8 @@ def run(
         "config_dict": config_dict,
         "saved": saved,
     }
+    if not isinstance(nproc, int) or nproc < 1:
+        raise PrefError(f"nproc={nproc!r} is not accepted: set it to a whole number of at least 1.")
     if nproc == 1 and world_size <= 0:
         return run_recbole_pref(**arguments)
     config = Config(model, dataset, config_file_list, config_dict)  # mistakes end here, once
