@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -216,6 +217,7 @@ def _run_missing(tasks, folder, processes):
         _make_folder(folder / name)
     threads = max(1, usable_cores() // processes)
     waiting, running, failed = list(missing), {}, {}
+    before = _exit_on_sigterm()
     try:
         while waiting or running:
             while waiting and len(running) < processes:
@@ -233,7 +235,17 @@ def _run_missing(tasks, folder, processes):
             process.terminate()
         for process in running:
             process.wait()
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
     return failed
+
+
+def _exit_on_sigterm():
+    """Let SIGTERM end this process by an exception, so that it ends its runs; return the handler before."""
+    try:
+        return signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    except ValueError:  # not the main thread
+        return None
 
 
 def _tell(text):

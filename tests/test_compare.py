@@ -150,7 +150,8 @@ def test_a_comparison_runs_once_and_agrees_with_the_evaluator(settings, tmp_path
     assert "corrected after Holm for 6 comparisons" in (folder / "table.md").read_text()
 
 
-def test_a_killed_comparison_goes_on(settings, tmp_path):
+@pytest.mark.parametrize("how", ["SIGKILL", "SIGTERM"])
+def test_a_killed_comparison_goes_on(settings, tmp_path, how):
     folder = tmp_path / "out"
     text = json.dumps({**settings, "epochs": 40, "stopping_step": 100, "state": "INFO"})
     script = (
@@ -162,13 +163,17 @@ def test_a_killed_comparison_goes_on(settings, tmp_path):
     deadline = time.time() + 60
     while time.time() < deadline and not list(folder.glob("checkpoints/*/*-last-3.pth")):
         time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
+    if how == "SIGKILL":
+        os.killpg(process.pid, signal.SIGKILL)
+    else:
+        process.terminate()  # its runs store their state and end with it
     process.wait()
     assert not list(folder.glob("runs/*.json"))
     done = compare.compare("LPOSASRec", "tiny", 1, config_dict=json.loads(text), output=folder, processes=2)
     assert not done.failed
     (log,) = (folder / "logs").iterdir()
-    assert "epochs are done" in log.read_text()
+    assert "are done" in log.read_text()
+    assert how == "SIGKILL" or "SIGTERM stopped the run" in log.read_text()
     (record,) = folder.glob("runs/*.json")
     assert json.loads(record.read_text())["epochs"] == 40
 
