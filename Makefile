@@ -23,7 +23,7 @@ demo: install
 	$(BIN)/python run_recbole_pref.py --model=LPOSASRec --dataset=ml-100k --config_files=properties/demo.yaml
 
 test: install
-	OMP_NUM_THREADS=1 RAY_USAGE_STATS_ENABLED=0 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 RAY_USAGE_STATS_ENABLED=0 $(BIN)/python -m pytest -n 2 --dist=loadfile
 
 lint: install
 	$(BIN)/ruff check recbole_pref tests benchmarks run_recbole_pref.py
