@@ -276,8 +276,9 @@ def prepare_data(config, log=True, dataset=None):
             for note in data_check.check_atomic_files(config["data_path"], config["dataset"], config):
                 logger.info(note)
             dataset = create_dataset(config)
-            # RecBole splits a data set in place, once; so it can serve several runs.
-            dataset.build = partial(_same, dataset.build())
+            if not os.path.exists(_pickles(config)["dataloaders_save_path"]):
+                # RecBole splits a data set in place, once; so it can serve several runs.
+                dataset.build = partial(_same, dataset.build())
         loaders = data_preparation(config, dataset)
         _seed_again(loaders, config)
     except PrefError:
@@ -292,22 +293,30 @@ def prepare_data(config, log=True, dataset=None):
     return dataset, loaders
 
 
-def _refuse_pickles(config):
-    """RecBole unpickles what save_dataset and save_dataloaders left, and unpickling can run any code."""
-    if config["trust_checkpoint"]:
-        return
+def _same(splits):
+    return splits
+
+
+def _pickles(config):
+    """Return the files that RecBole unpickles where they exist: dict of setting to path."""
     kinds = {ModelType.SEQUENTIAL: "Sequential", ModelType.KNOWLEDGE: "KnowledgeBased"}
     own = f"{config['model']}Dataset"
     kind = own if hasattr(recbole.data.dataset, own) else f"{kinds.get(config['MODEL_TYPE'], '')}Dataset"
-    for setting, name in (
-        ("dataset_save_path", f"{config['dataset']}-{kind}.pth"),
-        ("dataloaders_save_path", f"{config['dataset']}-for-{config['model']}-dataloader.pth"),
-    ):
-        path = config[setting] or os.path.join(config["checkpoint_dir"], name)
-        if os.path.exists(path):
+    names = {
+        "dataset_save_path": f"{config['dataset']}-{kind}.pth",
+        "dataloaders_save_path": f"{config['dataset']}-for-{config['model']}-dataloader.pth",
+    }
+    folder = config["checkpoint_dir"]
+    return {setting: config[setting] or os.path.join(folder, name) for setting, name in names.items()}
+
+
+def _refuse_pickles(config):
+    """Refuse what save_dataset and save_dataloaders left, as unpickling can run any code."""
+    for setting, path in _pickles(config).items():
+        if os.path.exists(path) and not config["trust_checkpoint"]:
             raise PrefError(
-                f"{path} ({setting}) is refused because RecBole pickled it, and unpickling can run any code: set "
-                "trust_checkpoint: True if you made the file yourself, or remove it."
+                f"{path} ({setting}) is refused because RecBole pickled it, and unpickling can run any code: "
+                "set trust_checkpoint: True if you made the file yourself, or remove it."
             )
 
 
@@ -318,10 +327,6 @@ def _seed_again(loaders, config):
             loader.generator = torch.Generator()
             loader.generator.manual_seed(config["seed"])
             loader.sampler.generator = loader.generator
-
-
-def _same(splits):
-    return splits
 
 
 def _resume(trainer, config):

@@ -15,6 +15,7 @@ import random
 import re
 import shutil
 import sys
+import threading
 import types
 import zipfile
 
@@ -322,7 +323,7 @@ def configurations(draw):
     return model, drawn
 
 
-@fuzz(250)
+@fuzz(120)
 @given(configurations())
 def test_any_configuration_ends_well_or_in_a_sentence(workshop, drawn):
     model, given_settings = drawn
@@ -433,7 +434,7 @@ DATA_SETTINGS = [
 ]  # fmt: skip
 
 
-@fuzz(200)
+@fuzz(120)
 @given(damages(), st.sampled_from(["CESASRec", "SASRec", "DPOCaser", "BPR"]), st.sampled_from(DATA_SETTINGS))
 def test_any_interaction_file_ends_well_or_in_a_sentence(workshop, raw, model, more):
     folder = workshop / "damaged"
@@ -453,7 +454,7 @@ def rows_of(raw, encoding):
     return [(row["user_id"], row["item_id"], float(row["timestamp"])) for row in cells]
 
 
-@fuzz(150)
+@fuzz(80)
 @given(damages(), st.sampled_from(["utf-8", "latin-1"]))
 def test_a_file_that_passes_the_check_is_read_row_by_row(workshop, raw, encoding):
     folder = workshop / "damaged"
@@ -494,7 +495,7 @@ def mangled(draw, raw):
     }[kind]
 
 
-@fuzz(60)
+@fuzz(30)
 @given(mangled(ITEMS.encode()), st.sampled_from(["RoDPOMMSASRec", "SASRec"]), st.sampled_from([None, "price", "kind"]))
 def test_any_item_file_ends_well_or_in_a_sentence(workshop, raw, model, column):
     folder = workshop / "items"
@@ -597,7 +598,7 @@ def ruined(draw, folder, marker):
     return found
 
 
-@fuzz(60)
+@fuzz(30)
 @given(data=st.data(), wanted=st.sampled_from(["True", "path"]))
 def test_a_run_goes_on_exactly_or_refuses_whatever_happened_to_its_checkpoints(workshop, trained, data, wanted):
     marker, folder = workshop / "payload-ran", workshop / "saved"
@@ -626,7 +627,7 @@ def test_a_run_goes_on_exactly_or_refuses_whatever_happened_to_its_checkpoints(w
     assert not marker.exists()
 
 
-@fuzz(60)
+@fuzz(30)
 @given(data=st.data())
 def test_a_damaged_checkpoint_is_refused_as_model_and_as_reference(workshop, trained, data):
     marker, folder = workshop / "payload-ran", workshop / "single"
@@ -685,7 +686,7 @@ def command_lines(draw):
     return words, text.encode("latin-1") if isinstance(text, str) else text or b""
 
 
-@fuzz(150)
+@fuzz(80)
 @given(command_lines())
 def test_any_command_line_ends_well_or_in_one_line_with_exit_code_2(workshop, drawn):
     words, text = drawn
@@ -722,3 +723,100 @@ def test_any_configuration_file_is_read_or_refused_in_a_sentence(tmp_path, text)
     except PrefError as error:
         assert_sentence(error, "drawn.yaml", "not a setting", "tau", "model", "topk", "epochs")
     assert not os.path.exists("payload-ran")
+
+
+# What the draws above found, one by one
+
+
+def test_the_settings_of_the_caller_stay_as_they_are(workshop):
+    given_settings = small(workshop, {"train_neg_sample_args": {"distribution": "uniform"}})
+    Config("FPMC", "f", config_dict=given_settings)
+    assert given_settings["train_neg_sample_args"] == {"distribution": "uniform"}
+
+
+def test_values_come_in_the_form_that_recbole_can_use(workshop):
+    wanted = {"epochs": 1e1, "topk": "5,2", "numerical_features": "timestamp", "normalize_field": "timestamp"}
+    config = Config("CESASRec", "f", config_dict=small(workshop, wanted))
+    assert config["epochs"] == 10 and type(config["epochs"]) is int
+    assert config["topk"] == [5, 2] and config["normalize_field"] == config["numerical_features"] == ["timestamp"]
+
+
+@pytest.mark.parametrize("nproc", [0, -1, 1.5, "2"])
+def test_impossible_numbers_of_processes(workshop, nproc):
+    with pytest.raises(PrefError, match="nproc="):
+        quick_start.run("CESASRec", "f", config_dict=small(workshop), nproc=nproc)
+
+
+def test_models_that_predict_labels_keep_their_metrics():
+    assert Config("FM", "ml-100k")["valid_metric"] == "AUC"
+    assert Config("SASRec", "ml-100k")["valid_metric"] == "NDCG@10"
+
+
+@pytest.mark.parametrize(
+    "model, name, setting",
+    [
+        ("CESASRec", "f-SequentialDataset.pth", "checkpoint_dir"),
+        ("BPR", "f-Dataset.pth", "checkpoint_dir"),
+        ("CESASRec", "f-for-CESASRec-dataloader.pth", "checkpoint_dir"),
+        ("CESASRec", "mine", "dataset_save_path"),
+        ("CESASRec", "mine", "dataloaders_save_path"),
+    ],
+)
+def test_a_data_set_that_recbole_pickled_is_not_unpickled(workshop, tmp_path, model, name, setting):
+    marker, file = tmp_path / "payload-ran", tmp_path / "saved" / name
+    file.parent.mkdir()
+    file.write_bytes(pickle.dumps(Payload(marker)))
+    more = small(workshop, {setting: str(file if setting.endswith("path") else file.parent)})
+    assert end_of(workshop, model, ["trust_checkpoint: True"], config_dict=more) != "ran"
+    if setting == "checkpoint_dir":  # a file of another run does not matter
+        other = "SASRec" if model == "BPR" or "for" in name else "BPR"
+        assert end_of(workshop, other, [], config_dict=more) == "ran"
+    assert not marker.exists()
+    with pytest.raises(PrefError, match="cannot be prepared"):
+        run_recbole_pref(model, "f", config_dict={**more, "trust_checkpoint": True})
+    assert marker.exists()  # the payload is a real one
+
+
+def test_saved_loaders_give_the_run_that_saved_them(workshop, tmp_path):
+    more = small(workshop, {"checkpoint_dir": str(tmp_path / "saved"), "epochs": 2})
+    plain, saving, loading = (
+        run_recbole_pref("CESASRec", "f", config_dict={**more, **extra})["history"]
+        for extra in ({}, {"save_dataloaders": True, "save_dataset": True}, {"trust_checkpoint": True})
+    )
+    assert plain == saving == loading
+    quiet()
+
+
+@pytest.mark.parametrize(
+    "blocked, setting, more",
+    [
+        ("log", "log file", {}),
+        ("log_tensorboard", "log_tensorboard", {}),
+        ("out", "checkpoint_dir", {"checkpoint_dir": "out/saved"}),
+        ("out", "result_file", {"result_file": "out/result.json"}),
+    ],
+)
+def test_outputs_that_cannot_be_written_are_told_before_training(workshop, tmp_path, blocked, setting, more):
+    (tmp_path / blocked).write_text("a file")
+    assert setting in end_of(workshop, "CESASRec", [setting], config_dict=small(workshop, more))
+    assert (tmp_path / blocked).read_text() == "a file"
+    assert not list(workshop.glob("saved/*.pth"))
+
+
+def test_runs_leave_no_threads_and_no_wrapped_streams(workshop):
+    before = sys.stdout, sys.stderr, threading.active_count()
+    end_of(workshop, "CESASRec", [], config_dict=small(workshop))
+    assert (sys.stdout, sys.stderr, threading.active_count()) == before
+
+
+def test_a_fault_of_this_package_is_not_called_a_mistake_of_the_user(workshop, monkeypatch):
+    def broken(*args):
+        raise TypeError("'NoneType' object is not iterable")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("recbole_pref.model.preference.PreferenceMixin.calculate_loss", broken)
+        with pytest.raises(TypeError):
+            run_recbole_pref("LPOSASRec", "f", config_dict=small(workshop, {"head_ratio": 0.5}), saved=False)
+    quiet()
+    more = {"embedding_size": 1}  # which RecBole's Caser squeezes away
+    assert "failed" in end_of(workshop, "CECaser", ["model='CECaser'"], config_dict=small(workshop, more))
