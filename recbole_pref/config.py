@@ -296,7 +296,11 @@ class Config(RecBoleConfig):
         objective = final.get("objective")
         if not objective:
             return
-        for part in objective.values() if isinstance(objective, dict) else ():
+        if not isinstance(objective, dict) or not all(isinstance(part, str) for part in objective):
+            raise PrefError(
+                f"objective={shown(objective)} names no weights: write objective: {{weights: {{NDCG@10: 1.0}}}}."
+            )
+        for part in objective.values():
             for metric, number in part.items() if isinstance(part, dict) else ():
                 self._check_cutoff("objective", str(metric))
                 if isinstance(number, Real) and not is_finite(number):
@@ -344,7 +348,9 @@ class Config(RecBoleConfig):
             raise PrefError(f"{missing[0]} is not set: {method.name} needs it in a property file.")
         if final["lambda"] == 0 and final["ce_weight"] == 0:
             raise PrefError("lambda and ce_weight are both 0: nothing would be learnt, set one above 0.")
-        if final["reference"] == "none" and (final["objective"] or {}).get("of_reference"):
+        objective = final.get("objective")
+        wants_reference = isinstance(objective, dict) and objective.get("of_reference")
+        if final["reference"] == "none" and wants_reference:
             raise PrefError(
                 "objective: of_reference compares with a reference model, and reference is 'none': set it to "
                 "auto or to the path of a checkpoint."

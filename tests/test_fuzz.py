@@ -162,7 +162,8 @@ RECBOLE = {
                      ["NDCG", "hit@05", "NDCG@", "@5", "NDCG@5@2", "NDCG@x", "NDCG@²", "AUC", "MRR@5", 5]),
     "objective": ([{"weights": {"NDCG@5": 1}}, {"weights": {"NDCG@5": 1}, "at_least": {"Hit@2": 0.1}}],
                   [{"weights": {"NDCG@5": math.inf}}, {"weights": {"NDCG": 1}}, {"weights": {}}, "NDCG@5",
-                   {"wieghts": {}}, {"weights": {5: 1}}, {"weights": {"NDCG@5": 10**400}}]),
+                   {"wieghts": {}}, {"weights": {5: 1}}, {"weights": {"NDCG@5": 10**400}}, "NDCG@5", math.nan,
+                   {"weights": {"NDCG@5": 1}, "at_least": 5}, {"weights": {"NDCG@5": 1}, "of_reference": 5}]),
     "eval_args": ([{"order": "TO", **more} for more in (
                       {}, {"mode": "full"}, {"mode": "uni3"}, {"mode": "pop3"}, {"mode": "uni100"},
                       {"mode": {"valid": "uni3", "test": "full"}}, {"mode": {}}, {"group_by": "user"},
@@ -334,9 +335,9 @@ def test_any_configuration_ends_well_or_in_a_sentence(workshop, drawn):
 def test_every_wrong_value_is_refused_by_name(workshop):
     for key in KEYS:
         values = wrong_values(key) if key in RECBOLE else wrong_values(key)[::12]
-        for value in values:
-            drawn = small(workshop, {key: value})
-            assert end_of(workshop, "DPOSASRec", [key, ".inter"], config_dict=drawn) != "ran", (key, value)
+        for number, value in enumerate(values):
+            drawn, model = small(workshop, {key: value}), ("DPOSASRec", "LPOSASRec")[number % 2]
+            assert end_of(workshop, model, [key, ".inter"], config_dict=drawn) != "ran", (key, value)
 
 
 # Data files
