@@ -406,6 +406,11 @@ class Config(RecBoleConfig):
             raise PrefError(
                 f"benchmark_filename={shown(parts)} is not accepted: name three parts such as [train, valid, test]."
             )
+        needed = self.internal_config_dict.get("transform")
+        if needed and final.get("transform") != needed:
+            raise PrefError(
+                f"transform={shown(final.get('transform'))} does not go with {self.model}: leave it at {needed!r}."
+            )
         if final.get("transform") == "mask_itemseq":
             share, length = final.get("mask_ratio"), final["MAX_ITEM_LIST_LENGTH"]
             if share is None or int(share * length) < 1:

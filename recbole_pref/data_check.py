@@ -172,7 +172,7 @@ def _check_interactions(path, config, benchmark, fields):
         _check_field(path, columns, setting, field, kind)
         if field not in loaded:
             raise PrefError(
-                f"{_selector('inter', config)} does not load {field!r} ({setting}) from the interaction "
+                f"{_selector('inter', config)} does not load {shown(field)} ({setting}) from the interaction "
                 "file: change it so that it does."
             )
     fields.update((name, columns[name]) for name in loaded)
@@ -195,7 +195,7 @@ def _check_features(path, source, config, interactions, fields):
     loaded = _loaded(source, columns, config)
     if loaded and field not in loaded:
         raise PrefError(
-            f"{_selector(source, config)} does not load {field!r} ({setting}) from {path}: change it so "
+            f"{_selector(source, config)} does not load {shown(field)} ({setting}) from {path}: change it so "
             "that it does."
         )
     fields.update((name, columns[name]) for name in loaded)
@@ -207,12 +207,12 @@ def _check_features(path, source, config, interactions, fields):
     notes = _unknown_columns(path, source, columns, config)
     same = int(frame[field].duplicated().sum())
     if same:
-        notes.append(f"{path}: {same} rows repeat a {field!r}; the first row of each counts")
+        notes.append(f"{path}: {same} rows repeat a {shown(field)}; the first row of each counts")
     if loaded and config["filter_inter_by_user_or_item"]:
         lost = sum(int((~frame_of[field].isin(frame[field])).sum()) for frame_of in interactions)
         if lost:
             notes.append(
-                f"{lost} interactions are with a {field!r} that has no row in {path}; RecBole drops them "
+                f"{lost} interactions are with a {shown(field)} that has no row in {path}; RecBole drops them "
                 "unless filter_inter_by_user_or_item is false"
             )
     return notes
@@ -266,11 +266,11 @@ def _header(path, data, separator):
             if len(line.split(separator)) == 1 and line.count(":") > 1:
                 hint = f" Columns are separated by {separator!r}; field_separator changes that."
             raise PrefError(
-                f"{path}, line 1: column {cell!r} is not of the form name:type with a type of "
+                f"{path}, line 1: column {shown(cell)} is not of the form name:type with a type of "
                 f"{', '.join(TYPES)}.{hint}"
             )
         if name in columns:
-            raise PrefError(f"{path}, line 1: column {name!r} stands there twice; rename one.")
+            raise PrefError(f"{path}, line 1: column {shown(name)} stands there twice; rename one.")
         columns[name] = kind
     return columns
 
@@ -278,12 +278,12 @@ def _header(path, data, separator):
 def _check_field(path, columns, setting, field, kind):
     if field not in columns:
         raise PrefError(
-            f"{path}, line 1: there is no column {field!r} ({setting}); rename a column or set "
+            f"{path}, line 1: there is no column {shown(field)} ({setting}); rename a column or set "
             f"{setting}.{suggest(field, columns)}"
         )
     if columns[field] != kind:
         raise PrefError(
-            f"{path}, line 1: column {field!r} ({setting}) must be of type {kind}, not {columns[field]}."
+            f"{path}, line 1: column {shown(field)} ({setting}) must be of type {kind}, not {columns[field]}."
         )
 
 
@@ -304,7 +304,7 @@ def _unknown_columns(path, source, columns, config):
     wanted = (config["load_col"] or {}).get(source) or []
     unknown = [] if wanted == "*" else [name for name in wanted if name not in columns]
     return [
-        f"{path} has no column {name!r}, which load_col names; it is left out.{suggest(name, columns)}"
+        f"{path} has no column {shown(name)}, which load_col names; it is left out.{suggest(name, columns)}"
         for name in unknown
     ]
 
@@ -340,7 +340,8 @@ def _cells_per_line(data, separator):
 
 
 def _check_quotes(path, frame):
-    # RecBole reads a cell that starts with a quotation mark up to the next one, over line ends too.
+    # RecBole reads a cell that starts with a quotation mark up to the next one, over line ends too, and
+    # takes what is between them: "" and "NA" are missing values.
     for name in frame:
         cells = frame[name]
         opened = cells[cells.str.startswith('"')]
@@ -348,9 +349,10 @@ def _check_quotes(path, frame):
         if not closed.all():
             row = opened.index[~closed.to_numpy()][0]
             raise PrefError(
-                f"{path}, line {row + 2}: {name!r} is {cells[row]!r}, a quotation mark that is opened and "
+                f"{path}, line {row + 2}: {shown(name)} is {shown(cells[row])}, a quotation mark that is opened and "
                 "not closed; remove it."
             )
+        frame.loc[opened.index, name] = opened.str[1:-1].str.replace('""', '"')
 
 
 def _check_numbers(path, frame, columns, loaded, required):
@@ -364,7 +366,7 @@ def _check_numbers(path, frame, columns, loaded, required):
         at = np.flatnonzero(wrong)
         if len(at):
             raise PrefError(
-                f"{path}, line {at[0] + 2}: {field!r} is {texts.iloc[at[0]]!r}, which is no finite number; "
+                f"{path}, line {at[0] + 2}: {shown(field)} is {shown(texts.iloc[at[0]])}, which is no finite number; "
                 "mend or remove the line."
             )
         frame[field] = values
@@ -377,7 +379,7 @@ def _check_ids(path, frame, field):
         text = frame[field].iloc[at[0]]
         fault = f"is {text!r}, which RecBole reads as missing" if text else "is empty"
         raise PrefError(
-            f"{path}, line {at[0] + 2}: {field!r} {fault}; give it another id or remove the line."
+            f"{path}, line {at[0] + 2}: {shown(field)} {fault}; give it another id or remove the line."
         )
 
 

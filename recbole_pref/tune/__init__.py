@@ -259,8 +259,8 @@ def _tuner(plan, config, shared, storage, name, restorable, resources, quiet, ra
         run_config=ray_tune.RunConfig(
             name=name, storage_path=storage, verbose=0,
             failure_config=ray_tune.FailureConfig(max_failures=plan.max_failures),
-            # Under PBT other trials go on from a trial's older checkpoints.
-            checkpoint_config=ray_tune.CheckpointConfig(num_to_keep=None if plan.scheduler == "pbt" else 2),
+            # All stay until the end: a sweep that was killed, and PBT, go back to older ones.
+            checkpoint_config=ray_tune.CheckpointConfig(num_to_keep=None),
             callbacks=[Progress(plan.trials, config["epochs"], tuple(plan.space), quiet)],
         ),
     )  # fmt: skip

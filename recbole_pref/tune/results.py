@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shutil
 from logging import getLogger
 from pathlib import Path
 
@@ -91,6 +92,15 @@ def finish(grid, folder, plan, config, settings):
     shown = ", ".join(f"{name} {value:.4f}" for name, value in test.items())
     print(f"best trial {rows[0]['trial_id']}, test set: {shown}")
     print(f"run it again: --config_files={folder / 'best.yaml'}")
+    for result in grid:
+        _drop_older(Path(result.path))
+
+
+def _drop_older(trial):
+    """Remove the checkpoints of a finished trial but the newest; those on other storage stay."""
+    if trial.is_dir():
+        for path in sorted(trial.glob("checkpoint_*"))[:-1]:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def table(rows, plan, config, settings):
