@@ -46,7 +46,7 @@ class Synthetic:
 
 
 def measure(options):
-    """Return seconds per step and MiB above the start for one case."""
+    """Return seconds per step, MiB above the start and whether it ranks the catalogue, for one case."""
     torch.set_num_threads(options["threads"])
     from recbole_pref.config import Config
     from recbole_pref.registry import model_class
@@ -69,7 +69,8 @@ def measure(options):
         model.calculate_loss(batch).backward()
         optimizer.step()
         seconds.append(time.perf_counter() - started)
-    return {"seconds": min(seconds), "mb": _peak() - before, "peak": _peak()}
+    fused = getattr(model, "needs_normalizer", True)
+    return {"seconds": min(seconds), "mb": _peak() - before, "peak": _peak(), "fused": fused}
 
 
 def _peak():

@@ -10,6 +10,7 @@ cores each; a sweep gives every trial one core.
 import argparse
 import json
 import os
+import random
 import subprocess
 import sys
 import tempfile
@@ -34,6 +35,7 @@ def main():
     low, high = 1e-4, 1e-2
     steps = [(high / low) ** (step / max(1, arguments.trials - 1)) for step in range(arguments.trials)]
     rates = [low * step for step in steps]
+    random.Random(0).shuffle(rates)  # in ascending order no early trial would be worth keeping
     with tempfile.TemporaryDirectory() as folder:
         ways = {
             "one after another": one_after_another(arguments, rates, Path(folder, "single")),

@@ -65,7 +65,7 @@ def _sasrec_all(model, item_seq):
 
 
 def _causal_attention(attention, states):
-    """RecBole's attention block with PyTorch's fused kernel.
+    """RecBole's attention block with PyTorch's fused kernel where nothing is dropped inside it.
 
     Padding stands on the right, behind every real query, so the causal mask alone hides it.
     """
@@ -75,7 +75,14 @@ def _causal_attention(attention, states):
         for layer in (attention.query, attention.key, attention.value)
     )
     dropout = attention.attn_dropout.p if attention.training else 0.0
-    context = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True)
+    if dropout and states.device.type == "cpu":  # PyTorch has no fused kernel for this case
+        length = states.shape[1]
+        later = torch.ones(length, length, dtype=torch.bool).triu_(1)
+        weights = torch.matmul(query / attention.attention_head_size**0.5, key.transpose(2, 3))  # [S, heads, l, l]
+        weights = weights.masked_fill(later, -torch.inf).softmax(dim=-1)
+        context = torch.matmul(attention.attn_dropout(weights), value)
+    else:
+        context = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True)
     context = context.transpose(1, 2).reshape(states.shape)
     return attention.LayerNorm(attention.out_dropout(attention.dense(context)) + states)
 

@@ -18,6 +18,7 @@ from recbole.model.abstract_recommender import AbstractRecommender
 from recbole.utils import InputType
 
 from recbole_pref import distributed, losses, scoring
+from recbole_pref.dropout import use_fast_dropout
 from recbole_pref.errors import PrefError
 from recbole_pref.model.backbones import backbone_of, encode_last
 from recbole_pref.packing import PackedBatch
@@ -56,6 +57,7 @@ class PreferenceMixin:
                 "scores single pairs, not the catalogue; choose another backbone (--list)."
             )
         super().__init__(config, dataset)
+        use_fast_dropout(self)
         self.method = METHODS[self.preference_method]
         self.settings = read_settings(config)
         self.backbone = backbone_of(type(self))

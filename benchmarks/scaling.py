@@ -1,0 +1,219 @@
+"""How time and memory grow with the catalogue, the number of sequences and K, against what the machine can do.
+
+    python benchmarks/scaling.py --output=scaling
+
+Three sweeps, each case in a process of its own: one training step (batch 2048, length 50, hidden 64) against
+the number of items and against K, and one epoch through RecBole's data pipeline against the number of
+sequences (5 interactions each, length 10, 1,000 items). First the machine is measured: arithmetic of a
+matrix product (GFLOP/s) and memory bandwidth of a copy (GB/s). For a step over the catalogue the table
+gives the least time its arithmetic and its memory traffic need at those rates; the larger one is the limit
+it sits at. Writes OUTPUT.csv, OUTPUT.png, .pdf and .svg.
+"""
+
+import argparse
+import csv
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from tabulate import tabulate
+
+ROWS, HIDDEN, LENGTH, LAYERS, INNER = 2048, 64, 50, 2, 256  # of a step; RecBole's SASRec
+SEQUENCE_ITEMS, SEQUENCE_INTERACTIONS, SEQUENCE_LENGTH = 1000, 5, 10
+FIELDS = ("sweep", "model", "x", "seconds", "peak_mib", "arithmetic", "traffic")
+PANELS = {"items": "items", "sequences": "sequences", "K": "negatives K"}
+
+
+def machine():
+    """Return GFLOP/s of a float32 matrix product and GB/s of a copy (read and written bytes)."""
+    left, right = torch.randn(ROWS, 512), torch.randn(512, 8192)
+    product = _fastest(lambda: torch.mm(left, right))
+    source = torch.ones(2**26)
+    target = torch.empty_like(source)
+    copied = _fastest(lambda: target.copy_(source))
+    return 2 * ROWS * 512 * 8192 / product / 1e9, 2 * 4 * len(source) / copied / 1e9
+
+
+def _fastest(call, times=5):
+    seconds = []
+    for _ in range(times + 1):
+        started = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - started)
+    return min(seconds[1:])
+
+
+def step_costs(items, fused, chunk):
+    """Return GFLOP and GB of one step: encoder, catalogue where ``fused``, and Adam.
+
+    Counted are products (forward one, backward two) and the float32 tensors that do not stay in the cache:
+    the item matrix and its gradient once per chunk, the chunk's scores (six passes: product, softmax's
+    two, the gradient's two and one read) where they exceed the cache, and Adam's seven passes over the
+    parameters.
+    """
+    tokens = ROWS * LENGTH
+    per_token = LAYERS * (2 * (4 * HIDDEN**2 + 2 * HIDDEN * INNER) + 4 * LENGTH * HIDDEN)
+    flop, matrix = 3 * tokens * per_token, 4 * items * HIDDEN
+    # About 30 tensors the size of a layer's states are written and read per layer, forward and backward.
+    traffic = 30 * LAYERS * 2 * 4 * tokens * HIDDEN + 7 * matrix
+    if fused:
+        flop += 3 * 2 * ROWS * items * HIDDEN
+        traffic += (ROWS / chunk) * 4 * matrix
+        if 4 * chunk * items > 16 * 2**20:
+            traffic += 6 * 4 * ROWS * items
+    return flop / 1e9, traffic / 1e9
+
+
+def step_case(model, items, negatives, threads):
+    """Measure one training step in a process of its own."""
+    case = {"model": model, "items": items, "negatives": negatives, "rows": ROWS, "steps": 3,
+            "threads": threads, "settings": {}}  # fmt: skip
+    script = Path(__file__).with_name("catalogue.py")
+    return _json_of([sys.executable, str(script), f"--case={json.dumps(case)}"])
+
+
+def sequence_case(model, sequences, threads):
+    """Measure one epoch over generated sequences, in this process: seconds and peak MiB."""
+    torch.set_num_threads(threads)
+    from recbole_pref import quick_start, reference
+    from recbole_pref.config import Config
+
+    with tempfile.TemporaryDirectory() as folder:
+        write_sequences(Path(folder), sequences)
+        settings = {
+            "data_path": folder, "state": "ERROR", "MAX_ITEM_LIST_LENGTH": SEQUENCE_LENGTH,
+            "USER_ID_FIELD": "user_id", "ITEM_ID_FIELD": "item_id", "TIME_FIELD": "timestamp",
+            "load_col": {"inter": ["user_id", "item_id", "timestamp"]}, "train_neg_sample_args": None,
+        }  # fmt: skip
+        run = quick_start.build_run(Config(model, "generated", config_dict=settings), log=False)
+        trainer = run.trainer
+        trainer._train_data, trainer._saving = run.train_data, False
+        trainer._data_fingerprint = reference.fingerprint_of(run.train_data._dataset)
+        trainer._prepare(run.train_data, run.valid_data)
+        started = time.perf_counter()
+        trainer._preference_epoch(0, False)
+        seconds = time.perf_counter() - started
+    return {"seconds": seconds, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+
+
+def write_sequences(folder, sequences):
+    """Write ``generated.inter``: sequences of random items."""
+    import pandas as pd
+
+    draw = np.random.default_rng(0)
+    number = sequences * SEQUENCE_INTERACTIONS
+    frame = pd.DataFrame(
+        {
+            "user_id:token": np.repeat(np.arange(sequences), SEQUENCE_INTERACTIONS),
+            "item_id:token": draw.integers(0, SEQUENCE_ITEMS, number),
+            "timestamp:float": np.tile(np.arange(SEQUENCE_INTERACTIONS), sequences),
+        }
+    )
+    (folder / "generated").mkdir()
+    frame.to_csv(folder / "generated" / "generated.inter", sep="\t", index=False)
+
+
+def _json_of(command):
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{command} failed:\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def draw(rows, output):
+    """Draw seconds against items, sequences and K, both axes logarithmic."""
+    from recbole_pref import plots
+    from recbole_pref.plots import drawing
+
+    @drawing.styled
+    def picture():
+        figure, axes = drawing.panels(10, 3.2, columns=len(PANELS))
+        looks = drawing.styles(row["model"] for row in rows)
+        for axis, (sweep, name) in zip(axes, PANELS.items()):
+            for model, look in looks.items():
+                own = [(row["x"], row["seconds"]) for row in rows if (row["sweep"], row["model"]) == (sweep, model)]
+                if own:
+                    axis.plot(*zip(*own), **look)
+            axis.set(xscale="log", yscale="log", xlabel=name)
+            axis.set_ylabel("seconds per epoch" if sweep == "sequences" else "seconds per step")
+        drawing.add_legend(figure, [(model, drawing.line_handle(look)) for model, look in looks.items()])
+        return figure
+
+    plots.save(picture(), output)
+
+
+def _cell(value):
+    if not isinstance(value, float):
+        return value if isinstance(value, str) else f"{value:,}"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.2f}"
+
+
+def slope(points):
+    """Return the exponent between the two last points of a sweep: 1 is linear."""
+    (x0, y0), (x1, y1) = points[-2:]
+    return np.log(y1 / y0) / np.log(x1 / x0)
+
+
+def main():
+    """Run the sweeps, print the tables, draw the picture."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--models", default="CESASRec,LPOSASRec,SDPOSASRec")
+    parser.add_argument("--items", default="10000,30000,100000,300000,1000000")
+    parser.add_argument("--sequences", default="10000,100000,1000000")
+    parser.add_argument("--negatives", default="1,4,16,64,256")
+    parser.add_argument("--at_items", type=int, default=12_000, help="items of the sweep over K")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--output", default="scaling")
+    parser.add_argument("--case", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    sys.argv = sys.argv[:1]
+    if arguments.case:
+        print(json.dumps(sequence_case(**json.loads(arguments.case), threads=arguments.threads)))
+        return
+    from recbole_pref.scoring import chunk_rows
+
+    gflops, bandwidth = machine()
+    print(f"{arguments.threads} threads: {gflops:.0f} GFLOP/s of a product, {bandwidth:.1f} GB/s of a copy")
+    rows = []
+
+    def add(sweep, model, x, got, costs=None):
+        least = ("", "") if costs is None else (costs[0] / gflops, costs[1] / bandwidth)
+        rows.append(dict(zip(FIELDS, (sweep, model, x, got["seconds"], got["peak"], *least))))
+        print(rows[-1], file=sys.stderr)
+
+    for model in arguments.models.split(","):
+        for items in map(int, arguments.items.split(",")):
+            got = step_case(model, items, 5, arguments.threads)
+            add("items", model, items, got, step_costs(items, got["fused"], chunk_rows(items)))
+        for sequences in map(int, arguments.sequences.split(",")):
+            case = json.dumps({"model": model, "sequences": sequences})
+            got = _json_of([sys.executable, __file__, f"--case={case}", f"--threads={arguments.threads}"])
+            add("sequences", model, sequences, got)
+        for negatives in map(int, arguments.negatives.split(",")):
+            if not model.startswith("CE"):
+                add("K", model, negatives, step_case(model, arguments.at_items, negatives, arguments.threads))
+    with open(f"{arguments.output}.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, FIELDS)
+        writer.writeheader()
+        writer.writerows(rows)
+    for sweep in PANELS:
+        own = [row for row in rows if row["sweep"] == sweep]
+        shown = list(FIELDS[1:])[: 6 if sweep == "items" else 4]
+        cells = [[_cell(row[name]) for name in shown] for row in own]
+        header = ["model", sweep, "s", "peak MiB", "s of arithmetic", "s of memory traffic"]
+        print(tabulate(cells, header[: len(shown)], "github", disable_numparse=True))
+        for model in dict.fromkeys(row["model"] for row in own):
+            points = [(row["x"], row["seconds"]) for row in own if row["model"] == model]
+            if len(points) > 1:
+                print(f"{model}: exponent {slope(points):.2f} between the two largest")
+    draw(rows, arguments.output)
+
+
+if __name__ == "__main__":
+    main()
