@@ -65,6 +65,9 @@ def test_replaces_every_dropout_once():
     drops = [module for module in model.modules() if isinstance(module, nn.Dropout)]
     assert [(type(module), module.p) for module in drops] == [(Dropout, 0.3), (Dropout, 0.1)]
     assert list(model.state_dict()) == names
+    frozen = nn.Sequential(nn.Dropout(0.3)).eval()
+    use_fast_dropout(frozen)
+    assert not frozen[0].training
 
 
 class _Attention(nn.Module):

@@ -57,7 +57,6 @@ class PreferenceMixin:
                 "scores single pairs, not the catalogue; choose another backbone (--list)."
             )
         super().__init__(config, dataset)
-        use_fast_dropout(self)
         self.method = METHODS[self.preference_method]
         self.settings = read_settings(config)
         self.backbone = backbone_of(type(self))
@@ -94,6 +93,8 @@ class PreferenceMixin:
             else None
         )
         self.log_sums = {}  # name -> [2] sum and count of diagnostics since the last report
+        if not self.is_plain:  # which promises RecBole's numbers to the last bit
+            use_fast_dropout(self)
 
     # -- what is computed ---------------------------------------------------------------------
 
