@@ -4,9 +4,11 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
+from recbole.model.layers import FeedForward
 
 from recbole_pref.errors import PrefError
-from recbole_pref.model.backbones import backbone_of
+from recbole_pref.model.backbones import _feed_forward, backbone_of
 from recbole_pref.quick_start import run_recbole_pref
 from recbole_pref.registry import sequential_models
 
@@ -72,3 +74,11 @@ def test_the_page_has_this_table():
         text = text[:start] + table().rstrip("\n") + text[end:]
         PAGE.write_text(text, encoding="utf-8")
     assert table().rstrip("\n") in text
+
+
+@pytest.mark.parametrize("activation", ["gelu", "relu", "swish", "tanh", "sigmoid"])
+def test_feed_forward_is_recboles(activation):
+    torch.manual_seed(0)
+    block = FeedForward(6, 10, 0.0, activation, 1e-12).double()
+    states = torch.randn(4, 3, 6, dtype=torch.float64)
+    torch.testing.assert_close(_feed_forward(block, states), block(states))
