@@ -2,7 +2,7 @@
 
     python benchmarks/scaling.py --output=scaling
 
-Three sweeps, each case in a process of its own: one training step (batch 2048, length 50, hidden 64) against
+Three sweeps, each case in a process of its own: one training step (batch 2048, length 10, hidden 64) against
 the number of items and against K, and one epoch through RecBole's data pipeline against the number of
 sequences (5 interactions each, length 10, 1,000 items). First the machine is measured: arithmetic of a
 matrix product (GFLOP/s) and memory bandwidth of a copy (GB/s). For a step over the catalogue the table
@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from tabulate import tabulate
 
-ROWS, HIDDEN, LENGTH, LAYERS, INNER = 2048, 64, 50, 2, 256  # of a step; RecBole's SASRec
+ROWS, HIDDEN, LENGTH, LAYERS, INNER = 2048, 64, 10, 2, 256  # of a step; RecBole's SASRec
 SEQUENCE_ITEMS, SEQUENCE_INTERACTIONS, SEQUENCE_LENGTH = 1000, 5, 10
 FIELDS = ("sweep", "model", "x", "seconds", "peak_mib", "arithmetic", "traffic")
 PANELS = {"items": "items", "sequences": "sequences", "K": "negatives K"}
@@ -72,15 +72,14 @@ def step_costs(items, fused, chunk):
 
 def step_case(model, items, negatives, threads):
     """Measure one training step in a process of its own."""
-    case = {"model": model, "items": items, "negatives": negatives, "rows": ROWS, "steps": 3,
-            "threads": threads, "settings": {}}  # fmt: skip
+    case = {"model": model, "items": items, "negatives": negatives, "rows": ROWS, "steps": 5,
+            "threads": threads, "settings": {"MAX_ITEM_LIST_LENGTH": LENGTH}}  # fmt: skip
     script = Path(__file__).with_name("catalogue.py")
     return _json_of([sys.executable, str(script), f"--case={json.dumps(case)}"])
 
 
-def sequence_case(model, sequences, threads):
+def sequence_case(model, sequences):
     """Measure one epoch over generated sequences, in this process: seconds and peak MiB."""
-    torch.set_num_threads(threads)
     from recbole_pref import quick_start, reference
     from recbole_pref.config import Config
 
@@ -163,7 +162,7 @@ def slope(points):
 def main():
     """Run the sweeps, print the tables, draw the picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--models", default="CESASRec,LPOSASRec,SDPOSASRec")
+    parser.add_argument("--models", default="LPOSASRec,SDPOSASRec")
     parser.add_argument("--items", default="10000,30000,100000,300000,1000000")
     parser.add_argument("--sequences", default="10000,100000,1000000")
     parser.add_argument("--negatives", default="1,4,16,64,256")
@@ -174,11 +173,14 @@ def main():
     arguments = parser.parse_args()
     sys.argv = sys.argv[:1]
     if arguments.case:
-        print(json.dumps(sequence_case(**json.loads(arguments.case), threads=arguments.threads)))
+        torch.set_num_threads(arguments.threads)
+        case = json.loads(arguments.case)
+        print(json.dumps(sequence_case(**case) if case else machine()))
         return
     from recbole_pref.scoring import chunk_rows
 
-    gflops, bandwidth = machine()
+    own = [sys.executable, __file__, f"--threads={arguments.threads}"]
+    gflops, bandwidth = _json_of([*own, "--case={}"])
     print(f"{arguments.threads} threads: {gflops:.0f} GFLOP/s of a product, {bandwidth:.1f} GB/s of a copy")
     rows = []
 
@@ -193,23 +195,22 @@ def main():
             add("items", model, items, got, step_costs(items, got["fused"], chunk_rows(items)))
         for sequences in map(int, arguments.sequences.split(",")):
             case = json.dumps({"model": model, "sequences": sequences})
-            got = _json_of([sys.executable, __file__, f"--case={case}", f"--threads={arguments.threads}"])
+            got = _json_of([*own, f"--case={case}"])
             add("sequences", model, sequences, got)
         for negatives in map(int, arguments.negatives.split(",")):
-            if not model.startswith("CE"):
-                add("K", model, negatives, step_case(model, arguments.at_items, negatives, arguments.threads))
+            add("K", model, negatives, step_case(model, arguments.at_items, negatives, arguments.threads))
     with open(f"{arguments.output}.csv", "w", newline="") as file:
         writer = csv.DictWriter(file, FIELDS)
         writer.writeheader()
         writer.writerows(rows)
     for sweep in PANELS:
-        own = [row for row in rows if row["sweep"] == sweep]
+        part = [row for row in rows if row["sweep"] == sweep]
         shown = list(FIELDS[1:])[: 6 if sweep == "items" else 4]
-        cells = [[_cell(row[name]) for name in shown] for row in own]
+        cells = [[_cell(row[name]) for name in shown] for row in part]
         header = ["model", sweep, "s", "peak MiB", "s of arithmetic", "s of memory traffic"]
         print(tabulate(cells, header[: len(shown)], "github", disable_numparse=True))
-        for model in dict.fromkeys(row["model"] for row in own):
-            points = [(row["x"], row["seconds"]) for row in own if row["model"] == model]
+        for model in dict.fromkeys(row["model"] for row in part):
+            points = [(row["x"], row["seconds"]) for row in part if row["model"] == model]
             if len(points) > 1:
                 print(f"{model}: exponent {slope(points):.2f} between the two largest")
     draw(rows, arguments.output)

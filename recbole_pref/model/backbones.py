@@ -104,7 +104,23 @@ def _by_length(model, interaction):
 
 
 def _caser(model, interaction):
-    return model.forward(interaction[model.USER_ID], interaction[model.ITEM_SEQ])
+    """RecBole's Caser with embedding dimensions as channels of its convolutions, not as a kernel axis.
+
+    RecBole's convolutions have one channel and kernels as wide as the embedding, the slowest form there is.
+    """
+    items = model.item_embedding(interaction[model.ITEM_SEQ])  # [B, L, H]
+    parts = []
+    if model.n_v:
+        kernel, bias = model.conv_v.weight.flatten(1), model.conv_v.bias.unsqueeze(1)  # [n_v, L], [n_v, 1]
+        parts.append((torch.matmul(kernel, items) + bias).flatten(1))  # [B, n_v * H]
+    if model.n_h:
+        channels = items.transpose(1, 2)  # [B, H, L]
+        for conv in model.conv_h:
+            kernel = conv.weight.squeeze(1).transpose(1, 2)  # [n_h, H, height]
+            parts.append(model.ac_conv(F.conv1d(channels, kernel, conv.bias).amax(dim=2)))  # [B, n_h]
+    states = model.ac_fc(model.fc1(model.dropout(torch.cat(parts, dim=1))))
+    users = model.user_embedding(interaction[model.USER_ID])
+    return model.ac_fc(model.fc2(torch.cat([states, users], dim=1)))
 
 
 def _caser_regularization(model):

@@ -1,0 +1,68 @@
+"""Epoch time of every method against our own cross-entropy, taking turns in one process.
+
+    python benchmarks/loss_cost.py --dataset=ml-100k
+    python benchmarks/loss_cost.py --dataset=amazon-beauty --data_path=dataset/ --rounds=3
+
+One epoch of each model after the other, several rounds, so that a noisy machine disturbs all alike; the fastest
+round of each counts. References are trained for one epoch: how good they are does not change the time.
+Peak memory per method, which needs a process of its own, is in benchmarks/epoch.py.
+"""
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+
+import torch
+from tabulate import tabulate
+
+
+def trainer_of(name, dataset, settings):
+    """Return a trainer that is ready for its first epoch."""
+    from recbole_pref import quick_start, reference
+    from recbole_pref.config import Config
+
+    run = quick_start.build_run(Config(name, dataset, config_dict=settings), log=False)
+    trainer = run.trainer
+    trainer._train_data, trainer._saving = run.train_data, False
+    trainer._data_fingerprint = reference.fingerprint_of(run.train_data._dataset)
+    trainer._prepare(run.train_data, run.valid_data)
+    trainer._cache_reference(run.train_data)
+    return trainer
+
+
+def main():
+    """Time the epochs and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--dataset", default="ml-100k")
+    parser.add_argument("--data_path", default="dataset/")
+    parser.add_argument("--backbone", default="SASRec")
+    parser.add_argument("--methods", default="CE,LPO,SDPO,DynamicPO,RoDPO,TAWin")
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    arguments = parser.parse_args()
+    sys.argv = sys.argv[:1]
+    torch.set_num_threads(arguments.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        settings = {"data_path": os.path.abspath(arguments.data_path), "state": "ERROR", "reference_epochs": 1,
+                    "checkpoint_dir": folder}  # fmt: skip
+        names = [method + arguments.backbone for method in arguments.methods.split(",")]
+        trainers = {name: trainer_of(name, arguments.dataset, settings) for name in names}
+        seconds = {name: [] for name in names}
+        for number in range(arguments.rounds):
+            for name, trainer in trainers.items():
+                started = time.perf_counter()
+                trainer._preference_epoch(number, False)
+                seconds[name].append(time.perf_counter() - started)
+    base = min(seconds[names[0]])
+    rows = [
+        [name, f"{min(own):.2f}", f"{sorted(own)[len(own) // 2]:.2f}", f"{min(own) / base:.2f}"]
+        for name, own in seconds.items()
+    ]
+    print(f"{arguments.dataset}, {arguments.threads} threads, {arguments.rounds} rounds")
+    print(tabulate(rows, ["model", "s / epoch", "median", f"ratio to {names[0]}"], "github", disable_numparse=True))
+
+
+if __name__ == "__main__":
+    main()
