@@ -72,7 +72,7 @@ def step_costs(items, fused, chunk):
 
 def step_case(model, items, negatives, threads):
     """Measure one training step in a process of its own."""
-    case = {"model": model, "items": items, "negatives": negatives, "rows": ROWS, "steps": 5,
+    case = {"model": model, "items": items, "negatives": negatives, "rows": ROWS, "steps": 3,
             "threads": threads, "settings": {"MAX_ITEM_LIST_LENGTH": LENGTH}}  # fmt: skip
     script = Path(__file__).with_name("catalogue.py")
     return _json_of([sys.executable, str(script), f"--case={json.dumps(case)}"])
