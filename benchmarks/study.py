@@ -22,6 +22,7 @@ SHARED = {"epochs": 100, "stopping_step": 10, "eval_step": 1, "state": "INFO"}
 # name -> method and settings; the label of the table is the name before the backbone's.
 ENTRIES = {
     "CE": ("CE", {}),
+    "CE repeat bias": ("CE", {"repeat_bias": True}),
     "CE reweighted": ("LPO", {"lambda": 0.0}),
     "LPO": ("LPO", {}),
     "LPO log-probability": ("LPO", {"lpo_space": "log_prob", "tau": 1.0}),

@@ -195,7 +195,7 @@ class EvaluationMixin:
                 cut = cut_pairs(seen[0], start, stop)
                 seen = (seen[0][cut] - start, seen[1][cut])
             if fast:
-                scores = self.model.score_items(hidden[start:stop])  # [c, n_items]
+                scores = self.model.score_items(hidden[start:stop], rows)  # [c, n_items]
                 scores[:, 0] = -torch.inf
                 if seen is not None:
                     scores[seen] = -torch.inf

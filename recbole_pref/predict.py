@@ -156,11 +156,12 @@ class Recommender:
             }
         ).to(self.device)
         whole = model.backbone is None
-        hidden = interaction if whole else model.encode(interaction)
+        hidden = None if whole else model.encode(interaction)
         best = []
         for start in range(0, len(sequences), chunk):
             part = slice(start, min(start + chunk, len(sequences)))
-            scores = model.full_sort_predict(hidden[part]) if whole else model.score_items(hidden[part])
+            rows = interaction[part]
+            scores = model.full_sort_predict(rows) if whole else model.score_items(hidden[part], rows)
             scores = scores.view(-1, len(self.tokens)).float()
             scores[:, 0] = -torch.inf
             if exclude_seen:

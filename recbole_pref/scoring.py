@@ -29,19 +29,44 @@ def chunk_rows(n_items, memory_mb=None, device_type="cpu"):
     return max(fewest, int(memory_mb * 2**20 / (4 * n_items)))
 
 
-def item_scores(hidden, item_emb, ids):
-    """Return dot products of representations with given items.
+def item_scores(hidden, item_emb, ids, repeat_bias=None, history=None):
+    """Return the scores of given items: dot products, and the repeat bias for items of the history.
 
     Args:
         hidden (Tensor): [R, H].
         item_emb (Tensor): [n_items, H].
-        ids (Tensor): [R, M] item ids.
+        ids (Tensor): [R, M] item ids, none of them 0.
+        repeat_bias (Tensor or None): scalar.
+        history (Tensor or None): [R, L] item ids, 0 for none.
 
     Returns:
         Tensor: [R, M] float32 scores.
     """
     vectors = F.embedding(ids, item_emb)  # [R, M, H]
-    return torch.bmm(vectors, hidden.unsqueeze(-1)).squeeze(-1).float()  # [R, M]
+    scores = torch.bmm(vectors, hidden.unsqueeze(-1)).squeeze(-1).float()  # [R, M]
+    if repeat_bias is None:
+        return scores
+    return scores + repeat_bias * (ids.unsqueeze(2) == history.unsqueeze(1)).any(dim=2)
+
+
+def distinct_items(items):
+    """Return rows of item ids [R, L] sorted, with 0 in place of repetitions."""
+    items = items.sort(dim=1).values
+    again = items[:, 1:] == items[:, :-1]
+    items[:, 1:] = items[:, 1:].masked_fill(again, 0)
+    return items
+
+
+def add_to_items(scores, items, value):
+    """Add a value to the scores of some items, in place and once, however often an item is named.
+
+    Args:
+        scores (Tensor): [R, n_items].
+        items (Tensor): [R, L] item ids, 0 for none.
+        value (Tensor): scalar.
+    """
+    kept = scores.gather(1, items)
+    scores.scatter_(1, items, torch.where(items > 0, kept + value, kept))
 
 
 def log_normalizer(scores):
@@ -73,13 +98,14 @@ def without_padding(log_z, padding_score):
 
 class _CatalogueLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, item_emb, row_loss, sample, row_weights, chunk):
+    def forward(ctx, hidden, item_emb, row_loss, sample, row_weights, chunk, repeat_bias, history):
         dtype = hidden.dtype
         if torch.is_autocast_enabled(hidden.device.type):
             dtype = torch.get_autocast_dtype(hidden.device.type)
         total = hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32))
         grad_hidden = torch.empty_like(hidden)
         grad_items = torch.zeros_like(item_emb)
+        grad_bias = None if repeat_bias is None else torch.zeros_like(repeat_bias)
         with torch.autocast(hidden.device.type, enabled=False):
             items = item_emb.to(dtype)
             for start in range(0, hidden.shape[0], chunk):
@@ -87,6 +113,9 @@ class _CatalogueLoss(torch.autograd.Function):
                 states = hidden[rows].to(dtype)  # [c, H]
                 scores = torch.mm(states, items.t())  # [c, n]
                 scores = scores if scores.dtype == torch.float64 else scores.float()
+                if repeat_bias is not None:
+                    seen = history[rows]
+                    add_to_items(scores, seen, repeat_bias)
                 log_z, probs = log_normalizer(scores)
                 ids = sample(rows, scores, log_z)  # [c, 2 + K]: padding, positive, negatives
                 leaves = [log_z.requires_grad_(), scores.gather(1, ids).requires_grad_()]
@@ -97,22 +126,25 @@ class _CatalogueLoss(torch.autograd.Function):
                 grad_scores = probs.mul_(grad_z.unsqueeze(1)) if grad_z is not None else probs.zero_()
                 if grad_picked is not None:
                     grad_scores.scatter_add_(1, ids, grad_picked)
+                if repeat_bias is not None:
+                    grad_bias += grad_scores.gather(1, seen).masked_fill_(seen == 0, 0.0).sum()
                 grad_scores = grad_scores.to(dtype)
                 grad_hidden[rows] = torch.mm(grad_scores, items).to(hidden.dtype)
                 if grad_items.dtype == dtype:
                     grad_items.addmm_(grad_scores.t(), states)
                 else:
                     grad_items += torch.mm(grad_scores.t(), states)
-        ctx.save_for_backward(grad_hidden, grad_items)
+        ctx.save_for_backward(grad_hidden, grad_items, grad_bias)
         return total
 
     @staticmethod
     def backward(ctx, grad_total):
-        grad_hidden, grad_items = ctx.saved_tensors
-        return grad_hidden * grad_total, grad_items * grad_total, None, None, None, None
+        grad_hidden, grad_items, grad_bias = ctx.saved_tensors
+        of_bias = None if grad_bias is None else grad_bias * grad_total
+        return grad_hidden * grad_total, grad_items * grad_total, None, None, None, None, of_bias, None
 
 
-def catalogue_loss(hidden, item_emb, row_loss, sample, row_weights, chunk):
+def catalogue_loss(hidden, item_emb, row_loss, sample, row_weights, chunk, repeat_bias=None, history=None):
     """Return the weighted sum of row losses that need the normalizer over the catalogue.
 
     Args:
@@ -123,19 +155,23 @@ def catalogue_loss(hidden, item_emb, row_loss, sample, row_weights, chunk):
         sample (callable): ``(rows, scores [c, n_items], log_z [c]) -> [c, 2 + K]`` item ids.
         row_weights (Tensor): [R] weights, constants for the gradient.
         chunk (int): rows whose scores are held at a time.
+        repeat_bias (Tensor or None): scalar, added to the scores of a row's history.
+        history (Tensor or None): [R, L] distinct item ids, 0 for none.
 
     Returns:
-        Tensor: scalar; gradients flow to ``hidden`` and ``item_emb``.
+        Tensor: scalar; gradients flow to ``hidden``, ``item_emb`` and ``repeat_bias``.
     """
-    return _CatalogueLoss.apply(hidden, item_emb, row_loss, sample, row_weights, chunk)
+    return _CatalogueLoss.apply(
+        hidden, item_emb, row_loss, sample, row_weights, chunk, repeat_bias, history
+    )
 
 
 @torch.no_grad()
-def sample_over_catalogue(hidden, item_emb, sample, chunk):
+def sample_over_catalogue(hidden, item_emb, sample, chunk, repeat_bias=None, history=None):
     """Draw negatives from the scores of all items, chunk by chunk, without a loss.
 
     Args:
-        hidden, item_emb: as in ``catalogue_loss``.
+        hidden, item_emb, repeat_bias, history: as in ``catalogue_loss``.
         sample (callable): ``(rows, scores [c, n_items]) -> [c, K]``.
         chunk (int): rows whose scores are held at a time.
 
@@ -145,15 +181,21 @@ def sample_over_catalogue(hidden, item_emb, sample, chunk):
     drawn = []
     for start in range(0, hidden.shape[0], chunk):
         rows = slice(start, min(start + chunk, hidden.shape[0]))
-        drawn.append(sample(rows, torch.mm(hidden[rows], item_emb.t().to(hidden.dtype)).float()))
+        scores = torch.mm(hidden[rows], item_emb.t().to(hidden.dtype)).float()
+        if repeat_bias is not None:
+            add_to_items(scores, history[rows], repeat_bias)
+        drawn.append(sample(rows, scores))
     return torch.cat(drawn)
 
 
 @torch.no_grad()
-def catalogue_log_z(hidden, item_emb, chunk):
+def catalogue_log_z(hidden, item_emb, chunk, repeat_bias=None, history=None):
     """Return the log-normalizer over the real items (padding left out) of each row: [R]."""
     values = []
-    for states in hidden.split(chunk):
-        scores = torch.mm(states, item_emb.t()).float()  # [c, n]
+    for start in range(0, hidden.shape[0], chunk):
+        rows = slice(start, start + chunk)
+        scores = torch.mm(hidden[rows], item_emb.t()).float()  # [c, n]
+        if repeat_bias is not None:
+            add_to_items(scores, history[rows], repeat_bias)
         values.append(torch.logsumexp(scores[:, 1:], dim=-1))
     return torch.cat(values)

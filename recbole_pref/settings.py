@@ -122,6 +122,7 @@ _TEXT = Setting(str, filled=True)
 SETTINGS = {
     # the loss
     "ce_weight": _WEIGHT,
+    "repeat_bias": _FLAG,
     "lambda": _WEIGHT,
     "beta": _POSITIVE,
     "gamma": _ANY,

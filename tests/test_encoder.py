@@ -608,7 +608,8 @@ def test_evaluation_computes_the_table_once(shop):
     rows = loaders[2]._dataset
     with torch.no_grad():
         for start in range(0, 40, 8):
-            model.score_items(model.encode(rows[torch.arange(start, start + 8)]))
+            part = rows[torch.arange(start, start + 8)]
+            model.score_items(model.encode(part), part)
     assert len(calls) == 1
     model.train()
     model.eval()

@@ -73,7 +73,7 @@ class TwoStep(Sequential):
         self.calls.append(len(interaction))
         return self.users[interaction[self.user_field]]
 
-    def score_items(self, hidden):
+    def score_items(self, hidden, interaction):
         self.calls.append(-len(hidden))
         return hidden @ self.items.T
 

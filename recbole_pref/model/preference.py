@@ -30,6 +30,8 @@ from recbole_pref.settings import SETTINGS
 _MOST_PLAIN_SCORES = 2**28  # rows x items of a batch: 1 GiB of float32, of which RecBole holds several
 # Backbones whose full_sort_predict returns probabilities; their logarithm serves as score.
 _PROBABILITY_BACKBONES = ("RepeatNet", "GRU4RecCPR", "SASRecCPR")
+# Adam moves a parameter by about the learning rate per step: a bias of several nats needs larger steps.
+_REPEAT_SCALE = 10.0
 ROW_FIELD = "pref_row"  # number of a training row, added to the batches of row-wise training
 
 
@@ -71,6 +73,7 @@ class PreferenceMixin:
             self.method.uses_reference(self.settings)
             or self.settings["neg_sampler"] == "reference_pool"
         )
+        self.repeat_bias = self._new_repeat_bias(config)
         self.sampler = None
         if self.uses_negatives:
             self.sampler = NegativeSampler(
@@ -89,7 +92,7 @@ class PreferenceMixin:
             dataset.inter_feat.update(Interaction({ROW_FIELD: numbers}))
         self.history_table = (
             dataset.inter_feat[self.ITEM_SEQ]
-            if self.sampler is not None and self.settings["exclude_history"]
+            if self.repeat_bias is not None or (self.sampler is not None and self.settings["exclude_history"])
             else None
         )
         self.log_sums = {}  # name -> [2] sum and count of diagnostics since the last report
@@ -110,6 +113,17 @@ class PreferenceMixin:
         if wanted == "last":
             return "last", "train_positions is last"
         return "all", "the encoder is causal, prefixes share one pass"
+
+    def _new_repeat_bias(self, config):
+        """Return the parameter behind ``repeat_bias``, 0 at first, or None."""
+        if not self.settings["repeat_bias"]:
+            return None
+        if self.backbone is None:
+            raise PrefError(
+                f"repeat_bias=True does not work with {config['model']}: its scores are no products of "
+                "representations and item vectors; set it to False or choose SASRec, GRU4Rec or Caser."
+            )
+        return torch.nn.Parameter(torch.zeros(()))
 
     def _needs_row_numbers(self):
         return self.uses_reference or (
@@ -140,6 +154,7 @@ class PreferenceMixin:
             and not self.uses_negatives
             and self.settings["reweight"] == "none"
             and self.settings["ce_weight"] == 1
+            and self.repeat_bias is None
             and self.train_path == "last"
         )
 
@@ -149,15 +164,18 @@ class PreferenceMixin:
         """Return the representation of each row's sequence: [B, H]."""
         return encode_last(self, self.backbone, interaction)
 
-    def score_items(self, hidden):
-        """Return the scores of all items for representations [c, H]: [c, n_items]."""
-        return torch.mm(hidden, self.item_embedding.weight.t())
+    def score_items(self, hidden, interaction):
+        """Return the scores of all items for representations [c, H] of an interaction's rows: [c, n_items]."""
+        scores = torch.mm(hidden, self.item_embedding.weight.t())
+        if self.repeat_bias is not None:
+            scoring.add_to_items(scores, interaction[self.ITEM_SEQ], _bias_of(self))
+        return scores
 
     def full_sort_predict(self, interaction):
         """Return the scores of all items for each row, as RecBole's backbone: [B, n_items]."""
         if self.backbone is None:
             return super().full_sort_predict(interaction)
-        return self.score_items(self.encode(interaction))
+        return self.score_items(self.encode(interaction), interaction)
 
     # -- the loss -----------------------------------------------------------------------------
 
@@ -217,11 +235,14 @@ class PreferenceMixin:
                 history = history.to(targets.device)
             else:
                 history = interaction[self.ITEM_SEQ]
+            if self.repeat_bias is not None:
+                history = scoring.distinct_items(history)
         return _Rows(targets, rows, history)
 
     def _loss_from_hidden(self, hidden, interaction, targets, weights):
         item_emb = self.item_embedding.weight
         context = self._context(interaction, targets)
+        repeats = (_bias_of(self), context.history)
         reference = self._reference_states(interaction, context) if self.uses_reference else None
         chunk = self._chunk(hidden.device.type)
         # Samplers that rank nothing draw for the whole batch at once.
@@ -245,7 +266,7 @@ class PreferenceMixin:
                 ref = self._reference_scores(reference, rows, drawn["ids"][:, 1:])
                 return self._mixed_loss(log_z, picked, ref)
 
-            return scoring.catalogue_loss(hidden, item_emb, row_loss, sample, weights, chunk)
+            return scoring.catalogue_loss(hidden, item_emb, row_loss, sample, weights, chunk, *repeats)
         if not early:
 
             def sample_only(rows, scores):
@@ -254,10 +275,10 @@ class PreferenceMixin:
                 return self._draw(context.at(rows), scores, log_z)
 
             negatives = scoring.sample_over_catalogue(
-                hidden.detach(), item_emb.detach(), sample_only, chunk
+                hidden.detach(), item_emb.detach(), sample_only, chunk, *repeats
             )
         ids = torch.cat([targets.unsqueeze(1), negatives], dim=1)  # [R, 1 + K]
-        picked = scoring.item_scores(hidden, item_emb, ids)
+        picked = scoring.item_scores(hidden, item_emb, ids, *repeats)
         ref = self._reference_scores(reference, slice(None), ids)
         per_row = self._preference(picked[:, 0], picked[:, 1:], ref)
         return self.settings["lambda"] * (per_row * weights).sum()
@@ -274,7 +295,10 @@ class PreferenceMixin:
             return None
         if self.sampler.needs_scores == "policy":
             return scores
-        return torch.mm(reference.hidden[rows], reference.item_emb.t()).float()
+        scores = torch.mm(reference.hidden[rows], reference.item_emb.t()).float()
+        if reference.repeat_bias is not None:
+            scoring.add_to_items(scores, reference.history[rows], reference.repeat_bias)
+        return scores
 
     def _mixed_loss(self, log_z, picked, ref):
         """Cross-entropy and preference term of rows: [c].
@@ -315,6 +339,8 @@ class PreferenceMixin:
         """Return the means of the logged quantities since the last call: dict of str to float."""
         means = {name: (entry[0] / entry[1]).item() for name, entry in self.log_sums.items()}
         self.log_sums = {}
+        if self.repeat_bias is not None:
+            means["repeat_bias"] = _bias_of(self).item()
         return means
 
     def _whole_scores(self, output):
@@ -349,6 +375,7 @@ class PreferenceMixin:
         # The policy's random stream must not depend on whether a reference exists.
         with torch.random.fork_rng(devices=[]):
             reference = self.backbone_class(config, dataset)
+        reference.repeat_bias = None if self.repeat_bias is None else torch.nn.Parameter(torch.zeros(()))
         return reference.requires_grad_(False).eval()
 
     def start_from(self, state_dict):
@@ -393,7 +420,8 @@ class PreferenceMixin:
                 log_z_rows = hidden.new_zeros(n_rows)
             hidden_rows[rows] = hidden
             if normalized:
-                log_z_rows[rows] = scoring.catalogue_log_z(hidden, item_emb, chunk)
+                repeats = (_bias_of(self.reference), self._context(batch, None).history)
+                log_z_rows[rows] = scoring.catalogue_log_z(hidden, item_emb, chunk, *repeats)
         self.reference_rows = hidden_rows
         self.reference_log_z = log_z_rows if normalized else None
 
@@ -405,22 +433,26 @@ class PreferenceMixin:
     @torch.no_grad()
     def _reference_states(self, interaction, context):
         item_emb = self.reference.item_embedding.weight
+        repeats = (_bias_of(self.reference), context.history)
         if self.reference_rows is not None:
             log_z = None
             if self.reference_log_z is not None:
                 log_z = self.reference_log_z[context.rows]
-            return _ReferenceStates(self.reference_rows[context.rows], item_emb, log_z)
+            return _ReferenceStates(self.reference_rows[context.rows], item_emb, log_z, *repeats)
         hidden, log_z = self._reference_encode(interaction), None
         if self.method.needs_log_probs(self.settings):
-            log_z = scoring.catalogue_log_z(hidden, item_emb, self._chunk(hidden.device.type))
-        return _ReferenceStates(hidden, item_emb, log_z)
+            log_z = scoring.catalogue_log_z(hidden, item_emb, self._chunk(hidden.device.type), *repeats)
+        return _ReferenceStates(hidden, item_emb, log_z, *repeats)
 
     @torch.no_grad()
     def _reference_scores(self, reference, rows, ids):
         """Return the reference's scores, or log-probabilities where the method needs them: [c, M]."""
         if reference is None:
             return None
-        scores = scoring.item_scores(reference.hidden[rows], reference.item_emb, ids)
+        history = None if reference.repeat_bias is None else reference.history[rows]
+        scores = scoring.item_scores(
+            reference.hidden[rows], reference.item_emb, ids, reference.repeat_bias, history
+        )
         if reference.log_z is not None:
             scores = scores - reference.log_z[rows].unsqueeze(1)
         return scores
@@ -442,10 +474,20 @@ class _Rows:
 
 
 class _ReferenceStates:
-    """The reference's representations [R, H], its item embeddings and its normalizers [R] or None."""
+    """What gives the reference's scores of a batch.
 
-    def __init__(self, hidden, item_emb, log_z):
+    Its representations [R, H], item embeddings, normalizers [R] or None, repeat bias or None, and the rows'
+    histories [R, L] or None.
+    """
+
+    def __init__(self, hidden, item_emb, log_z, repeat_bias, history):
         self.hidden, self.item_emb, self.log_z = hidden, item_emb, log_z
+        self.repeat_bias, self.history = repeat_bias, history
+
+
+def _bias_of(model):
+    """Return what a policy or reference adds to the scores of items of the history: scalar Tensor, or None."""
+    return None if model.repeat_bias is None else _REPEAT_SCALE * model.repeat_bias
 
 
 def encode_packed(model, spec, batch):
