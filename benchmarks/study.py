@@ -34,8 +34,10 @@ ENTRIES = {
     "RoDPO": ("RoDPO", {}),
     "TAWin": ("TAWin", {}),
     "SimPO": ("SimPO", {}),
-    "LPO recommended": ("LPO", "recommended"),
+    "LPO recommended": ("LPO", {}),
+    "LPO recommended without repeat bias": ("LPO", {"repeat_bias": False}),
 }
+RECOMMENDED = "LPO recommended"  # entries that begin so start from the property file
 # The two numbers of tail_split and head_ratio.
 TAILS = {
     "outside the most popular 20% of items": ("items", 0.2),
@@ -54,9 +56,9 @@ def entries_for(backbone, names):
     found = []
     for name in names:
         method, settings = ENTRIES[name]
-        if settings == "recommended":
+        if name.startswith(RECOMMENDED):
             file = properties_dir() / "recommended" / f"{method}.yaml"
-            settings = yaml.safe_load(file.read_text(encoding="utf-8"))
+            settings = {**yaml.safe_load(file.read_text(encoding="utf-8")), **settings}
         found.append(Entry(f"{name} {backbone}", method + backbone, settings))
     return found
 
