@@ -174,8 +174,12 @@ def test_the_reference_is_frozen_and_part_of_the_state(tiny_dataset, name):
     torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_cached_reference_scores_equal_fresh_ones(tiny_dataset):
-    _, model, loaders = build("SDPOSASRec", {**tiny_dataset, "neg_sampler": "topk"}, ce_weight=1.0)
+@pytest.mark.parametrize("name, bias", [("SDPOSASRec", False), ("TAWinSASRec", False), ("TAWinSASRec", True)])
+def test_cached_reference_scores_equal_fresh_ones(tiny_dataset, name, bias):
+    settings = {**tiny_dataset, "neg_sampler": "topk", "num_negatives": 5}
+    _, model, loaders = build(name, settings, ce_weight=1.0, repeat_bias=bias)
+    if bias:
+        torch.nn.init.constant_(model.reference.repeat_bias, 0.2)
     model.eval()
     torch.manual_seed(0)
     model.reference.item_embedding.weight.normal_()

@@ -143,16 +143,16 @@ def ray_here():
 
 def test_a_sweep_with_early_stopping_and_a_constraint(settings, tmp_path, ray_here, capsys):
     sweep = wrong(
-        num_samples=4,
+        num_samples=6,
         max_concurrent=1,  # what is stopped depends on the order
-        scheduler={"name": "asha", "grace_epochs": 1, "reduction_factor": 2},
+        scheduler={"name": "asha", "grace_epochs": 1, "reduction_factor": 4},
         search="optuna",
         objective={"maximize": "TailNDCG@10", "keep": "NDCG@10", "percent_below": 90},
     )
     grid = tune("SDPOSASRec", "tiny", {**sweep, "space": {"learning_rate": {"loguniform": [1e-6, 1e-1]}}},
                 config_dict=settings, storage_path=str(tmp_path), name="s")  # fmt: skip
     folder = tmp_path / "s"
-    assert len(grid) == 4 and not grid.errors
+    assert len(grid) == 6 and not grid.errors
     epochs = [result.metrics["epoch"] for result in grid]
     assert min(epochs) < 4 and max(epochs) == 4  # ASHA stopped some, not all
     assert len(list((folder / "reference").glob("*.pth"))) == 1  # one for all trials
@@ -166,7 +166,7 @@ def test_a_sweep_with_early_stopping_and_a_constraint(settings, tmp_path, ray_he
     for name in ("pareto.png", "parallel_coordinates.png", "table.md", "trials.json"):
         assert (folder / name).stat().st_size > 0
     told = capsys.readouterr()
-    assert "4/4" in told.err and "best trial" in told.out
+    assert "6/6" in told.err and "best trial" in told.out
     # the exported file trains the winner again, to the same scores
     exported = json.loads((folder / "best.json").read_text())
     again = run_recbole_pref(

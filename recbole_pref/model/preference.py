@@ -232,7 +232,7 @@ class PreferenceMixin:
         if self.history_table is not None:
             if packed:
                 history = self.history_table[rows.to(self.history_table.device)]
-                history = history.to(targets.device)
+                history = history.to(rows.device)
             else:
                 history = interaction[self.ITEM_SEQ]
             if self.repeat_bias is not None:
