@@ -100,6 +100,7 @@ def main():
     parser.add_argument("--backbones", default="SASRec")
     parser.add_argument("--entries", default=",".join(ENTRIES))
     parser.add_argument("--seeds", default="5")
+    parser.add_argument("--baseline", help="entry that the tests compare with, by default the first")
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--output", default="study")
     arguments = parser.parse_args()
@@ -109,6 +110,7 @@ def main():
         folder = Path(arguments.output, f"{arguments.dataset}-{backbone}")
         done = compare(
             entries, arguments.dataset, arguments.seeds, processes=arguments.processes, output=folder,
+            baseline=arguments.baseline and f"{arguments.baseline} {backbone}",
             config_dict={**SHARED, "data_path": arguments.data_path},
         )  # fmt: skip
         print(done.text)
