@@ -10,12 +10,12 @@ the plain backbone with its own cross-entropy on the same rows.
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
 
 import torch
+from common import peak_mib
 from tabulate import tabulate
 
 
@@ -61,7 +61,7 @@ def measure(options):
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(trained)
     batch = dataset.inter_feat
-    before = _peak()
+    before = peak_mib()
     seconds = []
     for _ in range(options["steps"]):
         started = time.perf_counter()
@@ -70,11 +70,7 @@ def measure(options):
         optimizer.step()
         seconds.append(time.perf_counter() - started)
     fused = getattr(model, "needs_normalizer", True)
-    return {"seconds": min(seconds), "mb": _peak() - before, "peak": _peak(), "fused": fused}
-
-
-def _peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"seconds": min(seconds), "mb": peak_mib() - before, "peak": peak_mib(), "fused": fused}
 
 
 def main():

@@ -14,11 +14,10 @@ stock trains N batches and its epoch is extrapolated; the table says so.
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
-import time
 
+from common import peak_mib, ready_run, seconds_of
 from tabulate import tabulate
 
 KEYS = ("dataset", "data_path", "train_batch_size", "threads", "stock_batches", "epochs", "settings")
@@ -32,7 +31,7 @@ def measure(case, model_name, options):
     from recbole.trainer import Trainer
     from recbole.utils import get_model
 
-    from recbole_pref import quick_start, reference
+    from recbole_pref import quick_start
     from recbole_pref.config import Config
 
     # RecBole's own metrics: stock RecBole knows no others.
@@ -48,56 +47,39 @@ def measure(case, model_name, options):
         settings["data_path"] = options["data_path"]
     config = Config(model_name, options["dataset"], config_dict=settings)
     if case == "ours":
-        run = quick_start.build_run(config, log=False)
+        run = ready_run(config)
         trainer, train_data = run.trainer, run.train_data
-        trainer._train_data, trainer._saving = train_data, False
-        trainer._data_fingerprint = reference.fingerprint_of(train_data._dataset)
-        trainer._prepare(train_data, run.valid_data)
-        trainer._cache_reference(train_data)
-        before = _peak()
         trainer._preference_epoch(0, False)
-        seconds = min(_timed(lambda: trainer._preference_epoch(1, False)) for _ in range(options["epochs"]))
+        seconds = min(seconds_of(lambda: trainer._preference_epoch(1, False)) for _ in range(options["epochs"]))
         evaluate = lambda: trainer.evaluate(run.test_data, load_best_model=False)
-        evaluation = min(_timed(evaluate) for _ in range(options["epochs"]))
+        evaluation = min(seconds_of(evaluate) for _ in range(options["epochs"]))
         rows = len(train_data._dataset)
     else:
         dataset, loaders = quick_start.prepare_data(config, log=False)
         model = get_model(model_name)(config, loaders[0]._dataset).to(config["device"])
         trainer, train_data = Trainer(config, model), loaders[0]
-        before = _peak()
         torch.autograd.set_detect_anomaly(case == "stock")
         share = 1.0
         if options["stock_batches"]:
             batches = [b for b, _ in zip(train_data, range(options["stock_batches"]))]
             share = sum(len(b) for b in batches) / len(train_data._dataset)
             train_data = _Batches(batches)
-        seconds = _timed(lambda: trainer._train_epoch(train_data, 0)) / share
+        seconds = seconds_of(lambda: trainer._train_epoch(train_data, 0)) / share
         torch.autograd.set_detect_anomaly(False)
         trainer.eval_collector.data_collect(loaders[0])
         evaluate = lambda: trainer.evaluate(loaders[2], load_best_model=False)
-        evaluation = min(_timed(evaluate) for _ in range(options["epochs"]))
+        evaluation = min(seconds_of(evaluate) for _ in range(options["epochs"]))
         rows = len(loaders[0]._dataset)
     return {
         "seconds": seconds,
         "evaluation": evaluation,
-        "peak_mb": _peak(),
-        "before_mb": before,
+        "peak_mb": peak_mib(),
         "rows": rows,
     }
 
 
 class _Batches(list):
     shuffle = False
-
-
-def _timed(call):
-    started = time.perf_counter()
-    call()
-    return time.perf_counter() - started
-
-
-def _peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def _in_process(case, model, options):
@@ -146,12 +128,13 @@ def main():
                 f"{got['evaluation']:.2f}",
                 f"1/{base['evaluation'] / got['evaluation']:.1f}",
                 f"{got['peak_mb']:.0f}",
+                f"{got['peak_mb'] / base['peak_mb']:.2f}",
             ]
         )
         print(f"done: {rows[-1]}", file=sys.stderr)
     note = f" (stock extrapolated from {options['stock_batches']} batches)" * bool(options["stock_batches"])
     print(f"{options['dataset']}, batch {options['train_batch_size']}, {options['threads']} threads{note}")
-    head = ["case", "s / epoch", "ratio", "targets / s", "test eval s", "ratio", "peak MiB"]
+    head = ["case", "s / epoch", "ratio", "targets / s", "test eval s", "ratio", "peak MiB", "ratio"]
     print(tabulate(rows, head, tablefmt="github", disable_numparse=True))
 
 

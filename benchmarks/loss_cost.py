@@ -12,28 +12,16 @@ import argparse
 import os
 import sys
 import tempfile
-import time
 
 import torch
+from common import ready_run, seconds_of
 from tabulate import tabulate
-
-
-def trainer_of(name, dataset, settings):
-    """Return a trainer that is ready for its first epoch."""
-    from recbole_pref import quick_start, reference
-    from recbole_pref.config import Config
-
-    run = quick_start.build_run(Config(name, dataset, config_dict=settings), log=False)
-    trainer = run.trainer
-    trainer._train_data, trainer._saving = run.train_data, False
-    trainer._data_fingerprint = reference.fingerprint_of(run.train_data._dataset)
-    trainer._prepare(run.train_data, run.valid_data)
-    trainer._cache_reference(run.train_data)
-    return trainer
 
 
 def main():
     """Time the epochs and print the table."""
+    from recbole_pref.config import Config
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--dataset", default="ml-100k")
     parser.add_argument("--data_path", default="dataset/")
@@ -48,13 +36,11 @@ def main():
         settings = {"data_path": os.path.abspath(arguments.data_path), "state": "ERROR", "reference_epochs": 1,
                     "checkpoint_dir": folder}  # fmt: skip
         names = [method + arguments.backbone for method in arguments.methods.split(",")]
-        trainers = {name: trainer_of(name, arguments.dataset, settings) for name in names}
+        trainers = {name: ready_run(Config(name, arguments.dataset, None, settings)).trainer for name in names}
         seconds = {name: [] for name in names}
         for number in range(arguments.rounds):
             for name, trainer in trainers.items():
-                started = time.perf_counter()
-                trainer._preference_epoch(number, False)
-                seconds[name].append(time.perf_counter() - started)
+                seconds[name].append(seconds_of(lambda: trainer._preference_epoch(number, False)))
     base = min(seconds[names[0]])
     rows = [
         [name, f"{min(own):.2f}", f"{sorted(own)[len(own) // 2]:.2f}", f"{min(own) / base:.2f}"]

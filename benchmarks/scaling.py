@@ -13,15 +13,14 @@ it sits at. Writes OUTPUT.csv, OUTPUT.png, .pdf and .svg.
 import argparse
 import csv
 import json
-import resource
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
 import torch
+from common import peak_mib, ready_run, seconds_of
 from tabulate import tabulate
 
 ROWS, HIDDEN, LENGTH, LAYERS, INNER = 2048, 64, 10, 2, 256  # of a step; RecBole's SASRec
@@ -41,12 +40,8 @@ def machine():
 
 
 def _fastest(call, times=5):
-    seconds = []
-    for _ in range(times + 1):
-        started = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - started)
-    return min(seconds[1:])
+    call()
+    return min(seconds_of(call) for _ in range(times))
 
 
 def step_costs(items, fused, chunk):
@@ -80,7 +75,6 @@ def step_case(model, items, negatives, threads):
 
 def sequence_case(model, sequences):
     """Measure one epoch over generated sequences, in this process: seconds and peak MiB."""
-    from recbole_pref import quick_start, reference
     from recbole_pref.config import Config
 
     with tempfile.TemporaryDirectory() as folder:
@@ -90,15 +84,9 @@ def sequence_case(model, sequences):
             "USER_ID_FIELD": "user_id", "ITEM_ID_FIELD": "item_id", "TIME_FIELD": "timestamp",
             "load_col": {"inter": ["user_id", "item_id", "timestamp"]}, "train_neg_sample_args": None,
         }  # fmt: skip
-        run = quick_start.build_run(Config(model, "generated", config_dict=settings), log=False)
-        trainer = run.trainer
-        trainer._train_data, trainer._saving = run.train_data, False
-        trainer._data_fingerprint = reference.fingerprint_of(run.train_data._dataset)
-        trainer._prepare(run.train_data, run.valid_data)
-        started = time.perf_counter()
-        trainer._preference_epoch(0, False)
-        seconds = time.perf_counter() - started
-    return {"seconds": seconds, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+        trainer = ready_run(Config(model, "generated", config_dict=settings)).trainer
+        seconds = seconds_of(lambda: trainer._preference_epoch(0, False))
+    return {"seconds": seconds, "peak": peak_mib()}
 
 
 def write_sequences(folder, sequences):

@@ -69,6 +69,19 @@ def add_to_items(scores, items, value):
     scores.scatter_(1, items, torch.where(items > 0, kept + value, kept))
 
 
+def chunk_scores(hidden, item_emb, rows, repeat_bias=None, history=None):
+    """Return the scores of all items for a slice of the rows, without a loss: [c, n_items] float32.
+
+    Args:
+        hidden, item_emb, repeat_bias, history: as in ``catalogue_loss``.
+        rows (slice): which rows.
+    """
+    scores = torch.mm(hidden[rows], item_emb.t().to(hidden.dtype)).float()
+    if repeat_bias is not None:
+        add_to_items(scores, history[rows], repeat_bias)
+    return scores
+
+
 def log_normalizer(scores):
     """Return log-sum-exp over the items and the softmax, sharing the work.
 
@@ -181,10 +194,7 @@ def sample_over_catalogue(hidden, item_emb, sample, chunk, repeat_bias=None, his
     drawn = []
     for start in range(0, hidden.shape[0], chunk):
         rows = slice(start, min(start + chunk, hidden.shape[0]))
-        scores = torch.mm(hidden[rows], item_emb.t().to(hidden.dtype)).float()
-        if repeat_bias is not None:
-            add_to_items(scores, history[rows], repeat_bias)
-        drawn.append(sample(rows, scores))
+        drawn.append(sample(rows, chunk_scores(hidden, item_emb, rows, repeat_bias, history)))
     return torch.cat(drawn)
 
 
@@ -193,9 +203,6 @@ def catalogue_log_z(hidden, item_emb, chunk, repeat_bias=None, history=None):
     """Return the log-normalizer over the real items (padding left out) of each row: [R]."""
     values = []
     for start in range(0, hidden.shape[0], chunk):
-        rows = slice(start, start + chunk)
-        scores = torch.mm(hidden[rows], item_emb.t()).float()  # [c, n]
-        if repeat_bias is not None:
-            add_to_items(scores, history[rows], repeat_bias)
+        scores = chunk_scores(hidden, item_emb, slice(start, start + chunk), repeat_bias, history)
         values.append(torch.logsumexp(scores[:, 1:], dim=-1))
     return torch.cat(values)

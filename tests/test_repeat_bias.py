@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from recbole_pref import scoring
 from recbole_pref.errors import PrefError
+from recbole_pref.packing import PackedLoader
 from recbole_pref.quick_start import run_recbole_pref
 from recbole_pref.trainer import PrefTrainer
 from tests.conftest import write_atomic
@@ -78,26 +79,21 @@ def test_ranking_adds_it_to_the_items_of_the_sequence(tiny_dataset):
 
 @pytest.mark.parametrize("name", ["LPOSASRec", "TAWinGRU4Rec", "SDPOSASRec"])
 def test_packed_rows_equal_rows(tiny_dataset, name):
-    more = {"repeat_bias": True, "MAX_ITEM_LIST_LENGTH": 30, "neg_sampler": "fixed", "reweight": "none", **NO_DROPOUT}
-    results = []
-    for path in ("all", "last"):
-        config, model, loaders = build(name, tiny_dataset, train_positions=path, **more)
-        trainer = PrefTrainer(config, with_bias(model.train()))
-        if model.uses_reference:
-            with_bias(model.reference, 0.05)
-        trainer._train_data = loaders[0]
-        batches = [all_rows(loaders[0])]
-        if path == "all":
-            from recbole_pref.packing import PackedLoader
-
-            loaders[0].step = 10**6
-            batches = list(PackedLoader(loaders[0], 15))
-        assert len(batches) == 1
-        loss = model.calculate_loss(batches[0])
-        results.append((loss, gradients(loss, model)))
-    torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-5, atol=1e-6)
-    assert_same(results[0][1], results[1][1], 1e-5)
-    assert results[0][1]["repeat_bias"] != 0
+    settings = {
+        **tiny_dataset, **NO_DROPOUT, "repeat_bias": True, "MAX_ITEM_LIST_LENGTH": 30, "train_batch_size": 10**6,
+        "neg_sampler": "fixed", "reweight": "none",
+    }  # fmt: skip
+    _, model, loaders = build(name, settings, train_positions="all")
+    with_bias(model)
+    if model.uses_reference:
+        with_bias(model.reference, 0.05)
+    packed = next(iter(PackedLoader(loaders[0], 15)))
+    assert len(packed) == len(loaders[0]._dataset)
+    together, by_rows = model.calculate_loss(packed), model.calculate_loss(all_rows(loaders[0]))
+    torch.testing.assert_close(together, by_rows, rtol=1e-5, atol=1e-6)
+    found = gradients(together, model)
+    assert_same(found, gradients(by_rows, model), 1e-5)
+    assert found["repeat_bias"] != 0
 
 
 def test_the_reference_has_its_own(tiny_dataset):

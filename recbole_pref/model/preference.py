@@ -295,10 +295,9 @@ class PreferenceMixin:
             return None
         if self.sampler.needs_scores == "policy":
             return scores
-        scores = torch.mm(reference.hidden[rows], reference.item_emb.t()).float()
-        if reference.repeat_bias is not None:
-            scoring.add_to_items(scores, reference.history[rows], reference.repeat_bias)
-        return scores
+        return scoring.chunk_scores(
+            reference.hidden, reference.item_emb, rows, reference.repeat_bias, reference.history
+        )
 
     def _mixed_loss(self, log_z, picked, ref):
         """Cross-entropy and preference term of rows: [c].
