@@ -33,6 +33,7 @@ from recbole_pref.significance import TESTS, holm
 
 LEVEL = 0.05  # of significance
 _COSTS = ("seconds_per_epoch", "epochs_to_best", "peak_memory_mb")
+_MOST_SEEDS = 1000  # a larger count is a seed that was meant as a list of one
 
 
 @dataclass(frozen=True)
@@ -118,16 +119,21 @@ def parse_seeds(seeds, first=2020):
     """Return the list of seeds: ``5`` means five from ``first`` on, a list or ``"1,2,3"`` names them.
 
     Raises:
-        PrefError: no whole numbers, or none at all.
+        PrefError: no whole numbers, none at all, or a count so large that a seed was meant.
     """
     try:
         if isinstance(seeds, str):
-            seeds = [int(word) for word in seeds.split(",")] if "," in seeds else int(seeds)
+            seeds = [int(word) for word in seeds.strip(",").split(",")] if "," in seeds else int(seeds)
         chosen = list(range(first, first + seeds)) if isinstance(seeds, int) else [int(s) for s in seeds]
     except (TypeError, ValueError):
         raise PrefError(f"--seeds={seeds!r} is not accepted: write a count or a list, 1,2,3.") from None
     if not chosen:
         raise PrefError("--seeds is 0: a comparison needs one seed at least.")
+    if isinstance(seeds, int) and seeds > _MOST_SEEDS:
+        raise PrefError(
+            f"--seeds={seeds} means {seeds} seeds, more than {_MOST_SEEDS}: write --seeds={seeds}, (with a comma) "
+            "for that seed alone."
+        )
     return list(dict.fromkeys(chosen))
 
 

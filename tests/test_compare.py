@@ -48,7 +48,8 @@ def test_seeds():
     assert compare.parse_seeds(3) == [2020, 2021, 2022]
     assert compare.parse_seeds("2", first=7) == [7, 8]
     assert compare.parse_seeds("5,1,5") == [5, 1]
-    for wrong in ("x", 0, "1,b"):
+    assert compare.parse_seeds("2020,") == [2020]
+    for wrong in ("x", 0, "1,b", "2020"):
         with pytest.raises(PrefError, match="--seeds"):
             compare.parse_seeds(wrong)
 
