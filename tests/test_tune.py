@@ -244,7 +244,7 @@ def start(settings, storage, epochs=30, **more):
     )
 
 
-def wait_for(condition, seconds=120):
+def wait_for(condition, seconds=300):
     deadline = time.time() + seconds
     while time.time() < deadline:
         found = condition()
