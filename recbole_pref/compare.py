@@ -158,7 +158,7 @@ def compare(
         config_dict (dict, optional): settings for all entries; those of an entry win.
         output (path-like, optional): folder; by default ``compare/<dataset>``.
         baseline (str, optional): label the others are tested against; by default the first.
-        processes (int): runs at a time; threads are shared among them.
+        processes (int): runs at a time; torch's threads (``OMP_NUM_THREADS``) are shared among them.
         test (str): ``t-test`` or ``bootstrap``.
 
     Returns:
@@ -215,13 +215,18 @@ def _data_path(config):
     return os.path.abspath(given or ".")
 
 
+def threads_per_run(processes):
+    """Return the threads of each of several runs: their share of torch's, which ``OMP_NUM_THREADS`` sets."""
+    return max(1, min(torch.get_num_threads(), usable_cores()) // processes)
+
+
 def _run_missing(tasks, folder, processes):
     """Run the tasks without a result, some at a time; return run to reason for those that failed."""
     logger = getLogger()
     missing = [task for task in tasks if not _record_path(folder, task["id"]).is_file()]
     for name in ("runs", "logs", "tasks"):
         _make_folder(folder / name)
-    threads = max(1, usable_cores() // processes)
+    threads = threads_per_run(processes)
     waiting, running, failed = list(missing), {}, {}
     before = _exit_on_sigterm()
     try:

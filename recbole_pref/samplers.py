@@ -131,32 +131,33 @@ def gumbel_topk(values, k, allowed=None, exclude=None, noise=None, generator=Non
     return largest(perturbed, k).indices
 
 
-def largest(values, k):
-    """Return the K largest of each row like ``torch.topk``, with one light pass over the row.
+def largest(values, k, ordered=True):
+    """Return the K largest of each row like ``torch.topk``, with light passes over the row.
 
-    The K largest lie in the K groups with the largest maxima, so only those are searched. Which of
-    several equal values is returned is as undefined as in ``torch.topk``.
+    The K largest lie in the K groups of four with the largest maxima, so only those are searched; the maxima are
+    searched the same way. Which of several equal values is returned is as undefined as in ``torch.topk``.
 
     Args:
         values (Tensor): [B, n].
         k (int): how many.
+        ordered (bool): descending; otherwise in any order.
 
     Returns:
-        torch.return_types.topk: values and indices, each [B, k], descending.
+        torch.return_types.topk: values and indices, each [B, k].
     """
     n = values.shape[1]
-    if n < 16 * k or values.device.type != "cpu":
-        return values.topk(k, dim=1)
-    size = 4 if n < 64 * k else 8
-    groups = n // size
+    if n < 8 * k or values.device.type != "cpu":
+        return values.topk(k, dim=1, sorted=ordered)
+    groups = n // 4
+    whole = 4 * groups
     # Group g holds the items g, g + groups, ...: maxima over a dimension that is not the innermost.
-    maxima = values[:, : size * groups].unflatten(1, (size, groups)).amax(1)  # [B, groups]
-    best = maxima.topk(k, dim=1, sorted=False).indices
-    members = torch.arange(0, size * groups, groups)
-    items = (best.unsqueeze(2) + members).flatten(1)  # [B, k * size]
-    rest = torch.arange(size * groups, n).expand(len(values), -1)
+    maxima = values[:, :whole].unflatten(1, (4, groups)).amax(1)  # [B, groups]
+    best = largest(maxima, k, ordered=False).indices
+    members = torch.arange(0, whole, groups)
+    items = (best.unsqueeze(2) + members).flatten(1)  # [B, 4 k]
+    rest = torch.arange(whole, n).expand(len(values), -1)
     items = torch.cat([items, rest], dim=1)
-    top = values.gather(1, items).topk(k, dim=1)
+    top = values.gather(1, items).topk(k, dim=1, sorted=ordered)
     return torch.return_types.topk((top.values, items.gather(1, top.indices)))
 
 
@@ -387,10 +388,10 @@ def _draw_by_logit(sampler, call):
     return sampler.columns[columns], valid
 
 
-def _best(sampler, call, k):
+def _best(sampler, call, k, ordered=True):
     """Return the K best allowed items of each row: values and ids, each [B, k]."""
     scores, excluded = _columns(sampler, call)
-    top = largest(scores.scatter(1, excluded, -torch.inf), k)
+    top = largest(scores.scatter(1, excluded, -torch.inf), k, ordered)
     return top.values, sampler.columns[top.indices]
 
 
@@ -399,9 +400,12 @@ def _topk(sampler, call):
 
 
 def _pool(sampler, call):
-    values, ids = _best(sampler, call, sampler.pool_size)  # [B, P]
-    weights = values if sampler.pool_draw == "score" else torch.zeros_like(values)
-    picked = gumbel_topk(weights, sampler.k, torch.isfinite(values), generator=call.generator)
+    values, ids = _best(sampler, call, sampler.pool_size, ordered=False)  # [B, P]
+    if sampler.pool_draw == "uniform":
+        size = torch.full_like(call.positives, sampler.pool_size)
+        picked = distinct_ranks(call.uniforms(sampler.k), size)
+    else:
+        picked = gumbel_topk(values, sampler.k, generator=call.generator)
     return ids.gather(1, picked)
 
 

@@ -11,6 +11,7 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 
 from recbole_pref import compare, evidence
@@ -52,6 +53,18 @@ def test_seeds():
     for wrong in ("x", 0, "1,b", "2020"):
         with pytest.raises(PrefError, match="--seeds"):
             compare.parse_seeds(wrong)
+
+
+def test_runs_share_the_threads_that_torch_may_use(monkeypatch):
+    monkeypatch.setattr(compare, "usable_cores", lambda: 8)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        assert compare.threads_per_run(1) == 1
+        torch.set_num_threads(6)
+        assert [compare.threads_per_run(n) for n in (1, 2, 7)] == [6, 3, 1]
+    finally:
+        torch.set_num_threads(before)
 
 
 # -- statistics
