@@ -319,9 +319,11 @@ def soft_topk(x, k, tau):
     if k >= x.shape[-1]:
         return torch.ones_like(x)
     ordered = x.sort(dim=-1, descending=True).values / tau  # [..., n]
-    tails = ordered.flip(-1).logcumsumexp(dim=-1).flip(-1)  # [..., n] over x_m and all below
-    free = torch.arange(k, 0, -1, device=x.device, dtype=x.dtype)  # [k], k - m for m = 0..k-1
-    lam = tails[..., :k] - free.log()  # [..., k], lam / tau of each m
+    last = ordered[..., k - 1 :].logsumexp(dim=-1, keepdim=True)
+    # [..., k]: over x_m and all below, for m = 0..k-1.
+    tails = torch.cat([last, ordered[..., : k - 1].flip(-1)], dim=-1).logcumsumexp(dim=-1).flip(-1)
+    free = torch.arange(k, 0, -1, device=x.device, dtype=x.dtype)  # [k], k - m
+    lam = tails - free.log()  # [..., k], lam / tau of each m
     fits = ordered[..., :k] <= lam  # always true of m = k - 1
     m = fits.int().argmax(dim=-1, keepdim=True)  # the first that fits
     return (x / tau - lam.gather(-1, m)).clamp(max=0).exp()
