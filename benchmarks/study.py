@@ -1,4 +1,4 @@
-"""The study of docs/results.md: methods against a tuned baseline, several seeds, both readings of the tail.
+"""The study of docs/results.md: methods against a tuned baseline, several seeds, three readings of the tail.
 
     python benchmarks/study.py --dataset=ml-100k --seeds=5 --processes=2
     python benchmarks/study.py --dataset=amazon-beauty --data_path=dataset/ --seeds=5

@@ -187,7 +187,7 @@ def build_run(config, log=True, dataset=None):
     """
     dataset, loaders = prepare_data(config, log, dataset)
     init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
-    torch.set_float32_matmul_precision(config["matmul_precision"] or "highest")
+    torch.set_float32_matmul_precision(config["matmul_precision"])
     cls = model_class(config["model"]) if isinstance(config["model"], str) else config.model_class
     model = _build_model(cls, config, loaders[0]._dataset).to(config["device"])
     _check_outputs(config)
@@ -440,7 +440,7 @@ _DERIVED = {
 }  # fmt: skip
 
 
-def settings_of(state, **overrides):
+def settings_of(state, /, **overrides):
     """Return the settings of a checkpoint as ``config_dict`` takes them.
 
     Args:

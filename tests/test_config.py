@@ -142,8 +142,7 @@ def test_every_setting_has_a_default():
     defaults = set()
     for file in properties_dir().rglob("*.yaml"):
         defaults |= set(yaml.safe_load(file.read_text()) or {})
-    # These two are free of defaults on purpose.
-    assert set(SETTINGS) - defaults <= {"matmul_precision"}
+    assert set(SETTINGS) <= defaults
 
 
 def test_cli_prints_one_sentence_and_returns_2(capsys):

@@ -1,0 +1,40 @@
+"""Running out of memory is told in one sentence that names what to lower."""
+
+import pytest
+import torch
+
+from recbole_pref import memory
+from recbole_pref.errors import PrefError
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+    ],
+)
+def test_the_settings_to_lower_are_named(error):
+    with pytest.raises(PrefError) as caught, memory.explained():
+        raise error
+    for setting in ("logits_memory_mb", "train_batch_size", "eval_batch_size", "num_negatives"):
+        assert setting in str(caught.value)
+    assert caught.value.__cause__ is error
+
+
+def test_an_allocation_that_cannot_succeed_is_explained():
+    with pytest.raises(PrefError, match="logits_memory_mb"), memory.explained():
+        torch.empty(2**60, dtype=torch.uint8)
+
+
+def test_other_errors_pass():
+    with pytest.raises(RuntimeError, match="shapes"), memory.explained():
+        raise RuntimeError("shapes do not match")
+
+
+def test_the_peak_holds_what_was_allocated():
+    before = memory.peak_mb()
+    block = torch.ones(int(before + 64) * 2**20, dtype=torch.uint8)
+    assert memory.peak_mb() >= block.numel() / 2**20 > before
