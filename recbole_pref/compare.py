@@ -188,7 +188,7 @@ def compare(
 def _plan(entries, dataset, seeds, files, shared, folder):
     """Return one task (dict) per entry and seed, every configuration checked."""
     first = shared.get("seed", 2020)
-    tasks = []
+    tasks, table = [], None
     for entry in entries:
         settings = {**shared, **entry.settings}
         config = Config(entry.model, dataset, files, dict(settings))
@@ -196,6 +196,18 @@ def _plan(entries, dataset, seeds, files, shared, folder):
             settings = {**config.file_config_dict, **settings}
             settings = {key: value for key, value in settings.items() if key not in ("model", "dataset")}
         settings["data_path"] = _data_path(config)
+        for key, none in (("reference", ("none", "auto")), ("reference_dir", (None,))):
+            if settings.get(key, none[0]) not in none:  # the runs work in the output folder
+                settings[key] = os.path.abspath(settings[key])
+        at = str(config["valid_metric"]).partition("@")[2]
+        measured = {"metrics": sorted(map(str.lower, config["metrics"])), "cut-off of valid_metric": at}
+        table = table or measured
+        for what, value in measured.items():
+            if value != table[what]:
+                raise PrefError(
+                    f"--compare: {entry.label} has {what} {value!r}, the first entry {table[what]!r}: one table "
+                    f"needs the same, set it for all with --{what.rpartition(' ')[2]}=... on the command line."
+                )
         for seed in parse_seeds(seeds, first):
             own = {**settings, "seed": seed}
             text = json.dumps([entry.model, dataset, checkpoint.to_plain(own, other=str)], sort_keys=True)

@@ -9,6 +9,7 @@ import builtins
 import importlib
 import importlib.metadata
 import importlib.util
+import sys
 import types
 import warnings
 from collections.abc import Callable
@@ -142,7 +143,8 @@ def _measure_elementwise():
 def _anomaly_detection_set():
     import torch
 
-    before = torch.is_anomaly_enabled()
+    # Imported before, it has left its mark already.
+    before = torch.is_anomaly_enabled() and "recbole.model.sequential_recommender.sine" not in sys.modules
     _module("model.sequential_recommender")
     return torch.is_anomaly_enabled() and not before
 

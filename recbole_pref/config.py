@@ -360,6 +360,12 @@ class Config(RecBoleConfig):
                 f"reference='none' is not possible: {method.name} compares with a reference model, "
                 "set reference to auto or to the path of a checkpoint."
             )
+        of_pool = final["neg_sampler"] == "reference_pool" and method.loss is not None
+        if final["reference"] == "none" and final["lambda"] > 0 and of_pool:
+            raise PrefError(
+                "neg_sampler='reference_pool' draws from a reference model, and reference is 'none': set it to auto "
+                "or to the path of a checkpoint, or neg_sampler to pool."
+            )
         loss_type = self.external_config_dict.get("loss_type", "CE")
         if loss_type != "CE":
             raise PrefError(

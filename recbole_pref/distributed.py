@@ -121,7 +121,7 @@ def launch(function, arguments, nproc, ip="localhost", port="5678", group_offset
     try:
         mp.spawn(
             _entry,
-            args=(function, arguments, queue, size, group_offset, ip, str(port)),
+            args=(function, arguments, queue, size, nproc, group_offset, ip, str(port)),
             nprocs=nproc,
             join=True,
         )
@@ -139,9 +139,9 @@ def launch(function, arguments, nproc, ip="localhost", port="5678", group_offset
     return None if queue.empty() else queue.get()
 
 
-def _entry(local_rank, function, arguments, queue, size, offset, ip, port):
+def _entry(local_rank, function, arguments, queue, size, nproc, offset, ip, port):
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if ip in ("localhost", "127.0.0.1") else "")
-    cuda = torch.cuda.is_available() and torch.cuda.device_count() >= size
+    cuda = torch.cuda.is_available() and torch.cuda.device_count() >= nproc
     if cuda:
         torch.cuda.set_device(local_rank)
     dist.init_process_group(

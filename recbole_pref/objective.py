@@ -17,6 +17,10 @@ from recbole.evaluator.register import metrics_dict
 
 from recbole_pref.errors import PrefError, suggest
 
+# Metrics that are no shares of something, and what they stay below.
+_BEYOND_ONE = {"averagepopularity", "shannonentropy", "logloss", "mae", "rmse"}
+_MOST = 1e9
+
 
 def less_is_better(metric):
     """Return whether a lower value of ``metric`` (``Name`` or ``Name@K``) is the better one."""
@@ -60,18 +64,23 @@ class Objective:
         ]
         return max([0.0, *gaps])
 
+    def _floor(self):
+        """Return a number that the size of the weighted sum does not reach."""
+        sizes = (_MOST if metric.partition("@")[0] in _BEYOND_ONE else 1.0 for metric in self.weights)
+        return sum(abs(weight) * size for weight, size in zip(self.weights.values(), sizes))
+
     def score(self, result):
         """Return the score of a result.
 
-        Within the bounds it is the weighted sum; outside it is the negative violation less the largest
-        size the sum can have, so that whatever holds the bounds wins and, outside, less violation wins.
+        Within the bounds it is the weighted sum; outside it is below any sum that can be, and the lower the
+        larger the violation, so that whatever holds the bounds wins and, outside, less violation wins.
 
         Args:
             result (dict of str to float): metrics as RecBole names them (``ndcg@10``).
         """
         violation = self.violation(result)
         if violation > 0:
-            return -violation - sum(map(abs, self.weights.values()))
+            return -(self._floor() + violation)
         return sum(w * self._sign[m] * float(result[m]) for m, w in self.weights.items())
 
 

@@ -6,6 +6,8 @@ A checkpoint of this package holds the settings, the weights and the items' toke
 not needed, but for models with item features, which are read from it.
 """
 
+import os
+from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
@@ -46,6 +48,19 @@ class Vocabulary:
         return self.item_num if field == self.iid_field else self.user_num
 
 
+@contextmanager
+def _visible_gpus_kept():
+    """RecBole's ``Config`` hides from this process and its children the GPUs that ``gpu_id`` does not name."""
+    before = os.environ.get("CUDA_VISIBLE_DEVICES")
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+        else:
+            os.environ["CUDA_VISIBLE_DEVICES"] = before
+
+
 class Recommender:
     """A trained model that recommends items for sequences of item tokens.
 
@@ -65,10 +80,13 @@ class Recommender:
                 "RecBole-Pref wrote."
             )
         settings = {**settings_of(state), "state": "ERROR", "reference": "auto"}
-        settings |= {"gpu_id": "", "strict_config": False, "exclude_history": False}
+        # Of what only training needs, nothing may stand in the way: the vocabulary has no counts.
+        settings |= {"gpu_id": "", "strict_config": False, "exclude_history": False, "objective": None,
+                     "neg_candidates": "all", "num_negatives": 1, "pool_size": 1, "tail_split": "items"}  # fmt: skip
         if state["config"].get("lambda", 0) == 0:
             settings["reference"] = "none"
-        self.config = Config(state["model"], state["config"]["dataset"], config_dict=settings)
+        with _visible_gpus_kept():
+            self.config = Config(state["model"], state["config"]["dataset"], config_dict=settings)
         cls = model_class(state["model"])
         if getattr(cls, "preference_method", None) is None:
             raise PrefError(
@@ -77,9 +95,11 @@ class Recommender:
             )
         self.tokens = state["item_tokens"]
         self.ids = {token: number for number, token in enumerate(self.tokens)}
-        self.device = torch.device(device)
+        self.device = self.config["device"] = torch.device(device)
         if issubclass(cls, Multimodal):
-            self.model = load_data_and_model(str(model_file))[1].to(self.device)
+            with _visible_gpus_kept():
+                model = load_data_and_model(str(model_file), gpu_id="")[1]
+            self.model = model.to(self.device)
         else:
             self.model = cls(self.config, Vocabulary(self.config, state)).to(self.device)
             self.model.load_state_dict(state["state_dict"])

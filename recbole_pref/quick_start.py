@@ -156,11 +156,17 @@ def run(
             f"nproc={nproc} does not work with model={config['model']!r}: only <Method><Backbone> models "
             "train on several processes (CESASRec is SASRec with cross-entropy)."
         )
+    if config["device"].type == "cuda" and torch.cuda.device_count() < nproc:
+        raise PrefError(
+            f"nproc={nproc} needs as many GPUs, and gpu_id={config['gpu_id']!r} shows {torch.cuda.device_count()}: "
+            "set gpu_id to their numbers, 0,1 for two, or to '' to train on the CPU."
+        )
     # RecBole makes these folders in a way that fails when two processes do it at once.
     for folder in (f"./log/{config['model']}", "log_tensorboard", config["checkpoint_dir"]):
         os.makedirs(folder, exist_ok=True)
-    stem = checkpoint.run_stem(config["model"], config["dataset"])
-    arguments["config_dict"] = {"run_stem": stem, **(config_dict or {})}
+    stem = config["run_stem"] or (_newest_stem(config) if config["resume"] is True else None)
+    stem = stem or checkpoint.run_stem(config["model"], config["dataset"])
+    arguments["config_dict"] = {**(config_dict or {}), "run_stem": stem}
     return distributed.launch(
         run_recbole_pref, arguments, nproc, ip, port, group_offset, world_size
     )
@@ -329,20 +335,23 @@ def _seed_again(loaders, config):
             loader.sampler.generator = loader.generator
 
 
+def _newest_stem(config):
+    """Return the stem of the run of this model and data that wrote last, or None."""
+    return checkpoint.newest_run(config["checkpoint_dir"], f"{config['model']}-{config['dataset']}-")
+
+
 def _resume(trainer, config):
     """Load the checkpoint that ``resume`` asks for."""
     wanted = config["resume"]
     if not wanted:
         return
     if wanted is True:
-        stem = checkpoint.newest_run(
-            config["checkpoint_dir"], f"{config['model']}-{config['dataset']}-"
-        )
+        stem = config["run_stem"] or _newest_stem(config)
         found = checkpoint.newest_good(config["checkpoint_dir"], stem) if stem else None
         if found is None:
             getLogger().warning(
-                f"resume: no checkpoint of {config['model']} on {config['dataset']} in "
-                f"{config['checkpoint_dir']!r}; starting anew"
+                f"resume: no checkpoint of {config['run_stem'] or config['model'] + ' on ' + config['dataset']} "
+                f"in {config['checkpoint_dir']!r}; starting anew"
             )
             return
         wanted = found[0]

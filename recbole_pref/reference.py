@@ -23,7 +23,7 @@ _TRAINING_KEYS = (
     "seed", "learner", "weight_decay", "train_batch_size", "eval_step", "stopping_step",
     "clip_grad_norm", "valid_metric", "eval_args", "mask_history", "MAX_ITEM_LIST_LENGTH",
     "train_positions", "window_stride", "reference_epochs", "reference_learning_rate",
-    "head_ratio", "tail_split", "repeat_bias",
+    "head_ratio", "tail_split", "repeat_bias", "enable_amp", "enable_scaler", "amp_dtype", "matmul_precision",
 )  # fmt: skip
 
 

@@ -116,7 +116,9 @@ class _CatalogueLoss(torch.autograd.Function):
         if torch.is_autocast_enabled(hidden.device.type):
             dtype = torch.get_autocast_dtype(hidden.device.type)
         total = hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32))
-        grad_hidden = torch.empty_like(hidden)
+        # Half precision ends at 6e-8, about a gradient per item of a mean over rows: rows then count 1.
+        scale = row_weights.max().reciprocal() if dtype == torch.float16 else None
+        grad_hidden = torch.empty_like(hidden, dtype=total.dtype)
         grad_items = torch.zeros_like(item_emb)
         grad_bias = None if repeat_bias is None else torch.zeros_like(repeat_bias)
         with torch.autocast(hidden.device.type, enabled=False):
@@ -141,20 +143,27 @@ class _CatalogueLoss(torch.autograd.Function):
                     grad_scores.scatter_add_(1, ids, grad_picked)
                 if repeat_bias is not None:
                     grad_bias += grad_scores.gather(1, seen).masked_fill_(seen == 0, 0.0).sum()
+                if scale is not None:
+                    grad_scores *= scale
                 grad_scores = grad_scores.to(dtype)
-                grad_hidden[rows] = torch.mm(grad_scores, items).to(hidden.dtype)
+                grad_hidden[rows] = torch.mm(grad_scores, items).to(total.dtype)
                 if grad_items.dtype == dtype:
                     grad_items.addmm_(grad_scores.t(), states)
                 else:
                     grad_items += torch.mm(grad_scores.t(), states)
+            if scale is not None:
+                grad_hidden /= scale
+                grad_items /= scale
         ctx.save_for_backward(grad_hidden, grad_items, grad_bias)
+        ctx.hidden_dtype = hidden.dtype
         return total
 
     @staticmethod
     def backward(ctx, grad_total):
         grad_hidden, grad_items, grad_bias = ctx.saved_tensors
         of_bias = None if grad_bias is None else grad_bias * grad_total
-        return grad_hidden * grad_total, grad_items * grad_total, None, None, None, None, of_bias, None
+        grad_hidden = (grad_hidden * grad_total).to(ctx.hidden_dtype)
+        return grad_hidden, grad_items * grad_total, None, None, None, None, of_bias, None
 
 
 def catalogue_loss(hidden, item_emb, row_loss, sample, row_weights, chunk, repeat_bias=None, history=None):

@@ -170,6 +170,7 @@ SETTINGS = {
     "warmup_ratio": Setting(float, low=0.0, high=1.0, open_high=True),
     "max_nan_steps": Setting(int, low=0),
     "matmul_precision": _words("highest", "high", "medium"),
+    "amp_dtype": _words("auto", "bfloat16", "float16"),
     # item features
     "mm_fields": Setting(list, choices=("auto",)),
     "mm_fusion": _words("sum", "concat", "moe"),

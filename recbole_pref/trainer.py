@@ -4,6 +4,7 @@ import signal
 import time
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 
 import torch
 from recbole.trainer import Trainer
@@ -96,7 +97,8 @@ class TrainerMixin(EvaluationMixin):
             result = super().fit(
                 train_data, valid_data, verbose, saved, show_progress, callback_fn
             )
-        if saved and not (self._resumed or {}).get("finished"):
+        # A resumed run with nothing left to do keeps its files as they are.
+        if saved and (self._resumed is None or self.start_epoch < self.epochs):
             self._save_last(self.epochs, finished=True)
         return result
 
@@ -182,29 +184,33 @@ class TrainerMixin(EvaluationMixin):
         loader_state = self._train_data.generator.get_state()
         finite = torch.ones((), dtype=torch.bool, device=self.device)
         look = 1 if self.device.type == "cpu" or config["max_nan_steps"] else _CHECK_EVERY
-        batches = self._loader
+        batches, count = self._loader, len(self._loader)
+        amp_dtype = _amp_dtype(config["amp_dtype"], self.device.type)
         if show_progress:
             batches = tqdm(batches, ncols=100, desc=set_color(f"Train {epoch_idx:>5}", "pink"))
         for step, batch in enumerate(batches):
             if step < done:
                 continue
-            if within and step == done:  # making batches may have drawn random numbers
+            # Making batches may have drawn random numbers. The stored states are the first process's.
+            if within and step == done and distributed.is_first():
                 checkpoint.set_rng_state(within["rng"])
             batch = distributed.share(batch).to(self.device)
             self.optimizer.zero_grad()
-            with torch.autocast(self.device.type, enabled=self.enable_amp):
+            with torch.autocast(self.device.type, amp_dtype, enabled=self.enable_amp):
                 loss = model.calculate_loss(batch)
             self.scaler.scale(loss).backward()
             distributed.sum_gradients(model.parameters())
             loss = distributed.total(loss)
             finite &= torch.isfinite(loss.detach())
-            if look == 1:
+            looked_at = (step + 1) % look == 0 or step + 1 == count
+            if looked_at:
                 finite &= self._gradients_finite()
-            if (step + 1) % look == 0 and not finite:
+            if looked_at and not finite:
                 self._skip_or_stop(epoch_idx, step, batch, loss)
                 finite.fill_(True)
                 continue
             if self.clip_grad_norm:
+                self.scaler.unscale_(self.optimizer)
                 clip_grad_norm_(model.parameters(), **self.clip_grad_norm)
             self.scaler.step(self.optimizer)
             self.scaler.update()
@@ -213,8 +219,6 @@ class TrainerMixin(EvaluationMixin):
             total += loss.detach()
             if self._signal is not None:
                 self._stop(epoch_idx, {"steps": step + 1, "total": total, "loader": loader_state})
-        if not finite:
-            self._skip_or_stop(epoch_idx, step, batch, loss)
         return total.item()
 
     def _gradients_finite(self):
@@ -334,9 +338,8 @@ class TrainerMixin(EvaluationMixin):
 
     def _save_checkpoint(self, epoch, verbose=True, **kwargs):
         """Write the best checkpoint, as RecBole's trainer asks after an improvement."""
-        if (self._resumed or {}).get("finished"):
-            return
-        if not distributed.is_first():
+        # RecBole asks with epoch -1 when no epoch is left to train; the best of a resumed run is stored.
+        if not distributed.is_first() or (epoch < 0 and self._resumed is not None):
             return
         # RecBole calls this before it takes the new result over.
         state = {**self._state(epoch + 1), "best_valid_result": self._valid_result}
@@ -387,7 +390,8 @@ class TrainerMixin(EvaluationMixin):
         Raises:
             PrefError: missing, damaged or foreign file.
         """
-        state = checkpoint.load(resume_file, map_location=self.device, setting="resume")
+        # On the CPU: torch's Adam reads its counts of steps at every step, from a GPU by waiting for it.
+        state = checkpoint.load(resume_file, setting="resume")
         if state.get("model") != self.config["model"]:
             raise PrefError(
                 f"resume={str(resume_file)!r} holds model {state.get('model')}, this run trains "
@@ -399,10 +403,9 @@ class TrainerMixin(EvaluationMixin):
                 "name one with -last- in its name."
             )
         self._resumed = state
-        stem = str(resume_file).rsplit("/", 1)[-1].rsplit("-last-", 1)[0]
-        self.store = checkpoint.CheckpointDir(
-            str(self.store.folder), stem, self.config["keep_last"] or 2
-        )
+        # The run goes on where it was: its best checkpoint is beside its last ones.
+        folder, stem = Path(resume_file).parent, Path(resume_file).name.rsplit("-last-", 1)[0]
+        self.store = checkpoint.CheckpointDir(folder, stem, self.config["keep_last"] or 2)
         self.saved_model_file = str(self.store.folder / f"{stem}-best.pth")
 
     def _continue_from(self, state):
@@ -470,6 +473,14 @@ class TrainerMixin(EvaluationMixin):
             self.model.load_other_parameter(state.get("other_parameter"))
             self.logger.info(f"best model loaded from {model_file or self.saved_model_file}")
         return super().evaluate(eval_data, False, show_progress=show_progress)
+
+
+def _amp_dtype(wanted, device_type):
+    """Return the type that ``enable_amp`` computes in: bfloat16 by default where the device has it."""
+    if wanted != "auto":
+        return getattr(torch, wanted)
+    half = device_type == "cuda" and not torch.cuda.is_bf16_supported()
+    return torch.float16 if half else torch.bfloat16
 
 
 class PrefTrainer(TrainerMixin, Trainer):

@@ -55,6 +55,23 @@ def test_seeds():
             compare.parse_seeds(wrong)
 
 
+def test_entries_that_no_table_can_hold_are_refused_before_training(tiny_dataset, tmp_path):
+    for more, words in (("valid_metric=NDCG@5", "cut-off"), ("metrics=[Hit,NDCG]", "metrics")):
+        entries = compare.parse_entries("CESASRec,LPOSASRec " + more)
+        with pytest.raises(PrefError, match=words):
+            compare.compare(entries, "tiny", 1, config_dict=tiny_dataset, output=tmp_path / "out")
+    assert not list((tmp_path / "out").glob("runs/*"))
+
+
+def test_paths_of_references_hold_in_the_folder_of_the_runs(tiny_dataset, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    entries = compare.parse_entries("SDPOSASRec reference=ref.pth reference_dir=kept,CESASRec reference=auto")
+    first, second = compare._plan(entries, "tiny", 1, None, tiny_dataset, tmp_path / "out")
+    assert first["settings"]["reference"] == str(tmp_path / "ref.pth")
+    assert first["settings"]["reference_dir"] == str(tmp_path / "kept")
+    assert second["settings"]["reference"] == "auto"
+
+
 def test_runs_share_the_threads_that_torch_may_use(monkeypatch):
     monkeypatch.setattr(compare, "usable_cores", lambda: 8)
     before = torch.get_num_threads()

@@ -139,6 +139,12 @@ def test_anomaly_detection_stays_off():
     body = "import recbole.model.sequential_recommender, torch\nprint(torch.is_anomaly_enabled())"
     assert probe(body) == (0, ["False"])
     assert probe(body, "anomaly_detection") == (0, ["True"])
+    # RecBole's models may have been imported before this package.
+    body = "import recbole.model.sequential_recommender\nimport recbole_pref.quick_start, torch\n"
+    body += "print(torch.is_anomaly_enabled())"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run([sys.executable, "-c", body], capture_output=True, text=True, env=environment, check=False)
+    assert done.stdout.split() == ["False"], done.stderr
 
 
 def test_interactions_sort_without_a_deprecated_call(tmp_path):

@@ -76,6 +76,7 @@ def test_a_backbones_own_file_is_read():
         ({"ce_weight": 0, "lambda": 0}, "both 0"),
         ({"loss_type": "BPR"}, "loss_type='BPR'"),
         ({"reweight": "soft"}, "'softmax'"),
+        ({"neg_sampler": "reference_pool", "reference": "none"}, "reference_pool.*auto"),
         ({"mask_history": "yes"}, "mask_history='yes'"),
         ({"data_path": 3}, "data_path=3"),
     ],

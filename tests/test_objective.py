@@ -33,6 +33,16 @@ def test_whatever_holds_the_bound_wins_and_outside_less_violation_wins():
     assert objective.violation(results[2]) == 0
 
 
+def test_bounds_win_over_metrics_that_are_no_shares():
+    for weights in ({"AveragePopularity@10": 1.0}, {"ShannonEntropy@10": -3.0, "NDCG@10": 1.0}):
+        objective = Objective(weights, {"NDCG@10": 0.05})
+        inside = {"averagepopularity@10": 80.0, "shannonentropy@10": 9.0, "ndcg@10": 0.05}
+        for popularity in (0.0, 80.0, 1e6):
+            outside = {**inside, "averagepopularity@10": popularity, "ndcg@10": 0.01}
+            assert objective.score(outside) < objective.score(inside)
+            assert objective.score(outside) < objective.score({**outside, "ndcg@10": 0.02})
+
+
 @pytest.mark.parametrize(
     ("wanted", "words"),
     [

@@ -1,5 +1,7 @@
 """Recommendations from a checkpoint alone: tokens in, tokens out."""
 
+import os
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -15,6 +17,22 @@ from recbole_pref.quick_start import load_data_and_model, run_recbole_pref
 def trained(request, tiny_dataset):
     result = run_recbole_pref(request.param, config_dict={**tiny_dataset, "epochs": 1})
     return result["checkpoint"]
+
+
+def test_what_only_training_needs_does_not_stand_in_the_way(tiny_dataset, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,4")
+    settings = {
+        **tiny_dataset, "epochs": 1, "reference": "auto", "lambda": 0.0, "tail_split": "interactions",
+        "objective": {"weights": {"TailNDCG@10": 1.0}, "of_reference": {"NDCG@10": 0.5}}, "gpu_id": "",
+    }  # fmt: skip
+    recommender = Recommender(run_recbole_pref("LPOSASRec", config_dict=settings)["checkpoint"])
+    assert len(recommender.recommend([["i3", "i4"]], k=3)) == 3
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,4")
+    pool = {"neg_sampler": "pool", "neg_candidates": "tail", "pool_size": 16, "tail_split": "interactions"}
+    result = run_recbole_pref("LPOSASRec", config_dict={**tiny_dataset, "epochs": 1, **pool, "head_ratio": 0.5})
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,4")
+    Recommender(result["checkpoint"])
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "3,4"
 
 
 SEQUENCES = [["i3", "i4"], ["i1"], [f"i{n % 20}" for n in range(30)]]

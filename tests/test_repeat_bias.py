@@ -77,6 +77,18 @@ def test_ranking_adds_it_to_the_items_of_the_sequence(tiny_dataset):
     assert kept != left_out
 
 
+@pytest.mark.parametrize("name", ["CESASRec", "LPOGRU4Rec", "LPOCaser"])
+def test_sampled_ranking_asks_for_the_same_scores(tiny_dataset, name):
+    _, model, loaders = build(name, tiny_dataset, repeat_bias=True)
+    with_bias(model).eval()
+    rows = all_rows(loaders[0])
+    rows[model.ITEM_ID] = rows[model.ITEM_SEQ][:, 0]  # an item of the sequence
+    whole = model.full_sort_predict(rows)
+    torch.testing.assert_close(model.predict(rows), whole.gather(1, rows[model.ITEM_ID].unsqueeze(1)).squeeze(1))
+    biased = model.predict(rows)
+    torch.testing.assert_close(biased - with_bias(model, 0.0).predict(rows), torch.full_like(biased, 10 * BIAS))
+
+
 @pytest.mark.parametrize("name", ["LPOSASRec", "TAWinGRU4Rec", "SDPOSASRec"])
 def test_packed_rows_equal_rows(tiny_dataset, name):
     settings = {

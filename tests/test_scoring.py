@@ -114,6 +114,30 @@ def test_chunk_follows_the_memory(n_items, memory, rows):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_small_gradients_survive_half_precision(dtype):
+    torch.manual_seed(0)
+    rows, n_items = 256, 6000
+    hidden = torch.randn(rows, 16, requires_grad=True)
+    item_emb = (0.3 * torch.randn(n_items, 16)).requires_grad_()
+    ids = torch.cat([torch.zeros(rows, 1, dtype=torch.long), torch.randint(1, 50, (rows, 1))], 1)
+    weights = torch.full((rows,), 1 / 2048)
+
+    def grads():
+        loss = scoring.catalogue_loss(
+            hidden, item_emb, lambda r, log_z, picked: log_z - picked[:, 1], lambda r, s, z: ids[r], weights, 100
+        )
+        return torch.autograd.grad(loss * 1024, [hidden, item_emb])  # as a gradient scaler does
+
+    exact = grads()
+    with torch.autocast("cpu", dtype=dtype):
+        half = grads()
+    for mine, right in zip(half, exact):
+        assert (mine - right).norm() < 0.02 * right.norm()
+    rest = slice(50, None)  # items that are no target: pushed down by their probability alone
+    assert (half[1][rest] - exact[1][rest]).norm() < 0.02 * exact[1][rest].norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast_gives_float32_loss_and_finite_gradients(dtype):
     hidden, item_emb, targets, negatives, weights = _case(dtype=torch.float32)
     ids = _picked_ids(targets, negatives)

@@ -147,6 +147,76 @@ def test_a_finished_run_is_not_trained_again(tiny_dataset):
     assert len(list(Path(tiny_dataset["checkpoint_dir"]).glob("*-best.pth"))) == 1
 
 
+def test_clipping_sees_gradients_without_the_scale(tiny_dataset):
+    settings = {**tiny_dataset, "epochs": 1, "clip_grad_norm": {"max_norm": 0.1}, "learner": "sgd"}
+    settings["learning_rate"] = 1.0
+    runs = []
+    for scaled in (False, True):
+        run = build_run(Config("LPOSASRec", config_dict=settings), log=False)
+        run.trainer.scaler = torch.amp.GradScaler("cpu", enabled=scaled)  # RecBole scales on a GPU alone
+        run.trainer.fit(run.train_data, run.valid_data, saved=False)
+        runs.append(run.model.state_dict())
+    for name, tensor in runs[0].items():
+        torch.testing.assert_close(tensor, runs[1][name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("model", ["TAWinGRU4Rec", "TAWinCaser", "SDPOSASRec"])
+def test_mixed_precision_goes_with_references_that_are_not_cached(tiny_dataset, model):
+    settings = {**tiny_dataset, "epochs": 1, "ce_weight": 1.0, "enable_amp": True, "reference_cache": False}
+    for dtype in ("auto", "float16"):
+        result = run_recbole_pref(model, config_dict={**settings, "amp_dtype": dtype})
+        assert 0 <= result["test_result"]["ndcg@10"] <= 1
+
+
+def stored(folder, stem=""):
+    """Return what the checkpoints of a folder hold: name to bytes."""
+    return {path.name: path.read_bytes() for path in Path(folder).glob(f"{stem}*.pth")}
+
+
+def test_a_named_run_goes_on_and_no_other(tiny_dataset):
+    folder = tiny_dataset["checkpoint_dir"]
+    named = {**tiny_dataset, "run_stem": "first", "epochs": 3, "keep_last": 9}
+    run_recbole_pref("LPOSASRec", config_dict=named)
+    Path(folder, "first-last-3.pth").unlink()  # as if it had crashed after two epochs
+    run_recbole_pref("LPOSASRec", config_dict=tiny_dataset)  # a newer run without a name
+    others = set(stored(folder)) - set(stored(folder, "first"))
+    result = run_recbole_pref("LPOSASRec", config_dict={**named, "resume": True})
+    assert result["epochs"] == 3 and Path(result["checkpoint"]).name == "first-best.pth"
+    assert set(stored(folder)) - set(stored(folder, "first")) == others
+    assert checkpoint.load(Path(folder, "first-last-3.pth"))["epoch_times"][:2] == (
+        checkpoint.load(Path(folder, "first-last-2.pth"))["epoch_times"]
+    )
+    before = stored(folder)
+    run_recbole_pref("LPOSASRec", config_dict={**named, "run_stem": "second", "resume": True})
+    assert before.items() <= stored(folder).items()  # it starts anew and leaves the others alone
+
+
+@pytest.mark.parametrize("less", [{"epochs": 2}, {"stopping_step": 0}])
+def test_resuming_with_nothing_left_to_do_keeps_the_best(tiny_dataset, less):
+    settings = {**tiny_dataset, "epochs": 5, "stopping_step": 9, "keep_last": 9, "run_stem": "run"}
+    settings |= {"learning_rate": 0.01, "objective": {"weights": {"NDCG@10": -1.0}}}  # the first epoch is the best
+    first = run_recbole_pref("CESASRec", config_dict=settings)
+    folder = Path(tiny_dataset["checkpoint_dir"])
+    (folder / "run-last-5.pth").unlink()  # it never ended
+    assert checkpoint.load(folder / "run-last-4.pth")["cur_step"] > 0
+    before = stored(folder)
+    again = run_recbole_pref("CESASRec", config_dict={**settings, **less, "resume": True})
+    assert stored(folder) == before
+    assert again["test_result"] == first["test_result"]
+    assert again["best_valid_result"] == first["best_valid_result"]
+
+
+def test_a_run_resumed_from_another_folder_goes_on_there(tiny_dataset, tmp_path):
+    settings = {**tiny_dataset, "epochs": 3, "keep_last": 9, "run_stem": "run"}
+    first = run_recbole_pref("CESASRec", config_dict=settings)
+    moved = tmp_path / "moved"
+    shutil.move(tiny_dataset["checkpoint_dir"], moved)
+    last = {"resume": str(moved / "run-last-3.pth"), "checkpoint_dir": str(tmp_path / "elsewhere")}
+    again = run_recbole_pref("CESASRec", config_dict={**tiny_dataset, "epochs": 3, **last})
+    assert again["test_result"] == first["test_result"]
+    assert again["checkpoint"] == str(moved / "run-best.pth")
+
+
 def test_resume_refuses_the_checkpoint_of_another_model(tiny_dataset):
     run_recbole_pref("LPOSASRec", config_dict=tiny_dataset)
     (last, *_) = Path(tiny_dataset["checkpoint_dir"]).glob("*-last-*.pth")

@@ -177,6 +177,19 @@ class PreferenceMixin:
             return super().full_sort_predict(interaction)
         return self.score_items(self.encode(interaction), interaction)
 
+    def predict(self, interaction):
+        """Return the score of each row's item, as RecBole's backbone; sampled ranking asks for it: [B]."""
+        if self.repeat_bias is None:
+            return super().predict(interaction)
+        scores = scoring.item_scores(
+            self.encode(interaction),
+            self.item_embedding.weight,
+            interaction[self.ITEM_ID].unsqueeze(1),
+            _bias_of(self),
+            interaction[self.ITEM_SEQ],
+        )
+        return scores.squeeze(1)
+
     # -- the loss -----------------------------------------------------------------------------
 
     def calculate_loss(self, interaction):
@@ -330,7 +343,7 @@ class PreferenceMixin:
             ref_parts = (None, None) if ref is None else (ref[:, 0], ref[:, 1:])
             values = losses.diagnostics(pos.detach(), neg.detach(), *ref_parts, beta=beta)
             for name, value in {**values, **extras}.items():
-                entry = torch.stack([value.sum(), value.new_tensor(float(value.numel()))])
+                entry = torch.stack([value.sum(), value.new_full((), value.numel())])
                 known = self.log_sums.get(name)
                 self.log_sums[name] = entry if known is None else known + entry
 
@@ -438,7 +451,7 @@ class PreferenceMixin:
             if self.reference_log_z is not None:
                 log_z = self.reference_log_z[context.rows]
             return _ReferenceStates(self.reference_rows[context.rows], item_emb, log_z, *repeats)
-        hidden, log_z = self._reference_encode(interaction), None
+        hidden, log_z = self._reference_encode(interaction).float(), None  # under autocast it may be half
         if self.method.needs_log_probs(self.settings):
             log_z = scoring.catalogue_log_z(hidden, item_emb, self._chunk(hidden.device.type), *repeats)
         return _ReferenceStates(hidden, item_emb, log_z, *repeats)

@@ -69,6 +69,8 @@ def _train(params, shared, folder):
         "reference_dir": str(references),
         "run_stem": STEM,
     }
+    if "CUDA_VISIBLE_DEVICES" in os.environ:  # Ray gave this trial its GPUs; RecBole would take gpu_id's
+        settings["gpu_id"] = os.environ["CUDA_VISIBLE_DEVICES"]
     config = Config(shared["model"], shared["dataset"], config_dict=settings)
     dataset = pickle.loads(shared["data"]) if shared["data"] is not None else None
     run = build_run(config, log=False, dataset=dataset)
