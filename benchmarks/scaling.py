@@ -83,6 +83,7 @@ def sequence_case(model, sequences):
             "data_path": folder, "state": "ERROR", "MAX_ITEM_LIST_LENGTH": SEQUENCE_LENGTH,
             "USER_ID_FIELD": "user_id", "ITEM_ID_FIELD": "item_id", "TIME_FIELD": "timestamp",
             "load_col": {"inter": ["user_id", "item_id", "timestamp"]}, "train_neg_sample_args": None,
+            "reference_epochs": 1, "checkpoint_dir": folder,
         }  # fmt: skip
         trainer = ready_run(Config(model, "generated", config_dict=settings)).trainer
         seconds = seconds_of(lambda: trainer._preference_epoch(0, False))
