@@ -115,21 +115,27 @@ def _json_of(command):
 
 
 def draw(rows, output):
-    """Draw seconds against items, sequences and K, both axes logarithmic."""
+    """Draw seconds and peak memory against items, sequences and K, both axes logarithmic."""
     from recbole_pref import plots
     from recbole_pref.plots import drawing
 
     @drawing.styled
     def picture():
-        figure, axes = drawing.panels(10, 3.2, columns=len(PANELS))
+        figure, axes = drawing.panels(10, 5.6, rows=2, columns=len(PANELS), sharex="col", sharey="row")
         looks = drawing.styles(row["model"] for row in rows)
-        for axis, (sweep, name) in zip(axes, PANELS.items()):
+        measures = [(what, sweep) for what in ("seconds", "peak_mib") for sweep in PANELS]
+        for axis, (what, sweep) in zip(axes, measures):
             for model, look in looks.items():
-                own = [(row["x"], row["seconds"]) for row in rows if (row["sweep"], row["model"]) == (sweep, model)]
+                own = [(row["x"], row[what]) for row in rows if (row["sweep"], row["model"]) == (sweep, model)]
                 if own:
                     axis.plot(*zip(*own), **look)
-            axis.set(xscale="log", yscale="log", xlabel=name)
-            axis.set_ylabel("seconds per epoch" if sweep == "sequences" else "seconds per step")
+            axis.set(xscale="log", yscale="log")
+            if what == "seconds":
+                axis.set_title("one epoch" if sweep == "sequences" else "one step")
+            else:
+                axis.set_xlabel(PANELS[sweep])
+        axes[0].set_ylabel("seconds")
+        axes[len(PANELS)].set_ylabel("peak memory in MiB")
         drawing.add_legend(figure, [(model, drawing.line_handle(look)) for model, look in looks.items()])
         return figure
 
