@@ -10,6 +10,8 @@ import pytest
 import torch
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+# Trials share the cores with other tests, and Ray would let them go last.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 
 def write_atomic(folder, name, sequences):
