@@ -184,7 +184,7 @@ class TrainerMixin(EvaluationMixin):
         loader_state = self._train_data.generator.get_state()
         finite = torch.ones((), dtype=torch.bool, device=self.device)
         look = 1 if self.device.type == "cpu" or config["max_nan_steps"] else _CHECK_EVERY
-        batches, count = self._loader, len(self._loader)
+        batches = self._loader
         amp_dtype = _amp_dtype(config["amp_dtype"], self.device.type)
         if show_progress:
             batches = tqdm(batches, ncols=100, desc=set_color(f"Train {epoch_idx:>5}", "pink"))
@@ -202,13 +202,12 @@ class TrainerMixin(EvaluationMixin):
             distributed.sum_gradients(model.parameters())
             loss = distributed.total(loss)
             finite &= torch.isfinite(loss.detach())
-            looked_at = (step + 1) % look == 0 or step + 1 == count
-            if looked_at:
+            if (step + 1) % look == 0:
                 finite &= self._gradients_finite()
-            if looked_at and not finite:
-                self._skip_or_stop(epoch_idx, step, batch, loss)
-                finite.fill_(True)
-                continue
+                if not finite:
+                    self._skip_or_stop(epoch_idx, step, batch, loss)
+                    finite.fill_(True)
+                    continue
             if self.clip_grad_norm:
                 self.scaler.unscale_(self.optimizer)
                 clip_grad_norm_(model.parameters(), **self.clip_grad_norm)
@@ -219,13 +218,17 @@ class TrainerMixin(EvaluationMixin):
             total += loss.detach()
             if self._signal is not None:
                 self._stop(epoch_idx, {"steps": step + 1, "total": total, "loader": loader_state})
+        if look > 1:
+            finite &= self._gradients_finite()  # of the last step
+        if not finite:
+            self._skip_or_stop(epoch_idx, step, batch, loss)
         return total.item()
 
     def _gradients_finite(self):
         if self.scaler.is_enabled():
             return True  # the scaler looks at them itself
         norms = [p.grad.norm() for p in self.model.parameters() if p.grad is not None]
-        return torch.isfinite(torch.stack(norms).sum())
+        return not norms or torch.isfinite(torch.stack(norms).sum())
 
     def _skip_or_stop(self, epoch_idx, step, batch, loss):
         """Count a step whose loss or gradient is not finite; stop when there were too many."""
