@@ -15,7 +15,6 @@ import sys
 import time
 
 import torch
-from common import peak_mib
 from tabulate import tabulate
 
 
@@ -49,6 +48,7 @@ def measure(options):
     """Return seconds per step, MiB above the start and whether it ranks the catalogue, for one case."""
     torch.set_num_threads(options["threads"])
     from recbole_pref.config import Config
+    from recbole_pref.memory import peak_mb
     from recbole_pref.registry import model_class
 
     name = options["model"]
@@ -61,7 +61,7 @@ def measure(options):
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(trained)
     batch = dataset.inter_feat
-    before = peak_mib()
+    before = peak_mb()
     seconds = []
     for _ in range(options["steps"]):
         started = time.perf_counter()
@@ -70,7 +70,7 @@ def measure(options):
         optimizer.step()
         seconds.append(time.perf_counter() - started)
     fused = getattr(model, "needs_normalizer", True)
-    return {"seconds": min(seconds), "mb": peak_mib() - before, "peak": peak_mib(), "fused": fused}
+    return {"seconds": min(seconds), "mb": peak_mb() - before, "peak": peak_mb(), "fused": fused}
 
 
 def main():

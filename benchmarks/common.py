@@ -1,12 +1,6 @@
 """What the benchmarks share."""
 
-import resource
 import time
-
-
-def peak_mib():
-    """Return the most memory that this process has held, in MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def seconds_of(call):

@@ -17,7 +17,7 @@ import os
 import subprocess
 import sys
 
-from common import peak_mib, ready_run, seconds_of
+from common import ready_run, seconds_of
 from tabulate import tabulate
 
 KEYS = ("dataset", "data_path", "train_batch_size", "threads", "stock_batches", "epochs", "settings")
@@ -33,6 +33,7 @@ def measure(case, model_name, options):
 
     from recbole_pref import quick_start
     from recbole_pref.config import Config
+    from recbole_pref.memory import peak_mb
 
     # RecBole's own metrics: stock RecBole knows no others.
     settings = {
@@ -73,7 +74,7 @@ def measure(case, model_name, options):
     return {
         "seconds": seconds,
         "evaluation": evaluation,
-        "peak_mb": peak_mib(),
+        "peak_mb": peak_mb(),
         "rows": rows,
     }
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import peak_mib, ready_run, seconds_of
+from common import ready_run, seconds_of
 from tabulate import tabulate
 
 ROWS, HIDDEN, LENGTH, LAYERS, INNER = 2048, 64, 10, 2, 256  # of a step; RecBole's SASRec
@@ -76,6 +76,7 @@ def step_case(model, items, negatives, threads):
 def sequence_case(model, sequences):
     """Measure one epoch over generated sequences, in this process: seconds and peak MiB."""
     from recbole_pref.config import Config
+    from recbole_pref.memory import peak_mb
 
     with tempfile.TemporaryDirectory() as folder:
         write_sequences(Path(folder), sequences)
@@ -87,7 +88,7 @@ def sequence_case(model, sequences):
         }  # fmt: skip
         trainer = ready_run(Config(model, "generated", config_dict=settings)).trainer
         seconds = seconds_of(lambda: trainer._preference_epoch(0, False))
-    return {"seconds": seconds, "peak": peak_mib()}
+    return {"seconds": seconds, "peak": peak_mb()}
 
 
 def write_sequences(folder, sequences):
