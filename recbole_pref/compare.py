@@ -24,8 +24,8 @@ import yaml
 from tabulate import tabulate
 
 from recbole_pref import checkpoint, evidence
-from recbole_pref.config import Config, parse_value, shipped
-from recbole_pref.environment import environment, usable_cores, write_result
+from recbole_pref.config import Config, absolute_paths, parse_value, shipped
+from recbole_pref.environment import environment, threads_per_process, write_result
 from recbole_pref.errors import PrefError, suggest
 from recbole_pref.memory import explained, peak_mb
 from recbole_pref.quick_start import build_run
@@ -195,12 +195,8 @@ def _plan(entries, dataset, seeds, files, shared, folder):
         if files:  # the runs are given one dict: paths of files may not outlive this process
             settings = {**config.file_config_dict, **settings}
             settings = {key: value for key, value in settings.items() if key not in ("model", "dataset")}
-        settings["data_path"] = _data_path(config)
-        for key, none in (("reference", ("none", "auto")), ("reference_dir", (None,))):
-            if settings.get(key, none[0]) not in none:  # the runs work in the output folder
-                settings[key] = os.path.abspath(settings[key])
-        at = str(config["valid_metric"]).partition("@")[2]
-        measured = {"metrics": sorted(map(str.lower, config["metrics"])), "cut-off of valid_metric": at}
+        settings |= absolute_paths(config)  # the runs' working folder is another one
+        measured = _measured(config)
         table = table or measured
         for what, value in measured.items():
             if value != table[what]:
@@ -220,16 +216,10 @@ def _plan(entries, dataset, seeds, files, shared, folder):
     return tasks
 
 
-def _data_path(config):
-    """Return ``data_path`` as given, absolute: the runs' working folder is another one."""
-    path, name = config["data_path"], config["dataset"]
-    given = path[: -len(name)] if path.endswith(name) else path
-    return os.path.abspath(given or ".")
-
-
-def threads_per_run(processes):
-    """Return the threads of each of several runs: their share of torch's, which ``OMP_NUM_THREADS`` sets."""
-    return max(1, min(torch.get_num_threads(), usable_cores()) // processes)
+def _measured(config):
+    """Return what must be the same for all entries of a table: name to value."""
+    at = str(config["valid_metric"]).partition("@")[2]
+    return {"metrics": sorted(map(str.lower, config["metrics"])), "cut-off of valid_metric": at}
 
 
 def _run_missing(tasks, folder, processes):
@@ -238,7 +228,7 @@ def _run_missing(tasks, folder, processes):
     missing = [task for task in tasks if not _record_path(folder, task["id"]).is_file()]
     for name in ("runs", "logs", "tasks"):
         _make_folder(folder / name)
-    threads = threads_per_run(processes)
+    threads = threads_per_process(processes)
     waiting, running, failed = list(missing), {}, {}
     before = _exit_on_sigterm()
     try:

@@ -355,16 +355,12 @@ class Config(RecBoleConfig):
                 "objective: of_reference compares with a reference model, and reference is 'none': set it to "
                 "auto or to the path of a checkpoint."
             )
-        if final["reference"] == "none" and final["lambda"] > 0 and method.uses_reference(final):
+        if final["reference"] == "none" and method.needs_reference(final):
+            by_loss = method.uses_reference(final)
+            what = f"{method.name} compares with" if by_loss else "neg_sampler='reference_pool' draws from"
             raise PrefError(
-                f"reference='none' is not possible: {method.name} compares with a reference model, "
+                f"reference='none' is not possible: {what} a reference model, "
                 "set reference to auto or to the path of a checkpoint."
-            )
-        of_pool = final["neg_sampler"] == "reference_pool" and method.loss is not None
-        if final["reference"] == "none" and final["lambda"] > 0 and of_pool:
-            raise PrefError(
-                "neg_sampler='reference_pool' draws from a reference model, and reference is 'none': set it to auto "
-                "or to the path of a checkpoint, or neg_sampler to pool."
             )
         loss_type = self.external_config_dict.get("loss_type", "CE")
         if loss_type != "CE":
@@ -455,6 +451,23 @@ class Config(RecBoleConfig):
             raise PrefError(
                 f"topk={shown(topk)} is not accepted: set it to at most 100 whole numbers above 0, as [5, 10]."
             )
+
+
+def given_data_path(config):
+    """Return ``data_path`` as it was given: RecBole appends the data set's name to it.
+
+    Args:
+        config (Config or Mapping): a configuration, or what a checkpoint holds of one.
+    """
+    return config["data_path"].removesuffix(config["dataset"]) or "."
+
+
+def absolute_paths(config):
+    """Return the settings that name files to read, absolute, for processes that work in other folders: dict."""
+    paths = {"data_path": given_data_path(config), "reference_dir": config["reference_dir"]}
+    if config["reference"] not in ("none", "auto"):
+        paths["reference"] = config["reference"]
+    return {key: os.path.abspath(path) for key, path in paths.items() if path}
 
 
 def _is_utf8(text):

@@ -14,6 +14,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from recbole_pref.environment import threads_per_process
 from recbole_pref.errors import PrefError
 
 _PATIENCE = timedelta(minutes=30)
@@ -151,7 +152,7 @@ def _entry(local_rank, function, arguments, queue, size, nproc, offset, ip, port
         world_size=size,
         timeout=_PATIENCE,
     )
-    torch.set_num_threads(max(1, torch.get_num_threads() // size))
+    torch.set_num_threads(threads_per_process(nproc))
     try:
         result = function(**arguments)
         if is_first():

@@ -70,6 +70,11 @@ def usable_cores():
     return os.cpu_count() or 1
 
 
+def threads_per_process(processes):
+    """Return the share of torch's threads, which ``OMP_NUM_THREADS`` sets, of each of several processes."""
+    return max(1, min(torch.get_num_threads(), usable_cores()) // processes)
+
+
 def git_commit(folder="."):
     """Return the commit checked out in ``folder``, ``-dirty`` added when files differ, or None."""
     # `describe` looks at the commit and the working tree in one call; no tag replaces the hash.

@@ -66,8 +66,10 @@ class Objective:
 
     def _floor(self):
         """Return a number that the size of the weighted sum does not reach."""
-        sizes = (_MOST if metric.partition("@")[0] in _BEYOND_ONE else 1.0 for metric in self.weights)
-        return sum(abs(weight) * size for weight, size in zip(self.weights.values(), sizes))
+        return sum(
+            abs(weight) * (_MOST if metric.partition("@")[0] in _BEYOND_ONE else 1.0)
+            for metric, weight in self.weights.items()
+        )
 
     def score(self, result):
         """Return the score of a result.

@@ -19,7 +19,7 @@ from recbole.data import create_dataset, data_preparation
 from recbole.utils import ModelType, get_environment, get_trainer, init_logger, init_seed, set_color
 
 from recbole_pref import checkpoint, data_check, distributed, memory
-from recbole_pref.config import Config
+from recbole_pref.config import Config, given_data_path
 from recbole_pref.environment import environment, write_result
 from recbole_pref.errors import PrefError
 from recbole_pref.registry import model_class
@@ -164,8 +164,7 @@ def run(
     # RecBole makes these folders in a way that fails when two processes do it at once.
     for folder in (f"./log/{config['model']}", "log_tensorboard", config["checkpoint_dir"]):
         os.makedirs(folder, exist_ok=True)
-    stem = config["run_stem"] or (_newest_stem(config) if config["resume"] is True else None)
-    stem = stem or checkpoint.run_stem(config["model"], config["dataset"])
+    stem = _known_stem(config) or checkpoint.run_stem(config["model"], config["dataset"])
     arguments["config_dict"] = {**(config_dict or {}), "run_stem": stem}
     return distributed.launch(
         run_recbole_pref, arguments, nproc, ip, port, group_offset, world_size
@@ -335,8 +334,10 @@ def _seed_again(loaders, config):
             loader.sampler.generator = loader.generator
 
 
-def _newest_stem(config):
-    """Return the stem of the run of this model and data that wrote last, or None."""
+def _known_stem(config):
+    """Return ``run_stem``, with ``resume: True`` by default that of the newest run of model and data, or None."""
+    if config["run_stem"] or config["resume"] is not True:
+        return config["run_stem"]
     return checkpoint.newest_run(config["checkpoint_dir"], f"{config['model']}-{config['dataset']}-")
 
 
@@ -346,7 +347,7 @@ def _resume(trainer, config):
     if not wanted:
         return
     if wanted is True:
-        stem = config["run_stem"] or _newest_stem(config)
+        stem = _known_stem(config)
         found = checkpoint.newest_good(config["checkpoint_dir"], stem) if stem else None
         if found is None:
             getLogger().warning(
@@ -460,8 +461,6 @@ def settings_of(state, /, **overrides):
     negatives = settings.get("train_neg_sample_args")
     if isinstance(negatives, dict) and negatives.get("distribution") == "none":
         settings["train_neg_sample_args"] = None
-    # RecBole appends the data set's name to data_path.
-    path, name = settings.get("data_path", ""), state["config"]["dataset"]
-    if path.endswith(name):
-        settings["data_path"] = path[: -len(name)] or "."
+    if "data_path" in settings:
+        settings["data_path"] = given_data_path(state["config"])
     return {**settings, **overrides}

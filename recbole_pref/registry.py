@@ -59,6 +59,12 @@ class Method:
             return settings["kl_weight"] > 0 or settings["old_policy"] == "reference"
         return True
 
+    def needs_reference(self, settings):
+        """Return whether training under these settings needs a reference model: for the loss or its negatives."""
+        if self.loss is None or settings["lambda"] == 0:
+            return False
+        return self.uses_reference(settings) or settings["neg_sampler"] == "reference_pool"
+
     def needs_log_probs(self, settings):
         """Return whether the loss needs log-probabilities rather than scores."""
         if self.normalized is not None:

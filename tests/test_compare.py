@@ -14,7 +14,7 @@ import pytest
 import torch
 from scipy import stats
 
-from recbole_pref import compare, evidence
+from recbole_pref import compare, environment, evidence
 from recbole_pref.errors import PrefError
 from recbole_pref.significance import holm, paired_bootstrap, paired_t
 
@@ -73,13 +73,13 @@ def test_paths_of_references_hold_in_the_folder_of_the_runs(tiny_dataset, tmp_pa
 
 
 def test_runs_share_the_threads_that_torch_may_use(monkeypatch):
-    monkeypatch.setattr(compare, "usable_cores", lambda: 8)
+    monkeypatch.setattr(environment, "usable_cores", lambda: 8)
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        assert compare.threads_per_run(1) == 1
+        assert environment.threads_per_process(1) == 1
         torch.set_num_threads(6)
-        assert [compare.threads_per_run(n) for n in (1, 2, 7)] == [6, 3, 1]
+        assert [environment.threads_per_process(n) for n in (1, 2, 7)] == [6, 3, 1]
     finally:
         torch.set_num_threads(before)
 

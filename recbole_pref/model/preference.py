@@ -69,10 +69,7 @@ class PreferenceMixin:
         self.register_buffer("train_count", counts, persistent=False)
         self.register_buffer("head_mask", head, persistent=False)
         self.uses_negatives = self.settings["lambda"] > 0 and self.method.loss is not None
-        self.uses_reference = self.uses_negatives and (
-            self.method.uses_reference(self.settings)
-            or self.settings["neg_sampler"] == "reference_pool"
-        )
+        self.uses_reference = self.method.needs_reference(self.settings)
         self.repeat_bias = self._new_repeat_bias(config)
         self.sampler = None
         if self.uses_negatives:

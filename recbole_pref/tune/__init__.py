@@ -13,7 +13,7 @@ from pathlib import Path
 from recbole.utils import argument_list
 
 from recbole_pref import checkpoint, reference
-from recbole_pref.config import Config
+from recbole_pref.config import Config, absolute_paths
 from recbole_pref.environment import write_result
 from recbole_pref.errors import PrefError
 from recbole_pref.objective import check_measured, check_objective
@@ -114,14 +114,10 @@ def _check_runs(config, plan):
 
 def _fixed_settings(config):
     """Return the settings that files, dict and command line gave, with paths that hold anywhere."""
-    given = {**config.file_config_dict, **config.variable_config_dict}
+    given = {**config.file_config_dict, **config.variable_config_dict, **absolute_paths(config)}
     settings = {
         key: value for key, value in given.items() if key not in ("model", "dataset", *_OWN_KEYS)
     }
-    path, name = config["data_path"], config["dataset"]
-    settings["data_path"] = os.path.abspath((path[: -len(name)] if path.endswith(name) else path) or ".")
-    if config["reference"] not in ("none", "auto"):
-        settings["reference"] = os.path.abspath(config["reference"])
     return checkpoint.to_plain(settings, other=str)
 
 
