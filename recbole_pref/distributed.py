@@ -64,10 +64,7 @@ def _packed_share(batch, size, rank):
             sequences.append(sequence[rank::size])
             kept.append(mine + seen)
         seen += len(pick)
-    kept = torch.cat(kept)
-    return replace(
-        batch, sequences=sequences, picks=picks, rows=batch.rows[kept], targets=batch.targets[kept]
-    )
+    return replace(batch.at(torch.cat(kept)), sequences=sequences, picks=picks)
 
 
 def total(value):

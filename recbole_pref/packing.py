@@ -45,22 +45,36 @@ class PackedBatch:
         picks (list of Tensor): per group [R_g] flat indices into its S_g * L_g positions, one a row.
         rows (Tensor): [R] numbers of RecBole's training rows, in the order of the picks.
         targets (Tensor): [R] their target items.
+        histories (Tensor): [R, L] their item sequences, right-padded with 0.
     """
 
     sequences: list
     picks: list
     rows: torch.Tensor
     targets: torch.Tensor
+    histories: torch.Tensor
 
     def to(self, device):
         """Return the batch on a device, copying asynchronously from pinned memory."""
-        move = lambda tensor: tensor.to(device, non_blocking=True)  # noqa: E731
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self):
+        """Return the batch in pinned memory."""
+        return self._each(torch.Tensor.pin_memory)
+
+    def at(self, kept):
+        """Return the part of some rows [r], sequences and picks left as they are."""
         return replace(
-            self,
-            sequences=[move(sequence) for sequence in self.sequences],
-            picks=[move(pick) for pick in self.picks],
-            rows=move(self.rows),
-            targets=move(self.targets),
+            self, rows=self.rows[kept], targets=self.targets[kept], histories=self.histories[kept]
+        )
+
+    def _each(self, change):
+        return PackedBatch(
+            sequences=[change(sequence) for sequence in self.sequences],
+            picks=[change(pick) for pick in self.picks],
+            rows=change(self.rows),
+            targets=change(self.targets),
+            histories=change(self.histories),
         )
 
     def __len__(self):
@@ -156,17 +170,7 @@ class PackedLoader:
         cuts = np.flatnonzero(np.diff(step_of)) + 1
         for members in np.split(order, cuts):
             batch = self._assemble(members)
-            yield self._pin(batch) if self.pin_memory else batch
-
-    @staticmethod
-    def _pin(batch):
-        return replace(
-            batch,
-            sequences=[sequence.pin_memory() for sequence in batch.sequences],
-            picks=[pick.pin_memory() for pick in batch.picks],
-            rows=batch.rows.pin_memory(),
-            targets=batch.targets.pin_memory(),
-        )
+            yield batch.pin_memory() if self.pin_memory else batch
 
     def _assemble(self, members):
         anchors, counts = self.anchors[members], self.counts[members]
@@ -180,4 +184,4 @@ class PackedLoader:
             picks.append(torch.from_numpy(which * length + position))
             rows.append(anchor[which] - back)
         rows = torch.from_numpy(np.concatenate(rows))
-        return PackedBatch(sequences, picks, rows, self.targets[rows])
+        return PackedBatch(sequences, picks, rows, self.targets[rows], self.item_lists[rows])

@@ -68,16 +68,18 @@ def test_shares_make_up_the_batch(tiny_dataset, monkeypatch):
 
     _, loaders = prepare_data(Config("LPOSASRec", config_dict=tiny_dataset), log=False)
     for batch in PackedLoader(loaders[0], stride=4):
-        rows, last = [], {}
+        rows, last, histories = [], {}, {}
         for rank in range(3):
             monkeypatch.setattr(distributed, "world", lambda rank=rank: (3, rank))
             part = distributed.share(batch)
             rows += part.rows.tolist()
             at = torch.cat([s.flatten()[p] for s, p in zip(part.sequences, part.picks)])
             last.update(zip(part.rows.tolist(), at.tolist()))
+            histories.update(zip(part.rows.tolist(), part.histories.tolist()))
         monkeypatch.setattr(distributed, "world", lambda: (1, 0))
         assert sorted(rows) == sorted(batch.rows.tolist())
         at = torch.cat([s.flatten()[p] for s, p in zip(batch.sequences, batch.picks)])
         assert last == dict(zip(batch.rows.tolist(), at.tolist()))
+        assert histories == dict(zip(batch.rows.tolist(), batch.histories.tolist()))
 
 

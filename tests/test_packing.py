@@ -101,7 +101,7 @@ def _loader(seed=1, n_users=9, max_length=5):
     return PackedLoader(_TrainData(rows, seed), stride=2), rows
 
 
-def test_batches_hold_each_row_once_with_its_target_and_last_item():
+def test_batches_hold_each_row_once_with_its_target_history_and_last_item():
     loader, (_, lists, lengths, targets) = _loader()
     seen = []
     for batch in loader:
@@ -109,6 +109,7 @@ def test_batches_hold_each_row_once_with_its_target_and_last_item():
         last_items = torch.cat([seq.flatten()[pick] for seq, pick in flat])
         rows = batch.rows.numpy()
         assert torch.equal(batch.targets, torch.from_numpy(targets[rows]))
+        assert torch.equal(batch.histories, torch.from_numpy(lists[rows]))
         assert (last_items.numpy() == lists[rows, lengths[rows] - 1]).all()
         seen.extend(rows.tolist())
     assert sorted(seen) == list(range(len(targets)))

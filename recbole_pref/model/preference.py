@@ -83,14 +83,14 @@ class PreferenceMixin:
         self.reference = self._empty_reference(config, dataset) if self.uses_reference else None
         self.reference_rows = None  # [N, H] cache of the reference, see cache_reference
         self.reference_log_z = None  # [N]
-        self._rows = dataset if self._needs_row_numbers() else None
-        if self._rows is not None and ROW_FIELD not in dataset.inter_feat:
+        self.needs_row_numbers = self.uses_reference or (
+            self.sampler is not None and self.settings["neg_sampler"] == "fixed"
+        )
+        if self.needs_row_numbers and ROW_FIELD not in dataset.inter_feat:
             numbers = torch.arange(len(dataset.inter_feat))
             dataset.inter_feat.update(Interaction({ROW_FIELD: numbers}))
-        self.history_table = (
-            dataset.inter_feat[self.ITEM_SEQ]
-            if self.repeat_bias is not None or (self.sampler is not None and self.settings["exclude_history"])
-            else None
+        self.needs_histories = self.repeat_bias is not None or (
+            self.sampler is not None and self.sampler.exclude_history
         )
         self.log_sums = {}  # name -> [2] sum and count of diagnostics since the last report
         if not self.is_plain:  # which promises RecBole's numbers to the last bit
@@ -121,11 +121,6 @@ class PreferenceMixin:
                 "representations and item vectors; set it to False or choose SASRec, GRU4Rec or Caser."
             )
         return torch.nn.Parameter(torch.zeros(()))
-
-    def _needs_row_numbers(self):
-        return self.uses_reference or (
-            self.sampler is not None and self.settings["neg_sampler"] == "fixed"
-        )
 
     def _loss_settings(self, config):
         chosen = {name: self.settings[name] for name in self.method.setting_names}
@@ -236,15 +231,11 @@ class PreferenceMixin:
         rows = None
         if packed:
             rows = interaction.rows
-        elif self._rows is not None:
+        elif self.needs_row_numbers:
             rows = interaction[ROW_FIELD]
         history = None
-        if self.history_table is not None:
-            if packed:
-                history = self.history_table[rows.to(self.history_table.device)]
-                history = history.to(rows.device)
-            else:
-                history = interaction[self.ITEM_SEQ]
+        if self.needs_histories:
+            history = interaction.histories if packed else interaction[self.ITEM_SEQ]
             if self.repeat_bias is not None:
                 history = scoring.distinct_items(history)
         return _Rows(targets, rows, history)
