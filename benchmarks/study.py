@@ -3,10 +3,12 @@
     python benchmarks/study.py --dataset=ml-100k --seeds=5 --processes=2
     python benchmarks/study.py --dataset=amazon-beauty --data_path=dataset/ --seeds=5
     python benchmarks/study.py --dataset=ml-100k --backbones=GRU4Rec,Caser --entries=CE,LPO
+    python benchmarks/study.py --dataset=ml-100k --seeds=5 --masked
 
 Every entry trains until its validation score has not improved for ten epochs. Finished
 runs are not repeated. Writes what ``--compare`` writes to OUTPUT/<dataset>-<backbone>; prints its table and
-the metrics under three readings of the tail, from the stored ranks, without training again.
+the metrics under three readings of the tail, from the stored ranks, without training again. --masked ranks the
+test set of the finished runs once more, items of the user's history left out.
 """
 
 import argparse
@@ -89,6 +91,32 @@ def by_tail(folder, labels):
     return tabulate(rows, header, "github", disable_numparse=True)
 
 
+def with_masked_history(folder, labels, data_path):
+    """Return a table of test metrics with ``mask_history: true``, from the best checkpoints: mean +- std."""
+    from recbole.utils import get_trainer
+
+    from recbole_pref.compare import load_record
+    from recbole_pref.quick_start import load_data_and_model
+
+    metrics = ("hit@10", "ndcg@10", "headndcg@10", "tailhit@10", "tailndcg@10")
+    found = {label: [] for label in labels}
+    for name in json.loads((folder / "comparison.json").read_text(encoding="utf-8"))["runs"]:
+        record, _ = load_record(folder, name)
+        config, model, _, train_data, _, test_data = load_data_and_model(
+            str(folder / record["checkpoint"]), mask_history=True, data_path=data_path, state="ERROR"
+        )
+        trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
+        trainer.eval_collector.data_collect(train_data)
+        result = trainer.evaluate(test_data, load_best_model=False)
+        found[record["label"]].append([result[metric] for metric in metrics])
+    rows = []
+    for label, values in found.items():
+        spread = np.std(values, axis=0, ddof=1) if len(values) > 1 else [np.nan] * len(metrics)
+        cells = [f"{mean:.4f} ± {std:.4f}" for mean, std in zip(np.mean(values, axis=0), spread)]
+        rows.append([label, len(values), *cells])
+    return tabulate(rows, ["history masked", "seeds", *metrics], "github", disable_numparse=True)
+
+
 def main():
     """Run what is missing and print both tables for each backbone."""
     from recbole_pref.compare import compare
@@ -104,6 +132,7 @@ def main():
     parser.add_argument("--baseline", help="entry that the tests compare with, by default the first")
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--output", default="study")
+    parser.add_argument("--masked", action="store_true", help="rank without the user's history as well")
     arguments = parser.parse_args()
     sys.argv = sys.argv[:1]
     for backbone in arguments.backbones.split(","):
@@ -115,7 +144,10 @@ def main():
             config_dict={**SHARED, "data_path": arguments.data_path},
         )  # fmt: skip
         print(done.text)
-        print(by_tail(folder, [row["label"] for row in done.rows]))
+        labels = [row["label"] for row in done.rows]
+        print(by_tail(folder, labels))
+        if arguments.masked:
+            print(with_masked_history(folder, labels, arguments.data_path))
         draw_all(folder)
         print(f"report: {write_report(folder)}")
 

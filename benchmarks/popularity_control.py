@@ -1,0 +1,105 @@
+"""The control for every method that moves places to the tail: the baseline's scores less c log(1 + count).
+
+    python benchmarks/popularity_control.py --folder=study/ml-100k-SASRec --entry="CE repeat bias SASRec" \\
+        --against="LPO recommended SASRec"
+
+Logit adjustment after training (Menon et al., "Long-tail learning via logit adjustment", arXiv 2007.07314): no
+training, one number c, the same for all items and users; count is an item's number of training interactions.
+Takes the finished runs of one entry of a study or comparison, chooses c for each seed on the validation set as
+``recommended/LPO.yaml`` chooses its epoch (best tail NDCG@10 among those that keep 99% of the overall NDCG@10) and
+prints test metrics, and p-values of the paired t-test over users against another entry.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from tabulate import tabulate
+
+STRENGTHS = [step / 50 for step in range(26)]  # c: 0 to 0.5
+KEPT = 0.99  # share of the overall metric that must stay
+OVERALL, TAIL = "ndcg@10", "tailndcg@10"
+METRICS = ("hit@10", OVERALL, "headndcg@10", "tailhit@10", TAIL)
+
+
+@torch.no_grad()
+def ranks_by_strength(model, loader):
+    """Return what ``evidence.user_values`` reads, for each strength: list of dict of arrays."""
+    strengths = torch.tensor(STRENGTHS)
+    popularity = torch.log1p(model.train_count.float())  # [n_items]
+    ranks, targets = [], []
+    for interaction, _, rows, items in loader:
+        scores = model.full_sort_predict(interaction).view(len(interaction), -1)[rows]  # [P, n_items]
+        scores[:, 0] = -torch.inf  # padding
+        own = scores.gather(1, items.unsqueeze(1))
+        # c (own's popularity - the other's) outweighs the score gap, or does not.
+        gap, lead = scores - own, popularity - popularity[items].unsqueeze(1)
+        ranks.append(torch.stack([(gap > c * lead).sum(1) + 1 for c in strengths]))  # [C, P]
+        targets.append(items)
+    shared = {"target": torch.cat(targets).numpy(), "tail": ~model.head_mask.numpy()}
+    return [{**shared, "rank": rank} for rank in torch.cat(ranks, dim=1).numpy()]
+
+
+def mean_of(arrays, metric):
+    """Return the mean of a metric over its users."""
+    from recbole_pref.evidence import user_values
+
+    return user_values(arrays, metric)[0].mean()
+
+
+def chosen(valid):
+    """Return the index of the strength that the rule takes on validation data."""
+    bound = KEPT * mean_of(valid[0], OVERALL)
+    allowed = [number for number, arrays in enumerate(valid) if mean_of(arrays, OVERALL) >= bound]
+    return max(allowed, key=lambda number: mean_of(valid[number], TAIL))
+
+
+def main():
+    """Adjust the runs of an entry and print the table."""
+    from recbole_pref.compare import load_record
+    from recbole_pref.evidence import user_values
+    from recbole_pref.quick_start import load_data_and_model
+    from recbole_pref.significance import paired_t
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--folder", required=True, type=Path)
+    parser.add_argument("--entry", default="CE repeat bias SASRec")
+    parser.add_argument("--against", default="LPO recommended SASRec")
+    parser.add_argument("--data_path", default="dataset/")
+    arguments = parser.parse_args()
+    sys.argv = sys.argv[:1]
+    names = json.loads((arguments.folder / "comparison.json").read_text(encoding="utf-8"))["runs"]
+    runs = [load_record(arguments.folder, name) for name in names]
+    others = {record["seed"]: arrays for record, arrays in runs if record["label"] == arguments.against}
+    rows = {name: [] for name in (f"{arguments.entry} as it is", "less c log(1 + count)", arguments.against)}
+    taken, adjusted = [], {}
+    for record, _ in runs:
+        if record["label"] != arguments.entry:
+            continue
+        _, model, *_, valid_data, test_data = load_data_and_model(
+            str(arguments.folder / record["checkpoint"]), data_path=arguments.data_path, state="ERROR"
+        )
+        model.eval()
+        number = chosen(ranks_by_strength(model, valid_data))
+        test = ranks_by_strength(model, test_data)
+        taken.append(STRENGTHS[number])
+        adjusted[record["seed"]] = test[number]
+        found = (test[0], test[number], others.get(record["seed"]))
+        for values, arrays in zip(rows.values(), found):
+            if arrays is not None:
+                values.append([mean_of(arrays, metric) for metric in METRICS])
+    table = [[label, len(v), *(f"{mean:.4f}" for mean in np.mean(v, axis=0))] for label, v in rows.items() if v]
+    print(f"c by seed: {dict(zip(adjusted, taken))}")
+    print(tabulate(table, ["test set", "seeds", *METRICS], "github", disable_numparse=True))
+    common = [seed for seed in adjusted if seed in others]
+    for metric in METRICS if common else ():
+        gaps = [user_values(others[s], metric)[0] - user_values(adjusted[s], metric)[0] for s in common]
+        gap = np.mean(gaps, axis=0)  # [users]
+        print(f"{metric}: {arguments.against} less the line above {gap.mean():+.4f}, p = {paired_t(gap):.2g}")
+
+
+if __name__ == "__main__":
+    main()
