@@ -81,13 +81,14 @@ class PackedBatch:
         return len(self.rows)
 
 
-def build_windows(users, item_lists, lengths, targets, stride):
+def build_windows(users, item_lists, lengths, targets, stride, most):
     """Group training rows into windows.
 
     Args:
         users, lengths, targets (ndarray): [N] user, prefix length and target item of each row.
         item_lists (ndarray): [N, L] prefixes, right-padded with 0.
         stride (int): rows per window once a sequence is longer than L.
+        most (int): rows that any window may serve: those of a step.
 
     Returns:
         tuple of ndarray: last row of each window and how many rows, ending there, it serves.
@@ -95,7 +96,7 @@ def build_windows(users, item_lists, lengths, targets, stride):
     n_rows, max_length = item_lists.shape
     if n_rows == 0:
         return np.zeros(0, np.int64), np.zeros(0, np.int64)
-    stride = min(stride, max_length)  # a window has no more positions to serve
+    stride = min(stride, max_length, most)  # a window has no more than L positions to serve
     # A row continues the one before when it is the same user's sequence, one item on.
     same_user = users[1:] == users[:-1]
     grows = same_user & (lengths[1:] == lengths[:-1] + 1)
@@ -110,17 +111,21 @@ def build_windows(users, item_lists, lengths, targets, stride):
     run_end = np.r_[run_start[1:], n_rows]  # exclusive
     slide_count = np.add.reduceat(np.r_[False, slides].astype(np.int64), run_start)
     first_end = run_end - slide_count  # exclusive end of the rows that share the first window
-    windows_after = -(-slide_count // stride)
-    window_of_run = np.repeat(np.arange(len(run_start)), windows_after)
-    nth = np.arange(len(window_of_run)) - np.repeat(
-        np.cumsum(windows_after) - windows_after, windows_after
-    )
-    later_start = first_end[window_of_run] + nth * stride
-    later_end = np.minimum(later_start + stride, run_end[window_of_run])
-    anchors = np.r_[first_end, later_end] - 1
-    counts = np.r_[first_end - run_start, later_end - later_start]
+    first = _pieces(run_start, first_end, most)
+    later = _pieces(first_end, run_end, stride)
+    ends = np.r_[first[1], later[1]]
+    anchors, counts = ends - 1, ends - np.r_[first[0], later[0]]
     order = np.argsort(anchors, kind="stable")
     return anchors[order], counts[order]
+
+
+def _pieces(starts, ends, size):
+    """Cut ranges [starts, ends) into pieces of at most ``size``: their starts and ends."""
+    number = -(-(ends - starts) // size)
+    whole = np.repeat(np.arange(len(starts)), number)
+    nth = np.arange(len(whole)) - np.repeat(np.cumsum(number) - number, number)
+    begins = starts[whole] + nth * size
+    return begins, np.minimum(begins + size, ends[whole])
 
 
 class PackedLoader:
@@ -152,9 +157,11 @@ class PackedLoader:
             self.lengths,
             self.targets.numpy(),
             stride,
+            self.batch_size,
         )
 
     def __len__(self):
+        """Return how many steps RecBole's rows make; an order of the windows may give one less."""
         return -(-int(self.counts.sum()) // self.batch_size)
 
     def __iter__(self):

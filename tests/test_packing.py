@@ -1,6 +1,7 @@
 """Windows of shared prefixes against a plain reading of RecBole's rows."""
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -31,10 +32,11 @@ _SEQUENCES = st.lists(st.lists(st.integers(1, 6), min_size=2, max_size=17), min_
 
 
 @settings(deadline=None, max_examples=150)
-@given(_SEQUENCES, st.integers(1, 6), st.integers(1, 6))
-def test_every_row_is_served_once_and_sees_its_items(sequences, max_length, stride):
+@given(_SEQUENCES, st.integers(1, 6), st.integers(1, 6), st.integers(1, 9))
+def test_every_row_is_served_once_and_sees_its_items(sequences, max_length, stride, most):
     users, lists, lengths, targets = _rows(sequences, max_length)
-    anchors, counts = build_windows(users, lists, lengths, targets, stride)
+    anchors, counts = build_windows(users, lists, lengths, targets, stride, most)
+    assert (counts <= most).all()
     served = np.concatenate([np.arange(a - c + 1, a + 1) for a, c in zip(anchors, counts)])
     assert sorted(served) == list(range(len(users)))
     for anchor, count in zip(anchors, counts):
@@ -50,7 +52,7 @@ def test_every_row_is_served_once_and_sees_its_items(sequences, max_length, stri
 
 def test_short_sequences_are_exact_and_long_ones_keep_context():
     users, lists, lengths, targets = _rows([list(range(1, 12))], max_length=4)
-    anchors, counts = build_windows(users, lists, lengths, targets, stride=2)
+    anchors, counts = build_windows(users, lists, lengths, targets, stride=2, most=9)
     # Rows 0..3 have prefixes of 1..4 items from the start; rows 4..9 slide two at a time.
     assert anchors.tolist() == [3, 5, 7, 9]
     assert counts.tolist() == [4, 2, 2, 2]
@@ -60,7 +62,7 @@ def test_rows_that_are_no_prefixes_stand_alone():
     users = np.array([1, 1, 2])
     lists = np.array([[3, 4, 0], [5, 6, 7], [3, 0, 0]])
     lengths, targets = np.array([2, 3, 1]), np.array([9, 8, 9])
-    anchors, counts = build_windows(users, lists, lengths, targets, stride=3)
+    anchors, counts = build_windows(users, lists, lengths, targets, stride=3, most=9)
     assert anchors.tolist() == [0, 1, 2] and counts.tolist() == [1, 1, 1]
 
 
@@ -94,11 +96,13 @@ class _TrainData:
         self.generator = torch.Generator().manual_seed(seed)
 
 
-def _loader(seed=1, n_users=9, max_length=5):
+def _loader(seed=1, n_users=9, max_length=5, batch_size=7):
     rng = np.random.default_rng(0)
     sequences = [rng.integers(1, 30, rng.integers(2, 14)).tolist() for _ in range(n_users)]
     rows = _rows(sequences, max_length)
-    return PackedLoader(_TrainData(rows, seed), stride=2), rows
+    train_data = _TrainData(rows, seed)
+    train_data.step = batch_size
+    return PackedLoader(train_data, stride=2), rows
 
 
 def test_batches_hold_each_row_once_with_its_target_history_and_last_item():
@@ -113,6 +117,16 @@ def test_batches_hold_each_row_once_with_its_target_history_and_last_item():
         assert (last_items.numpy() == lists[rows, lengths[rows] - 1]).all()
         seen.extend(rows.tolist())
     assert sorted(seen) == list(range(len(targets)))
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 7, 50])
+def test_no_step_is_left_out_however_small_it_is(batch_size):
+    # The schedule of the learning rate counts on the number of steps.
+    loader, _ = _loader(max_length=12, batch_size=batch_size)
+    for _ in range(4):
+        batches = list(loader)
+        assert len(loader) - 1 <= len(batches) <= len(loader)
+        assert max(map(len, batches)) < 2 * batch_size
 
 
 def test_the_generator_decides_the_order():
