@@ -43,8 +43,10 @@ def _tangent_exp(x):
 
 
 def _kl_terms(log_ratios):
-    """Return the k3 estimate of KL(pi, pi_ref) from log pi_ref - log pi, elementwise, >= 0."""
-    return _tangent_exp(log_ratios) - log_ratios - 1
+    """Return the k3 estimate of KL(pi, pi_ref), e^x - x - 1 of x = log pi_ref - log pi, elementwise."""
+    near = log_ratios.clamp(max=_EXP_LIMIT)
+    slope = torch.expm1(near)  # keeps the digits that 1 + x loses near 0
+    return slope - near + slope * (log_ratios - near)
 
 
 def _unknown(name, value, options):
@@ -269,7 +271,7 @@ def dynamicpo(pos, neg, ref_pos, ref_neg, *, beta, gamma, dynamic_base, dynamic_
         ``boundary_size``, the number of boundary negatives.
 
     Reference: DynamicPO, arXiv 2605.00327, as the authors' code has it (the equations were not seen);
-    there k-means starts from a random seed, and a tie with K = 1 divides by zero.
+    there k-means starts from one fixed seed, and a tie with K = 1 divides by zero.
     """
     pos, neg = _island(pos, neg)
     boundary, rest = boundary_negatives(pos, neg)

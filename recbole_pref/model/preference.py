@@ -11,6 +11,7 @@ the head/tail weights. Which scores are computed follows from what the parts nee
 """
 
 from copy import copy
+from logging import getLogger
 
 import torch
 from recbole.data.interaction import Interaction
@@ -124,8 +125,15 @@ class PreferenceMixin:
 
     def _loss_settings(self, config):
         chosen = {name: self.settings[name] for name in self.method.setting_names}
-        if chosen.get("tawin_anchor") == "auto":
-            chosen["tawin_anchor"] = losses.anchor_for(int(config["valid_metric"].split("@")[1]))
+        if chosen.get("tawin_anchor") == "auto" and self.uses_negatives:
+            wanted, last = losses.anchor_for(int(config["valid_metric"].split("@")[1])), self.sampler.k - 1
+            if wanted > last:
+                getLogger().warning(
+                    f"tawin_anchor='auto' is rank {wanted} for valid_metric={config['valid_metric']!r}, and "
+                    f"num_negatives={last + 1} ends at rank {last}, which is taken: "
+                    f"{2 * (wanted + 1)} negatives would hold the window."
+                )
+            chosen["tawin_anchor"] = min(wanted, last)
         return chosen
 
     @property
