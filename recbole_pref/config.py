@@ -51,6 +51,7 @@ _RECBOLES_REFUSALS = (
 )  # fmt: skip
 # What metrics with a cut-off are computed from.
 _CUT = ("rec.topk", "rec.items")
+_TRANSFORM_KEYS = {"crop_itemseq": "eta", "reorder_itemseq": "beta"}  # RecBole's transforms, what each reads
 # Names that columns have or get; two of the same would overwrite each other.
 _FIELDS = (
     "USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD", "LABEL_FIELD", "ITEM_LIST_LENGTH_FIELD", "POSITION_FIELD",
@@ -362,11 +363,27 @@ class Config(RecBoleConfig):
                 f"reference='none' is not possible: {what} a reference model, "
                 "set reference to auto or to the path of a checkpoint."
             )
+        if "tawin_anchor" in method.setting_names and final["lambda"] > 0:
+            self._check_anchor()
         loss_type = self.external_config_dict.get("loss_type", "CE")
         if loss_type != "CE":
             raise PrefError(
                 f"loss_type={shown(loss_type)} does not go with {self.model}: leave it at 'CE', "
                 "the method brings its own loss."
+            )
+
+    def _check_anchor(self):
+        final = self.final_config_dict
+        anchor, negatives = final["tawin_anchor"], final["num_negatives"]
+        if anchor == "auto" and not str(final["valid_metric"]).partition("@")[2].isdigit():
+            raise PrefError(
+                "tawin_anchor='auto' takes the cut-off of valid_metric, and "
+                f"valid_metric={shown(final['valid_metric'])} has none: set tawin_anchor to a whole number."
+            )
+        if anchor != "auto" and anchor >= negatives:
+            raise PrefError(
+                f"tawin_anchor={anchor} lies beyond the {negatives} negatives, ranks 0 to {negatives - 1}: set "
+                f"num_negatives to {2 * (anchor + 1)} or tawin_anchor to less."
             )
 
     def _tidied(self, key, value, setting):
@@ -420,6 +437,9 @@ class Config(RecBoleConfig):
                     f"mask_ratio={share} masks no item of MAX_ITEM_LIST_LENGTH={length}: set a larger one, as "
                     "transform='mask_itemseq' needs it."
                 )
+        needed = _TRANSFORM_KEYS.get(final.get("transform"))
+        if needed and not isinstance(final.get(needed), Real):
+            raise PrefError(f"{needed} is not set: transform={final['transform']!r} needs it, as a share below 1.")
 
     def _check_texts(self):
         final = self.final_config_dict

@@ -20,7 +20,7 @@ from recbole_pref.errors import PrefError
 
 # What shapes the training of a reference beside the data and the backbone's own settings.
 _TRAINING_KEYS = (
-    "seed", "learner", "weight_decay", "train_batch_size", "eval_step", "stopping_step",
+    "seed", "shuffle", "learner", "weight_decay", "train_batch_size", "eval_step", "stopping_step",
     "clip_grad_norm", "valid_metric", "eval_args", "mask_history", "MAX_ITEM_LIST_LENGTH",
     "train_positions", "window_stride", "reference_epochs", "reference_learning_rate",
     "head_ratio", "tail_split", "repeat_bias", "enable_amp", "enable_scaler", "amp_dtype", "matmul_precision",

@@ -79,10 +79,24 @@ def test_a_backbones_own_file_is_read():
         ({"neg_sampler": "reference_pool", "reference": "none"}, "reference_pool.*auto"),
         ({"mask_history": "yes"}, "mask_history='yes'"),
         ({"data_path": 3}, "data_path=3"),
+        ({"transform": "crop_itemseq"}, "eta is not set.*crop_itemseq"),
+        ({"transform": "reorder_itemseq"}, "beta is not set.*reorder_itemseq"),
     ],
 )
 def test_mistakes_are_named(settings, match):
     refused(match, **settings)
+
+
+@pytest.mark.parametrize(
+    "settings, match",
+    [
+        ({"valid_metric": "GAUC", "metrics": ["GAUC"]}, "valid_metric='GAUC' has none: set tawin_anchor"),
+        ({"tawin_anchor": 20}, "tawin_anchor=20 lies beyond the 20 negatives.*num_negatives to 42"),
+    ],
+)
+def test_a_window_of_tawin_outside_its_group_is_refused(settings, match):
+    refused(match, model="TAWinSASRec", **settings)
+    Config("TAWinSASRec", "ml-100k", config_dict={"tawin_anchor": 19})
 
 
 @pytest.mark.parametrize(
