@@ -71,7 +71,8 @@ def dispatch(rows, gates, experts, n_experts, run_expert):
 
 def expert_counts(experts, n_experts):
     """Return how many rows each expert was chosen for: [E] int64."""
-    return torch.bincount(experts.flatten(), minlength=n_experts)
+    # Not bincount: on a GPU it waits for the largest value.
+    return (experts.reshape(-1, 1) == torch.arange(n_experts, device=experts.device)).sum(dim=0)
 
 
 def balance_loss(probs, experts):
