@@ -18,7 +18,7 @@ import yaml
 from recbole_pref import checkpoint
 from recbole_pref.errors import PrefError
 from recbole_pref.quick_start import run_recbole_pref
-from recbole_pref.tune import tune
+from recbole_pref.tune import _searcher, tune
 from recbole_pref.tune.space import SCHEDULERS, Domain, as_setting, read_plan
 
 SPACE = {"tau": {"loguniform": [0.05, 2.0]}, "num_negatives": {"quniform": [1, 4, 1]}}
@@ -127,6 +127,14 @@ def test_mistakes_end_before_ray_starts(settings, tmp_path, monkeypatch, changes
     with pytest.raises(PrefError, match=words):
         tune("LPOSASRec", "tiny", wrong(**changes), config_dict={**settings, **more},
              storage_path=str(tmp_path))  # fmt: skip
+
+
+def test_a_random_search_limits_its_trials():
+    def searcher(**more):
+        return _searcher(read_plan(wrong(**more), "LPOSASRec"), {"seed": 1})
+
+    assert searcher(max_concurrent=2).max_concurrent == 2
+    assert searcher().max_concurrent == 0  # as many as fit
 
 
 # -- sweeps

@@ -244,12 +244,14 @@ def _tuner(plan, config, shared, storage, name, restorable, resources, quiet, ra
     if restorable:
         return ray_tune.Tuner.restore(f"{storage}/{name}", trainable, param_space=space)
     scheduler, searcher = _scheduler(plan, config), _searcher(plan, config)
+    # Ray ignores it, without a word, for the random search, which limits itself.
+    most = None if plan.search == "random" else plan.max_concurrent
     return ray_tune.Tuner(
         trainable,
         param_space=space,
         tune_config=ray_tune.TuneConfig(
             metric="score", mode="max", num_samples=plan.num_samples, scheduler=scheduler,
-            search_alg=searcher, max_concurrent_trials=plan.max_concurrent,
+            search_alg=searcher, max_concurrent_trials=most,
             trial_name_creator=_trial_id, trial_dirname_creator=_trial_id,
         ),
         run_config=ray_tune.RunConfig(
@@ -361,4 +363,4 @@ def _searcher(plan, config):
         raise PrefError(
             f"tune: search {plan.search!r} needs a package that is missing ({error}): pip install {packages}."
         ) from None
-    return search.BasicVariantGenerator(random_state=seed)
+    return search.BasicVariantGenerator(random_state=seed, max_concurrent=plan.max_concurrent or 0)
