@@ -14,11 +14,12 @@ import psutil
 import pytest
 import ray
 import yaml
+from ray.tune.schedulers import pbt
 
 from recbole_pref import checkpoint
 from recbole_pref.errors import PrefError
 from recbole_pref.quick_start import run_recbole_pref
-from recbole_pref.tune import _searcher, tune
+from recbole_pref.tune import _scheduler, _searcher, tune
 from recbole_pref.tune.space import SCHEDULERS, Domain, as_setting, read_plan
 
 SPACE = {"tau": {"loguniform": [0.05, 2.0]}, "num_negatives": {"quniform": [1, 4, 1]}}
@@ -135,6 +136,29 @@ def test_a_random_search_limits_its_trials():
 
     assert searcher(max_concurrent=2).max_concurrent == 2
     assert searcher().max_concurrent == 0  # as many as fit
+
+
+def test_population_based_training_stays_in_the_space():
+    space = {
+        "lpo_space": {"choice": ["probability", "logit"]},
+        "pool_size": {"choice": [5, 10, 20]},
+        "num_negatives": {"randint": [1, 5]},
+        "hidden_dropout_prob": {"quniform": [0.1, 0.5, 0.1]},
+        "tau": {"loguniform": [0.05, 2.0]},
+    }
+    scheduler = _scheduler(read_plan(wrong(space=space, scheduler="pbt"), "LPOSASRec"), {"epochs": 9})
+    params = {"lpo_space": "logit", "pool_size": 10, "num_negatives": 2, "hidden_dropout_prob": 0.3, "tau": 1.0}
+    seen = {key: set() for key in space}
+    for _ in range(300):
+        params, _ = pbt._explore(
+            params, scheduler._hyperparam_mutations, 0.25, (0.8, 1.2), scheduler._custom_explore_fn
+        )
+        for key, value in params.items():
+            seen[key].add(round(value, 9) if key == "hidden_dropout_prob" else value)
+    assert seen["lpo_space"] == {"probability", "logit"} and seen["pool_size"] == {5, 10, 20}
+    assert seen["num_negatives"] == {1, 2, 3, 4}
+    assert seen["hidden_dropout_prob"] == {0.1, 0.2, 0.3, 0.4, 0.5}
+    assert 0.05 <= min(seen["tau"]) < max(seen["tau"]) <= 2
 
 
 # -- sweeps

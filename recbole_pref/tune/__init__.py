@@ -21,7 +21,7 @@ from recbole_pref.quick_start import build_run, prepare_data, run_recbole_pref
 from recbole_pref.registry import split_model_name
 from recbole_pref.tune.progress import Progress
 from recbole_pref.tune.results import finish
-from recbole_pref.tune.space import Plan, as_setting, read_plan
+from recbole_pref.tune.space import RANGES, Plan, as_setting, read_plan
 from recbole_pref.tune.trial import train_trial
 
 __all__ = ["Plan", "read_plan", "tune"]
@@ -319,7 +319,12 @@ def _scheduler(plan, config):
             min_samples_required=int(options["min_trials"]),
         )  # fmt: skip
     if plan.scheduler == "pbt":
-        mutated = {k: d.to_ray() for k, d in plan.space.items() if d.kind not in ("grid", "fixed")}
+        mutated = {
+            # Ray steps to a neighbour in a list; it would multiply what a choice of its own gave.
+            key: list(domain.values) if domain.kind == "choice" else domain.to_ray()
+            for key, domain in plan.space.items()
+            if domain.kind not in ("grid", "fixed")
+        }
         return schedulers.PopulationBasedTraining(
             time_attr="epoch", perturbation_interval=options["interval_epochs"],
             quantile_fraction=options["quantile"], hyperparam_mutations=mutated,
@@ -329,14 +334,13 @@ def _scheduler(plan, config):
 
 
 def _within(plan):
-    """Return a function that brings mutated values back into their ranges: PBT multiplies by 1.2."""
-    ranges = ("uniform", "loguniform", "quniform")
-    bounds = {key: domain.values[:2] for key, domain in plan.space.items() if domain.kind in ranges}
+    """Return a function that brings mutated values back into the space: PBT multiplies by 0.8 or 1.2."""
+    ranges = {key: domain for key, domain in plan.space.items() if domain.kind in RANGES}
 
-    def clipped(params):
-        return {k: min(max(v, bounds[k][0]), bounds[k][1]) if k in bounds else v for k, v in params.items()}
+    def moved(params):
+        return {k: ranges[k].nearest(v) if k in ranges else v for k, v in params.items()}
 
-    return clipped
+    return moved
 
 
 def _searcher(plan, config):

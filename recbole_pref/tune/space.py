@@ -58,6 +58,13 @@ class Domain:
         low, high = self.values[:2]
         return [low, high - 1] if self.kind == "randint" else [low, high]
 
+    def nearest(self, value):
+        """Return the value of a range that is nearest to ``value``."""
+        low, high = self.ends()
+        step = {"randint": 1, "quniform": self.values[-1]}.get(self.kind)
+        value = round(value / step) * step if step else value
+        return min(max(value, low), high)
+
     def to_ray(self):
         """Return Ray Tune's domain."""
         from ray import tune
