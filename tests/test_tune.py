@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -17,9 +18,11 @@ import yaml
 from ray.tune.schedulers import pbt
 
 from recbole_pref import checkpoint
+from recbole_pref.config import Config
 from recbole_pref.errors import PrefError
 from recbole_pref.quick_start import run_recbole_pref
 from recbole_pref.tune import _scheduler, _searcher, tune
+from recbole_pref.tune.results import finish
 from recbole_pref.tune.space import SCHEDULERS, Domain, as_setting, read_plan
 
 SPACE = {"tau": {"loguniform": [0.05, 2.0]}, "num_negatives": {"quniform": [1, 4, 1]}}
@@ -161,6 +164,17 @@ def test_population_based_training_stays_in_the_space():
     assert 0.05 <= min(seen["tau"]) < max(seen["tau"]) <= 2
 
 
+def test_failed_trials_that_reported_are_no_success(settings, tmp_path):
+    failed = SimpleNamespace(
+        path=str(tmp_path / "t1"), metrics={"best_score": 0.1, "epoch": 1}, config={"tau": 0.1},
+        error=RuntimeError("PrefError: the loss is nan"),
+    )  # fmt: skip
+    plan = read_plan({"space": {"tau": {"uniform": [0.1, 1]}}}, "LPOSASRec")
+    wanted = {"objective": {"weights": {"NDCG@10": 1.0}}}
+    with pytest.raises(PrefError, match="no trial succeeded.*the loss is nan"):
+        finish([failed], tmp_path, plan, Config("LPOSASRec", "tiny", config_dict=settings), wanted)
+
+
 # -- sweeps
 
 
@@ -235,7 +249,7 @@ def test_an_exploding_trial_is_marked_and_does_not_stop_the_sweep(settings, tmp_
 
 def test_no_trial_with_a_result_is_told(settings, tmp_path, ray_here):
     sweep = {"space": {"learning_rate": {"choice": [1e30, 1e31]}}, "num_samples": 1, "max_failures": 0}
-    with pytest.raises(PrefError, match="no trial has a result.*not finite"):
+    with pytest.raises(PrefError, match="no trial succeeded.*not finite"):
         tune("LPOSASRec", "tiny", sweep, config_dict={**settings, "learner": "sgd"},
              storage_path=str(tmp_path), name="s")  # fmt: skip
 

@@ -73,7 +73,7 @@ def finish(grid, folder, plan, config, settings):
     metrics, which are measured for the winner alone).
 
     Raises:
-        PrefError: no trial has a result.
+        PrefError: no trial succeeded, whatever failed ones had reported before.
     """
     rows = trial_rows(grid, plan)
     write_result(folder / "trials.json", {"objective": settings["objective"], "trials": rows})
@@ -83,9 +83,10 @@ def finish(grid, folder, plan, config, settings):
         folder / "table.md", lambda file: file.write(f"{text}\n".encode()), "storage_path"
     )
     print(text)
-    if not rows or rows[0]["score"] is None:
+    # The best of the trials that ended well comes first.
+    if not rows or rows[0]["state"] == "failed" or rows[0]["score"] is None:
         reasons = "; ".join(dict.fromkeys(row["reason"] for row in rows if row["reason"]))
-        raise PrefError(f"tune: no trial has a result ({reasons or 'none was started'}).")
+        raise PrefError(f"tune: no trial succeeded ({reasons or 'none was started'}).")
     _draw(rows, plan, folder, _pair(settings, config))
     winner = next(result for result in grid if Path(result.path).name == rows[0]["trial_id"])
     test = export(winner, folder, config, plan)
