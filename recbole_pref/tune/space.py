@@ -39,6 +39,8 @@ SCHEDULERS = {
     "median": {"grace_epochs": 5, "min_trials": 3},
     "pbt": {"interval_epochs": 5, "quantile": 0.25},
 }
+# Of the options of a scheduler or a search: above the first number, at most the second.
+_LIMITS = {"reduction_factor": (1, math.inf), "quantile": (0, 0.5)}
 TOP_KEYS = (
     "space", "objective", "search", "scheduler", "num_samples", "max_failures", "max_concurrent",
 )  # fmt: skip
@@ -236,10 +238,14 @@ def _domain(key, value):
     return Domain(kind, values)
 
 
+def is_number(value):
+    """Return whether a value of a sweep file is a finite number."""
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def _check_range(key, kind, values):
     wanted = RANGES[kind]
-    numbers = all(isinstance(v, Real) and not isinstance(v, bool) and math.isfinite(v) for v in values)
-    if len(values) != wanted or not numbers:
+    if len(values) != wanted or not all(map(is_number, values)):
         names = "low, high" + (", step" if wanted == 3 else "")
         raise PrefError(f"tune: {key}: {kind} takes [{names}] as numbers, not {list(values)!r}.")
     low, high = values[:2]
@@ -249,6 +255,10 @@ def _check_range(key, kind, values):
         raise PrefError(f"tune: {key}: loguniform needs a low end above 0, not {low!r}.")
     if kind == "quniform" and not 0 < values[2] <= high - low:
         raise PrefError(f"tune: {key}: quniform needs a step above 0, within the range, not {values[2]!r}.")
+    if kind == "quniform" and any(
+        not math.isclose(end / values[2], round(end / values[2])) for end in (low, high)
+    ):
+        raise PrefError(f"tune: {key}: quniform {list(values)!r} needs ends that are multiples of the step.")
     if kind == "randint" and any(value != int(value) for value in values):
         raise PrefError(f"tune: {key}: randint takes whole numbers, not {list(values)!r}.")
 
@@ -307,6 +317,8 @@ def _named(value, key, known):
                 f"tune: {option!r} is no option of {key} {name!r} ({', '.join(known[name]) or 'none'})."
                 f"{suggest(option, known[name])}"
             )
-        if isinstance(number, bool) or not isinstance(number, Real) or number <= 0:
-            raise PrefError(f"tune: {option}={number!r} is not accepted: set it to a number above 0.")
+        above, most = _LIMITS.get(option, (0, math.inf))
+        if not is_number(number) or not above < number <= most:
+            end = "" if most == math.inf else f" and at most {most}"
+            raise PrefError(f"tune: {option}={number!r} is not accepted: set it to a number above {above}{end}.")
     return name, {**known[name], **given}
