@@ -21,7 +21,7 @@ from recbole_pref import checkpoint
 from recbole_pref.config import Config
 from recbole_pref.errors import PrefError
 from recbole_pref.quick_start import run_recbole_pref
-from recbole_pref.tune import _scheduler, _searcher, tune
+from recbole_pref.tune import _objective, _scheduler, _searcher, tune
 from recbole_pref.tune.results import finish
 from recbole_pref.tune.space import SCHEDULERS, Domain, as_setting, read_plan
 
@@ -112,6 +112,9 @@ def test_counts_stay_whole():
     assert isinstance(as_setting("tau", 1.0), float)
 
 
+KEPT = {"maximize": "TailNDCG@10", "keep": "NDCG@10"}
+
+
 @pytest.fixture
 def settings(tiny_dataset):
     keys = set(tiny_dataset) - {"checkpoint_dir", "dataset"}
@@ -125,17 +128,39 @@ def settings(tiny_dataset):
         ({"space": {"run_stem": {"choice": ["a", "b"]}}}, {}, "set by the sweep itself"),
         ({"objective": "TailNDCG@7"}, {}, "add 7 to it"),
         ({"objective": {"maximize": "TailNDCG@10"}}, {}, "is not understood"),
+        ({"objective": {**KEPT, "baseline": "LPO"}}, {}, "baseline='LPO' .* CE or a number"),
+        ({"objective": {**KEPT, "baseline": None}}, {}, "baseline=None"),
+        ({"objective": {**KEPT, "percent_below": "1%"}}, {}, "percent_below='1%'"),
+        ({"objective": {**KEPT, "percent_below": 100}}, {}, "percent_below=100 .* below 100"),
+        ({"objective": {**KEPT, "keep": "NDCG"}}, {}, "^tune: objective='NDCG' .* write NDCG@5"),
+        (
+            {"objective": "NDCG", "space": {"MAX_ITEM_LIST_LENGTH": {"choice": [4, 8]}}}, {},
+            "^tune: objective='NDCG' .* write NDCG@5",
+        ),
         ({"space": {"valid_metric": {"choice": ["NDCG@10", "NDGC@10"]}}}, {}, "Did you mean 'ndcg'"),
     ],
 )
 def test_mistakes_end_before_ray_starts(settings, tmp_path, monkeypatch, changes, more, words):
     def started(*arguments):
-        raise AssertionError("Ray was started")
+        raise AssertionError("the sweep began")
 
     monkeypatch.setattr("recbole_pref.tune._start_ray", started)
+    monkeypatch.setattr("recbole_pref.tune.run_recbole_pref", started)  # which trains the baseline
     with pytest.raises(PrefError, match=words):
         tune("LPOSASRec", "tiny", wrong(**changes), config_dict={**settings, **more},
              storage_path=str(tmp_path))  # fmt: skip
+
+
+def test_a_bound_allows_what_is_somewhat_worse_than_the_baseline():
+    config = {"metrics": ["NDCG", "TailNDCG", "GiniIndex"], "topk": [10]}
+
+    def bounds(**keep):
+        plan = read_plan(wrong(objective={**KEPT, "percent_below": 10, **keep}), "LPOSASRec")
+        return _objective(plan, config, {}, lambda metric: 0.5)["at_least"]
+
+    assert bounds() == {"NDCG@10": pytest.approx(0.45)}
+    assert bounds(keep="GiniIndex@10") == {"GiniIndex@10": pytest.approx(0.55)}  # less is better
+    assert bounds(baseline=0.2) == {"NDCG@10": pytest.approx(0.18)}
 
 
 def test_a_random_search_limits_its_trials():

@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import sys
+from functools import partial
 from pathlib import Path
 
 from recbole.utils import argument_list
@@ -16,12 +17,12 @@ from recbole_pref import checkpoint, reference
 from recbole_pref.config import Config, absolute_paths
 from recbole_pref.environment import write_result
 from recbole_pref.errors import PrefError
-from recbole_pref.objective import check_measured, check_objective
+from recbole_pref.objective import check_measured, check_objective, less_is_better
 from recbole_pref.quick_start import build_run, prepare_data, run_recbole_pref
 from recbole_pref.registry import split_model_name
 from recbole_pref.tune.progress import Progress
 from recbole_pref.tune.results import finish
-from recbole_pref.tune.space import RANGES, Plan, as_setting, read_plan
+from recbole_pref.tune.space import RANGES, Plan, as_setting, is_number, read_plan
 from recbole_pref.tune.trial import train_trial
 
 __all__ = ["Plan", "read_plan", "tune"]
@@ -76,6 +77,8 @@ def tune(
     config = Config(model, dataset, config_file_list, dict(config_dict or {}))
     _check_runs(config, plan)
     settings = _fixed_settings(config)
+    # Checked with any bound: the baseline is trained when nothing is left that can refuse.
+    settings["objective"] = _objective(plan, config, settings, lambda metric: 0.0)
     _check_corners(model, dataset, settings, plan)
     name = name or f"{config['model']}-{config['dataset']}"
     remote = "://" in str(storage_path)
@@ -86,7 +89,8 @@ def tune(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise PrefError(f"--storage_path={storage!r} cannot be written: {error.strerror}.") from None
-    settings["objective"] = _objective(plan, config, settings, folder)
+    cross_entropy = partial(_cross_entropy_score, config, settings, folder)
+    settings["objective"] = _objective(plan, config, settings, cross_entropy)
     shared = _shared(config, plan, settings, folder, cpus_per_trial)
     tuner = _tuner(
         plan, config, shared, storage, name, restorable, (cpus_per_trial, gpus_per_trial), quiet,
@@ -122,7 +126,11 @@ def _fixed_settings(config):
 
 
 def _check_corners(model, dataset, settings, plan):
-    """Let Config see both ends of the space, where values clash with fixed settings."""
+    """Let Config see the objective, then both ends of the space, where values clash with fixed settings."""
+    try:
+        Config(model, dataset, config_dict=settings)
+    except PrefError as error:
+        raise PrefError(f"tune: {error}") from None
     for end in (0, -1):
         corner = {key: as_setting(key, domain.ends()[end]) for key, domain in plan.space.items()}
         try:
@@ -146,8 +154,8 @@ def _restorable(path, resume):
 # -- what trials share --------------------------------------------------------------------------
 
 
-def _objective(plan, config, settings, folder):
-    """Return the setting ``objective`` of the trials; trains the baseline of a constraint once."""
+def _objective(plan, config, settings, cross_entropy):
+    """Return the setting ``objective`` of the trials; ``cross_entropy`` gives the baseline of a metric."""
     wanted = plan.objective
     metrics, topk = config["metrics"], config["topk"]
     if wanted is None:  # spelled out, so that trials report a score of which more is better
@@ -167,17 +175,27 @@ def _objective(plan, config, settings, folder):
     for key in ("maximize", "keep"):
         check_measured(wanted[key], metrics, topk, f"tune: objective: {key}")
     percent, baseline = wanted.get("percent_below", 1), wanted.get("baseline", "CE")
+    if not is_number(percent) or not 0 <= percent < 100:
+        raise PrefError(
+            f"tune: objective: percent_below={percent!r} is not accepted: set it to a number of at least 0 and "
+            "below 100."
+        )
+    if baseline != "CE" and not is_number(baseline):
+        raise PrefError(
+            f"tune: objective: baseline={baseline!r} is not accepted: set it to CE or a number such as 0.05."
+        )
     if baseline == "CE":
-        baseline = _cross_entropy_score(config, settings, wanted["keep"].lower(), folder)
+        baseline = cross_entropy(wanted["keep"].lower())
+    worse = percent / 100 if less_is_better(wanted["keep"]) else -percent / 100
     objective = {
         "weights": {wanted["maximize"]: 1.0},
-        "at_least": {wanted["keep"]: baseline * (1 - percent / 100)},
+        "at_least": {wanted["keep"]: baseline * (1 + worse)},
     }
     check_objective(objective, metrics, topk, "tune: objective")
     return objective
 
 
-def _cross_entropy_score(config, settings, metric, folder):
+def _cross_entropy_score(config, settings, folder, metric):
     """Return the best validation value that cross-entropy alone reaches with the fixed settings."""
     path = folder / "baseline.json"
     if path.is_file():
