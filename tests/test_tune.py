@@ -21,7 +21,7 @@ from recbole_pref import checkpoint
 from recbole_pref.config import Config
 from recbole_pref.errors import PrefError
 from recbole_pref.quick_start import run_recbole_pref
-from recbole_pref.tune import _objective, _scheduler, _searcher, tune
+from recbole_pref.tune import _cross_entropy_score, _objective, _scheduler, _searcher, tune
 from recbole_pref.tune.results import finish
 from recbole_pref.tune.space import SCHEDULERS, Domain, as_setting, read_plan
 
@@ -203,6 +203,33 @@ def test_failed_trials_that_reported_are_no_success(settings, tmp_path):
     wanted = {"objective": {"weights": {"NDCG@10": 1.0}}}
     with pytest.raises(PrefError, match="no trial succeeded.*the loss is nan"):
         finish([failed], tmp_path, plan, Config("LPOSASRec", "tiny", config_dict=settings), wanted)
+
+
+def test_a_baseline_serves_again_with_the_same_settings_alone(settings, tmp_path, monkeypatch):
+    trained = []
+
+    def train(name, dataset, config_dict):
+        trained.append(config_dict["epochs"])
+        return {"best_valid_result": {"ndcg@10": config_dict["epochs"] / 10}}
+
+    monkeypatch.setattr("recbole_pref.tune.run_recbole_pref", train)
+    config = Config("LPOSASRec", "tiny", config_dict=settings)
+    for epochs in (1, 1, 6):
+        score = _cross_entropy_score(config, {**settings, "epochs": epochs}, tmp_path, "ndcg@10")
+        assert score == epochs / 10
+    assert trained == [1, 6]
+
+
+def test_what_ray_refuses_is_told_before_a_baseline_is_trained(settings, tmp_path, monkeypatch):
+    def trained(*arguments, **more):
+        raise AssertionError("the baseline was trained")
+
+    monkeypatch.setattr("recbole_pref.tune._start_ray", lambda *arguments: None)
+    monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": {"CPU": 2}}])
+    monkeypatch.setattr("recbole_pref.tune.run_recbole_pref", trained)
+    with pytest.raises(PrefError, match="more than any machine has"):
+        tune("LPOSASRec", "tiny", wrong(objective=KEPT), config_dict=settings,
+             storage_path=str(tmp_path), cpus_per_trial=9)  # fmt: skip
 
 
 # -- sweeps

@@ -71,6 +71,8 @@ def tune(
     Raises:
         PrefError: a mistake in the sweep file or the settings, before Ray starts; no trial succeeded.
     """
+    import ray
+
     plan = read_plan(sweep, model, num_samples)
     if cpus_per_trial <= 0 or gpus_per_trial < 0:
         raise PrefError("--cpus_per_trial must be above 0 and --gpus_per_trial 0 or more.")
@@ -89,13 +91,14 @@ def tune(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise PrefError(f"--storage_path={storage!r} cannot be written: {error.strerror}.") from None
+    algorithms = _scheduler(plan, config), _searcher(plan, config)
+    resources = (cpus_per_trial, gpus_per_trial)
+    _start_ray(ray, ray_address)
+    _check_resources(ray, *resources)
     cross_entropy = partial(_cross_entropy_score, config, settings, folder)
     settings["objective"] = _objective(plan, config, settings, cross_entropy)
     shared = _shared(config, plan, settings, folder, cpus_per_trial)
-    tuner = _tuner(
-        plan, config, shared, storage, name, restorable, (cpus_per_trial, gpus_per_trial), quiet,
-        ray_address,
-    )  # fmt: skip
+    tuner = _tuner(plan, config, shared, storage, name, restorable, resources, quiet, algorithms)
     grid = tuner.fit()
     finish(grid, folder, plan, config, settings)
     return grid
@@ -198,14 +201,17 @@ def _objective(plan, config, settings, cross_entropy):
 def _cross_entropy_score(config, settings, folder, metric):
     """Return the best validation value that cross-entropy alone reaches with the fixed settings."""
     path = folder / "baseline.json"
-    if path.is_file():
-        return json.loads(path.read_text(encoding="utf-8"))["best_valid_result"][metric]
     pair = split_model_name(config["model"])
     name = f"CE{pair[1].__name__}" if pair else config["model"]
-    print(f"training {name}, the baseline of the constraint, once", file=sys.stderr, flush=True)
     own = {**settings, "checkpoint_dir": str(folder / "baseline"), "objective": None}
+    made_of = {"model": name, "dataset": config["dataset"], "settings": own}
+    if path.is_file():
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        if {key: stored.get(key) for key in made_of} == json.loads(json.dumps(made_of)):
+            return stored["best_valid_result"][metric]
+    print(f"training {name}, the baseline of the constraint, once", file=sys.stderr, flush=True)
     result = run_recbole_pref(name, config["dataset"], config_dict=own)
-    write_result(path, {"model": name, **result, "settings": own})
+    write_result(path, {**result, **made_of})
     return result["best_valid_result"][metric]
 
 
@@ -247,21 +253,18 @@ def _references(config, dataset, plan):
 # -- Ray ----------------------------------------------------------------------------------------
 
 
-def _tuner(plan, config, shared, storage, name, restorable, resources, quiet, ray_address):
+def _tuner(plan, config, shared, storage, name, restorable, resources, quiet, algorithms):
     """Return Ray's Tuner, new or restored."""
-    import ray
     from ray import tune as ray_tune
 
-    _start_ray(ray, ray_address)
     cpus, gpus = resources
-    _check_resources(ray, cpus, gpus)
     trainable = ray_tune.with_resources(
         ray_tune.with_parameters(train_trial, shared=shared), {"cpu": cpus, "gpu": gpus}
     )
     space = {key: domain.to_ray() for key, domain in plan.space.items()}
     if restorable:
         return ray_tune.Tuner.restore(f"{storage}/{name}", trainable, param_space=space)
-    scheduler, searcher = _scheduler(plan, config), _searcher(plan, config)
+    scheduler, searcher = algorithms
     # Ray ignores it, without a word, for the random search, which limits itself.
     most = None if plan.search == "random" else plan.max_concurrent
     return ray_tune.Tuner(
