@@ -21,7 +21,15 @@ from recbole_pref import checkpoint
 from recbole_pref.config import Config
 from recbole_pref.errors import PrefError
 from recbole_pref.quick_start import run_recbole_pref
-from recbole_pref.tune import _cross_entropy_score, _objective, _scheduler, _searcher, tune
+from recbole_pref.tune import (
+    _cross_entropy_score,
+    _fixed_settings,
+    _objective,
+    _scheduler,
+    _searcher,
+    _shared,
+    tune,
+)
 from recbole_pref.tune.results import finish
 from recbole_pref.tune.space import SCHEDULERS, Domain, as_setting, read_plan
 
@@ -230,6 +238,18 @@ def test_what_ray_refuses_is_told_before_a_baseline_is_trained(settings, tmp_pat
     with pytest.raises(PrefError, match="more than any machine has"):
         tune("LPOSASRec", "tiny", wrong(objective=KEPT), config_dict=settings,
              storage_path=str(tmp_path), cpus_per_trial=9)  # fmt: skip
+
+
+def test_references_lie_where_the_user_keeps_them(settings, tmp_path):
+    kept, sweep = tmp_path / "kept", tmp_path / "sweep"
+    kept.mkdir()
+    (kept / "other-SASRec-0.pth").write_bytes(b"of other data")
+    plan = read_plan({"space": {"beta": {"uniform": [0.1, 1]}}}, "SDPOSASRec")
+    for named, folder in (({}, sweep / "reference"), ({"reference_dir": str(kept)}, kept)):
+        config = Config("SDPOSASRec", "tiny", config_dict={**settings, **named})
+        shared = _shared(config, plan, _fixed_settings(config), sweep, 1)
+        assert shared["reference_dir"] == str(folder)
+        assert list(shared["references"]) == [path.name for path in folder.glob("tiny-*.pth")] != []
 
 
 # -- sweeps

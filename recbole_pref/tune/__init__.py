@@ -220,9 +220,10 @@ def _shared(config, plan, settings, folder, cpus_per_trial):
     randomly_split = "RO" in str(config["eval_args"]["order"]).upper()
     own_data = set(plan.space) & (_DATA_KEYS | ({"seed"} if randomly_split else set()))
     packed, files = None, {}
+    references = absolute_paths(config).get("reference_dir", str(folder / "reference"))
     if not own_data:
         first = {key: as_setting(key, domain.ends()[0]) for key, domain in plan.space.items()}
-        own = {**settings, **first, "reference_dir": str(folder / "reference")}
+        own = {**settings, **first, "reference_dir": references}
         shared_config = Config(config["model"], config["dataset"], config_dict=own)
         dataset, _ = prepare_data(shared_config, log=False)
         packed = pickle.dumps(dataset, protocol=pickle.HIGHEST_PROTOCOL)
@@ -233,7 +234,7 @@ def _shared(config, plan, settings, folder, cpus_per_trial):
         "settings": settings,
         "data": packed,
         "references": files,
-        "reference_dir": str(folder / "reference"),
+        "reference_dir": references,
         "threads": max(1, int(cpus_per_trial)),
     }
 
@@ -247,7 +248,10 @@ def _references(config, dataset, plan):
         return {}
     run = build_run(config, log=False, dataset=dataset)
     run.trainer.obtain_reference(run.train_data, run.valid_data)
-    return {path.name: path.read_bytes() for path in reference.reference_folder(config).glob("*.pth")}
+    # A folder that the user named may hold those of other data and backbones.
+    own = f"{config['dataset']}-{pair[1].__name__}-"
+    paths = reference.reference_folder(config).glob("*.pth")
+    return {path.name: path.read_bytes() for path in paths if path.name.startswith(own)}
 
 
 # -- Ray ----------------------------------------------------------------------------------------
