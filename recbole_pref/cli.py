@@ -116,6 +116,11 @@ def main(argv=None):
             raise
         print(f"recbole-pref: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        if "--debug" in argv:
+            raise
+        print("recbole-pref: stopped by Ctrl-C; the same command goes on with a comparison.", file=sys.stderr)
+        return 130
 
 
 def _dispatch(options, settings):

@@ -14,6 +14,8 @@ import shlex
 import signal
 import subprocess
 import sys
+import zipfile
+import zlib
 from dataclasses import dataclass, field
 from logging import getLogger
 from pathlib import Path
@@ -34,6 +36,7 @@ from recbole_pref.significance import TESTS, holm
 LEVEL = 0.05  # of significance
 _COSTS = ("seconds_per_epoch", "epochs_to_best", "peak_memory_mb")
 _MOST_SEEDS = 1000  # a larger count is a seed that was meant as a list of one
+_LABEL_PART = 80  # characters of the label in the name of a run, which is a file's name
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ def parse_entries(text):
     """Read what ``--compare`` names: models and YAML files, separated by commas.
 
     ``LPOSASRec tau=0.5`` adds settings to a model; a file holds ``model`` and settings, its stem is the
-    label.
+    label, with its folder where two files have the same stem.
 
     Args:
         text (str): such as ``"CESASRec,LPOSASRec tau=0.5,tuned/rodpo.yaml"``.
@@ -84,9 +87,12 @@ def parse_entries(text):
     Raises:
         PrefError: an empty list, a file that cannot be used, a label given twice.
     """
-    entries = [_parse_entry(part.strip()) for part in re.split(r",(?![^\[{(]*[\]})])", text) if part.strip()]
-    if not entries:
+    parts = _split(text, ",")
+    if not parts:
         raise PrefError("--compare names no model: write --compare=CESASRec,LPOSASRec.")
+    entries = [_parse_entry(part) for part in parts]
+    labels = [entry.label for entry in entries]
+    entries = [_parse_entry(part, labels.count(label) > 1) for part, label in zip(parts, labels)]
     labels = [entry.label for entry in entries]
     twice = next((label for label in labels if labels.count(label) > 1), None)
     if twice:
@@ -94,8 +100,20 @@ def parse_entries(text):
     return entries
 
 
-def _parse_entry(text):
-    first, *rest = text.split()
+def _split(text, separators):
+    """Return the parts of a text between separators that stand outside brackets."""
+    parts, depth = [""], 0
+    for character in text:
+        depth += (character in "[{(") - (character in "]})")
+        if depth <= 0 and character in separators:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return [part.strip() for part in parts if part.strip()]
+
+
+def _parse_entry(text, with_folder=False):
+    first, *rest = _split(text, " \t\n")
     settings = {}
     for word in rest:
         key, equals, value = word.partition("=")
@@ -112,7 +130,9 @@ def _parse_entry(text):
         raise PrefError(f"--compare: {first!r} names no model: add a line such as 'model: LPOSASRec'.")
     model = content.pop("model")
     content.pop("dataset", None)
-    return Entry(" ".join([Path(first).stem, *rest]), model, {**content, **settings})
+    stem = Path(first).absolute().with_suffix("")
+    name = f"{stem.parent.name}/{stem.name}" if with_folder else stem.name
+    return Entry(" ".join([name, *rest]), model, {**content, **settings})
 
 
 def parse_seeds(seeds, first=2020):
@@ -187,8 +207,7 @@ def compare(
 
 def _plan(entries, dataset, seeds, files, shared, folder):
     """Return one task (dict) per entry and seed, every configuration checked."""
-    first = shared.get("seed", 2020)
-    tasks, table = [], None
+    tasks, table, first = [], None, None
     for entry in entries:
         settings = {**shared, **entry.settings}
         config = Config(entry.model, dataset, files, dict(settings))
@@ -204,11 +223,13 @@ def _plan(entries, dataset, seeds, files, shared, folder):
                     f"--compare: {entry.label} has {what} {value!r}, the first entry {table[what]!r}: one table "
                     f"needs the same, set it for all with --{what.rpartition(' ')[2]}=... on the command line."
                 )
+        first = config["seed"] if first is None else first
         for seed in parse_seeds(seeds, first):
             own = {**settings, "seed": seed}
             text = json.dumps([entry.model, dataset, checkpoint.to_plain(own, other=str)], sort_keys=True)
             digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-            name = f"{re.sub(r'[^A-Za-z0-9.=_-]+', '_', entry.label)}-seed{seed}-{digest}"
+            label = re.sub(r"[^A-Za-z0-9.=_-]+", "_", entry.label)[:_LABEL_PART]
+            name = f"{label}-seed{seed}-{digest}"
             tasks.append(
                 {"id": name, "label": entry.label, "model": entry.model, "dataset": dataset,
                  "seed": seed, "settings": own, "folder": str(folder)}
@@ -219,7 +240,8 @@ def _plan(entries, dataset, seeds, files, shared, folder):
 def _measured(config):
     """Return what must be the same for all entries of a table: name to value."""
     at = str(config["valid_metric"]).partition("@")[2]
-    return {"metrics": sorted(map(str.lower, config["metrics"])), "cut-off of valid_metric": at}
+    same = {"metrics": sorted(map(str.lower, config["metrics"])), "cut-off of valid_metric": at}
+    return same | {key: config[key] for key in ("eval_args", "mask_history", "head_ratio", "tail_split")}
 
 
 def _run_missing(tasks, folder, processes):
@@ -254,7 +276,10 @@ def _run_missing(tasks, folder, processes):
 
 
 def _exit_on_sigterm():
-    """Let SIGTERM end this process by an exception, so that it ends its runs; return the handler before."""
+    """Let SIGTERM end this process by an exception, so that it ends its runs; return the handler before.
+
+    Ctrl-C reaches the runs as well, which ignore it (see ``main``) and are ended as by SIGTERM.
+    """
     try:
         return signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     except ValueError:  # not the main thread
@@ -276,7 +301,8 @@ def _start(task, folder, threads):
     file = folder / "tasks" / f"{task['id']}.json"
     write_result(file, task)
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+    own = str(Path(__file__).resolve().parents[1])  # at a prompt in a checkout it is on the path as ""
+    environment["PYTHONPATH"] = os.pathsep.join([own, *filter(None, sys.path)])
     with open(folder / "logs" / f"{task['id']}.log", "ab") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "recbole_pref.compare", str(file)],
@@ -371,7 +397,7 @@ def load_record(folder, name):
         record = json.loads(path.read_text(encoding="utf-8"))
         with np.load(path.with_suffix(".npz"), allow_pickle=False) as file:
             return record, dict(file)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise PrefError(
             f"{str(path)!r} or its .npz is damaged ({' '.join(str(error).split())}): delete both, and the "
             "same command repeats the run."
@@ -379,9 +405,14 @@ def load_record(folder, name):
 
 
 def table_metrics(record):
-    """Return the metrics that a table shows: those at the cut-off of ``valid_metric``, overall first."""
-    at = "@" + record["config"]["valid_metric"].partition("@")[2]
-    names = [name for name in record["test_result"] if name.endswith(at)]
+    """Return the metrics that a table shows: those at the cut-off of ``valid_metric``, overall first.
+
+    Where it has none: those without a cut-off and those at the first of ``topk``.
+    """
+    config = record["config"]
+    _, at, k = config["valid_metric"].partition("@")
+    k = k or str(config["topk"][0])
+    names = [name for name in record["test_result"] if name.endswith(f"@{k}") or not (at or "@" in name)]
     return sorted(names, key=lambda name: (name.startswith("tail"), name.startswith("head")))
 
 
@@ -432,16 +463,26 @@ def summarize(runs, baseline, test):
 def _per_user_difference(pairs, metric):
     """Return the difference per test row, averaged over the seeds: ndarray [R'], or None."""
     total = 0.0
-    for (_, own), (_, other) in pairs:
-        if not all(np.array_equal(own[key], other[key]) for key in ("target", "user")):
+    for one, another in pairs:
+        if not all(np.array_equal(one[1][key], another[1][key]) for key in ("target", "user")):
             return None
-        values, others = evidence.user_values(own, metric), evidence.user_values(other, metric)
-        if values is None:
+        values, others = _values(*one, metric), _values(*another, metric)
+        if values is None or others is None:
             return None
-        if len(values[1]) != len(others[1]):  # another head/tail split: other rows
-            return None
-        total = total + values[0] - others[0]
+        total = total + values - others
     return total / len(pairs)
+
+
+def _values(record, arrays, metric):
+    """Return a metric per test row, or None where ranks do not tell it.
+
+    With several targets in a row, or scores that tie, the mean over ranks is not what the evaluator reports.
+    """
+    found = evidence.user_values(arrays, metric)
+    step = 10.0 ** -record["config"].get("metric_decimal_place", 4)
+    if found is None or abs(found[0].mean() - record["test_result"][metric]) > step:
+        return None
+    return found[0]
 
 
 def _write(entries, tasks, folder, baseline, test, failed):
@@ -462,7 +503,7 @@ def _write(entries, tasks, folder, baseline, test, failed):
     metrics = [key for key, value in rows[0].items() if isinstance(value, dict)]
     some = next(iter(runs[baseline].values()))[0]
     note = (
-        f"{tasks[0]['dataset']}, test set, full ranking, history "
+        f"{tasks[0]['dataset']}, test set, {_ranking(some)}, history "
         f"{'masked' if some['mask_history'] else 'not masked'}; mean and standard deviation over seeds. "
         f"* differs from {baseline} (p < {LEVEL}, {TESTS[test][1]}, values averaged over the common seeds, "
         f"corrected after Holm for {sum(r[m]['p'] is not None for r in rows for m in metrics)} comparisons)."
@@ -479,6 +520,11 @@ def _write(entries, tasks, folder, baseline, test, failed):
     _write_text(folder / "table.tex", table_text(rows, metrics, "latex") + f"\n% {note}\n")
     _write_csv(folder / "table.csv", rows, metrics)
     return Comparison(folder, rows, failed, text)
+
+
+def _ranking(record):
+    mode = record["config"]["eval_args"]["mode"]["test"]
+    return "full ranking" if mode == "full" else f"ranking among {mode} (eval_args)"
 
 
 def _first(failed):
@@ -546,6 +592,8 @@ def main(argv=None):
     """Do the run that a task file describes; the entry point of the processes of a comparison."""
     (file,) = sys.argv[1:] if argv is None else argv
     sys.argv = sys.argv[:1]
+    # Ctrl-C at the terminal goes to the comparison too, whose SIGTERM would come as a second signal.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     try:
         with explained():

@@ -25,6 +25,8 @@ class Recorder(PrefCollector):
         gap = probability[:, tail].mean(1) - probability[:, 1:].mean(1)  # [B]
         top = scores.topk(min(TOP, scores.shape[1] - 1), dim=1).indices  # [B, TOP]
         users = interaction[self.config["USER_ID_FIELD"]].to(scores.device)
+        if len(users) != len(scores):  # candidates, user by user
+            users = torch.unique_consecutive(users)
         parts = {
             "user": users[rows],
             "target": targets,

@@ -282,6 +282,8 @@ class TrainerMixin(EvaluationMixin):
     def _catching_signals(self):
         """Turn SIGINT and SIGTERM into a stop after the running step; only in the main thread.
 
+        A signal that the process was told to ignore stays ignored.
+
         RecBole's own training loop cannot be stopped between steps: it ends at once, and goes on from
         the start of the epoch.
         """
@@ -293,8 +295,9 @@ class TrainerMixin(EvaluationMixin):
             if not self.is_preference:
                 self._stop(self._saved_epoch or 0, None)
 
+        heard = [s for s in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(s) is not signal.SIG_IGN]
         try:
-            before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+            before = {number: signal.signal(number, note) for number in heard}
         except ValueError:  # not the main thread
             before = {}
         try:

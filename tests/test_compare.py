@@ -142,6 +142,39 @@ def test_a_summary_by_hand():
     assert "0.1667 ± 0.0000" in text and "0.5000 ± 0.2887" in text
 
 
+def test_no_p_value_where_ranks_do_not_tell_the_metric():
+    values = np.array([1, 1, 0, 1, 0, 1])
+    runs = {"base": {1: made_up(values)}, "new": {1: made_up(1 - values, seed_shift=0.1)}}  # ties, many targets
+    new = compare.summarize(runs, "base", "t-test")[1]["hit@10"]
+    assert new["p"] is None and new["difference"] == pytest.approx(0.1 - 1 / 3)
+
+
+def test_metrics_of_a_table_follow_the_valid_metric():
+    result = {"gauc": 0.5, "ndcg@5": 0.1, "ndcg@10": 0.2, "tailndcg@10": 0.3}
+    record = {"test_result": result, "config": {"valid_metric": "NDCG@10", "topk": [5, 10]}}
+    assert compare.table_metrics(record) == ["ndcg@10", "tailndcg@10"]
+    record["config"]["valid_metric"] = "GAUC"
+    assert compare.table_metrics(record) == ["gauc", "ndcg@5"]
+
+
+def test_settings_of_entries_may_hold_commas_and_spaces(tmp_path):
+    text = "LPOSASRec objective={'weights': {'NDCG@10': 1.0}, 'at_least': {'Hit@10': 0.1}}, CESASRec topk=[5, 10]"
+    lpo, ce = compare.parse_entries(text)
+    assert lpo.settings == {"objective": {"weights": {"NDCG@10": 1.0}, "at_least": {"Hit@10": 0.1}}}
+    assert ce.settings == {"topk": [5, 10]}
+
+
+def test_files_of_one_name_are_told_apart_by_their_folder(tmp_path):
+    for folder, model in (("A", "LPOSASRec"), ("B", "CESASRec")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "best.yaml").write_text(f"model: {model}\n")
+    entries = compare.parse_entries("A/best.yaml,B/best.yaml")  # the working folder is tmp_path
+    assert [(entry.label, entry.model) for entry in entries] == [("A/best", "LPOSASRec"), ("B/best", "CESASRec")]
+    assert compare.parse_entries("A/best.yaml")[0].label == "best"
+    with pytest.raises(PrefError, match="twice"):
+        compare.parse_entries("A/best.yaml,A/best.yaml")
+
+
 # -- runs
 
 
@@ -181,7 +214,20 @@ def test_a_comparison_runs_once_and_agrees_with_the_evaluator(settings, tmp_path
     assert "corrected after Holm for 6 comparisons" in (folder / "table.md").read_text()
 
 
-@pytest.mark.parametrize("how", ["SIGKILL", "SIGTERM"])
+def test_ranking_among_candidates_is_told_and_names_its_users(settings, tmp_path):
+    settings["eval_args"] = {
+        "mode": {"valid": "uni20", "test": "uni20"}, "split": {"LS": "valid_and_test"}, "order": "TO",
+        "group_by": "user",
+    }  # fmt: skip
+    (tmp_path / "seed.yaml").write_text("seed: 7\n")
+    arguments = {"config_dict": {**settings, "epochs": 1}, "config_file_list": [str(tmp_path / "seed.yaml")]}
+    done = compare.compare("CESASRec hidden_dropout_prob=0.5", "tiny", 1, output=tmp_path / "out", **arguments)
+    assert "ranking among uni20" in done.text and done.rows[0]["seeds"] == [7]
+    (name,) = [path.stem for path in (tmp_path / "out" / "runs").glob("*.json")]
+    assert len(set(compare.load_record(tmp_path / "out", name)[1]["user"])) == 60
+
+
+@pytest.mark.parametrize("how", ["SIGKILL", "SIGTERM", "SIGINT"])
 def test_a_killed_comparison_goes_on(settings, tmp_path, how):
     folder = tmp_path / "out"
     text = json.dumps({**settings, "epochs": 40, "stopping_step": 100, "state": "INFO"})
@@ -196,6 +242,8 @@ def test_a_killed_comparison_goes_on(settings, tmp_path, how):
         time.sleep(0.01)
     if how == "SIGKILL":
         os.killpg(process.pid, signal.SIGKILL)
+    elif how == "SIGINT":
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does it
     else:
         process.terminate()  # its runs store their state and end with it
     process.wait()
@@ -232,6 +280,9 @@ def test_mistakes_end_before_anything_is_trained(settings, tmp_path):
         compare.compare("CESASRec", test="z", **shared)
     with pytest.raises(PrefError, match="--processes"):
         compare.compare("CESASRec", processes=0, **shared)
+    for same in ("mask_history=True", "head_ratio=0.8"):
+        with pytest.raises(PrefError, match=f"{same.partition('=')[0]}.*one table needs the same"):
+            compare.compare(f"CESASRec,LPOSASRec {same}", **shared)
     assert not folder.exists()
 
 
@@ -240,3 +291,10 @@ def test_a_damaged_record_is_named(settings, tmp_path):
     (tmp_path / "runs" / "one.json").write_text("{")
     with pytest.raises(PrefError, match="delete both"):
         compare.load_record(tmp_path, "one")
+    (tmp_path / "runs" / "one.json").write_text("{}")
+    np.savez_compressed(tmp_path / "runs" / "one.npz", rank=np.arange(99))
+    whole = (tmp_path / "runs" / "one.npz").read_bytes()
+    for broken in (b"", whole[:50], whole[:60] + b"\xff\xff\xff" + whole[63:]):
+        (tmp_path / "runs" / "one.npz").write_bytes(broken)
+        with pytest.raises(PrefError, match="delete both"):
+            compare.load_record(tmp_path, "one")
