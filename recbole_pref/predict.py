@@ -8,6 +8,7 @@ not needed, but for models with item features, which are read from it.
 
 import os
 from contextlib import contextmanager
+from logging import getLogger
 from pathlib import Path
 
 import pandas as pd
@@ -32,6 +33,7 @@ class Vocabulary:
         self.item_num, self.user_num = state["data"]["n_items"], state["data"]["n_users"]
         self.uid_field, self.iid_field = config["USER_ID_FIELD"], config["ITEM_ID_FIELD"]
         self.item_list_length_field = config["ITEM_LIST_LENGTH_FIELD"]
+        self.field2seqlen = {self.iid_field + config["LIST_SUFFIX"]: config["MAX_ITEM_LIST_LENGTH"]}
         # Counts only decide the head/tail split of training, which is not asked for here.
         items = torch.arange(self.item_num)
         self.inter_feat = Interaction(
@@ -105,6 +107,26 @@ class Recommender:
             self.model.load_state_dict(state["state_dict"])
         self.model.eval()
         self.max_length = self.config["MAX_ITEM_LIST_LENGTH"]
+        if self._reads_users(state["data"]["n_users"]):
+            getLogger().warning(
+                f"{state['model']} scores with a vector per user, and sequences name no user of the training data: "
+                "the vector of nobody is used. load_data_and_model and RecBole's full_sort_topk rank for known users."
+            )
+
+    @torch.no_grad()
+    def _reads_users(self, n_users):
+        """Return whether scores differ between two users with the same sequence."""
+        if self.model.backbone is not None or n_users < 2:
+            return False
+        rows, lengths = self._encode_tokens([self.tokens[1:5]] * 2)
+        scores = self.model.full_sort_predict(self._interaction(rows, lengths, torch.arange(2)))
+        scores = scores.view(2, -1)
+        return not torch.allclose(scores[0], scores[1])
+
+    def _interaction(self, rows, lengths, users):
+        model = self.model
+        fields = {model.ITEM_SEQ: rows, model.ITEM_SEQ_LEN: lengths, model.USER_ID: users}
+        return Interaction(fields).to(self.device)
 
     def _encode_tokens(self, sequences):
         """Return item ids [B, L] right-padded, lengths [B]; only the last L items are kept."""
@@ -168,13 +190,7 @@ class Recommender:
     def _best(self, sequences, k, exclude_seen, chunk):
         rows, lengths = self._encode_tokens(sequences)
         model = self.model
-        interaction = Interaction(
-            {
-                model.ITEM_SEQ: rows,
-                model.ITEM_SEQ_LEN: lengths,
-                model.USER_ID: torch.zeros_like(lengths),
-            }
-        ).to(self.device)
+        interaction = self._interaction(rows, lengths, torch.zeros_like(lengths))
         whole = model.backbone is None
         hidden = None if whole else model.encode(interaction)
         best = []

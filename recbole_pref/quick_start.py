@@ -19,7 +19,7 @@ from recbole.data import create_dataset, data_preparation
 from recbole.utils import ModelType, get_environment, get_trainer, init_logger, init_seed, set_color
 
 from recbole_pref import checkpoint, data_check, distributed, memory
-from recbole_pref.config import Config, given_data_path
+from recbole_pref.config import Config, given_data_path, known_keys
 from recbole_pref.environment import environment, write_result
 from recbole_pref.errors import PrefError
 from recbole_pref.registry import model_class
@@ -458,6 +458,11 @@ def settings_of(state, /, **overrides):
         **overrides: settings to change.
     """
     settings = {k: v for k, v in state["config"].items() if k not in _DERIVED}
+    if settings.get("strict_config", True):
+        # Some of RecBole's models write into the configuration what they find in the data.
+        settings = {k: v for k, v in settings.items() if k in known_keys()}
+    if getattr(model_class(state["model"]), "preference_method", None) is not None:
+        settings.pop("loss_type", None)  # FPMC writes RecBole's own there
     negatives = settings.get("train_neg_sample_args")
     if isinstance(negatives, dict) and negatives.get("distribution") == "none":
         settings["train_neg_sample_args"] = None

@@ -1,4 +1,4 @@
-"""LPO on every sequential model of RecBole: which work, and docs/backbones.md says the same."""
+"""LPO and CE on every sequential model of RecBole: which work, and docs/backbones.md says the same."""
 
 import os
 from pathlib import Path
@@ -9,7 +9,8 @@ from recbole.model.layers import FeedForward
 
 from recbole_pref.errors import PrefError
 from recbole_pref.model.backbones import _feed_forward, backbone_of
-from recbole_pref.quick_start import run_recbole_pref
+from recbole_pref.predict import Recommender
+from recbole_pref.quick_start import load_data_and_model, run_recbole_pref
 from recbole_pref.registry import sequential_models
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "backbones.md"
@@ -32,6 +33,7 @@ NOTES = {
     "GRU4RecCPR": "its probabilities enter as log-probabilities; needs more than 100 items",
     "SASRecCPR": "its probabilities enter as log-probabilities; needs more than 100 items",
 }
+OF_USERS = ("FOSSIL", "FPMC", "HGN", "HRM", "NPE", "SHAN", "TransRec")  # which hold a vector per user
 NAMES = [cls.__name__ for _, cls in sorted(sequential_models().items())]
 
 
@@ -45,12 +47,13 @@ def table():
         if name in REFUSED:
             rows.append(f"| {name} | no | | {REFUSED[name][1]} |")
         else:
-            rows.append(f"| {name} | yes | {path} | {NOTES.get(name, '')} |")
+            notes = [NOTES.get(name), "scores depend on the user" if name in OF_USERS else None]
+            rows.append(f"| {name} | yes | {path} | {'; '.join(filter(None, notes))} |")
     return "\n".join(rows) + "\n"
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_backbone(tiny_dataset, name):
+def test_backbone(tiny_dataset, name, caplog):
     settings = {**tiny_dataset, "epochs": 1}
     for key in ("hidden_size", "embedding_size", "inner_size", "n_layers"):
         settings.pop(key)  # some backbones tie one to another
@@ -65,6 +68,13 @@ def test_backbone(tiny_dataset, name):
         return
     result = run_recbole_pref(f"LPO{name}", config_dict=settings, saved=False)
     assert 0 < result["test_result"]["ndcg@10"] <= 1
+    # As the reference of other methods is trained; its checkpoint must be of use.
+    result = run_recbole_pref(f"CE{name}", config_dict=settings)
+    assert 0 < result["test_result"]["ndcg@10"] <= 1
+    assert type(load_data_and_model(result["checkpoint"])[1]).__name__ == f"CE{name}"
+    caplog.clear()
+    assert len(Recommender(result["checkpoint"]).recommend([["i3", "i4"]], k=5)) == 5
+    assert ("a vector per user" in caplog.text) == (name in OF_USERS)
 
 
 def test_the_page_has_this_table():

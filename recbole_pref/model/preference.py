@@ -16,6 +16,7 @@ from logging import getLogger
 import torch
 from recbole.data.interaction import Interaction
 from recbole.model.abstract_recommender import AbstractRecommender
+from recbole.model.loss import BPRLoss
 from recbole.utils import InputType
 
 from recbole_pref import distributed, losses, scoring
@@ -156,6 +157,8 @@ class PreferenceMixin:
             and self.settings["ce_weight"] == 1
             and self.repeat_bias is None
             and self.train_path == "last"
+            # Whose own loss is no cross-entropy (FPMC, TransRec): it needs RecBole's sampled negatives.
+            and not any(isinstance(part, BPRLoss) for part in self.modules())
         )
 
     # -- scoring ------------------------------------------------------------------------------
@@ -202,7 +205,7 @@ class PreferenceMixin:
             Tensor: scalar.
         """
         if self.is_plain:
-            return super().calculate_loss(interaction)
+            return super().calculate_loss(interaction).squeeze()  # GCSAN's has shape [1]
         packed = isinstance(interaction, PackedBatch)
         targets = interaction.targets if packed else interaction[self.POS_ITEM_ID]
         weights = self._row_weights(targets)  # of a process's share: they sum to 1 over all processes
