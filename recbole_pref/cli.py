@@ -21,13 +21,26 @@ examples:
   python run_recbole_pref.py --list=DynamicPO
 
 Any other --key=value is a setting of RecBole or RecBole-Pref; the command line wins over files, files
-over defaults. Exit code: 0 done, 2 a mistake in the input, told in one sentence.
+over defaults. Exit code: 0 done, 2 a mistake in the input, told in one sentence, 130 stopped by Ctrl-C.
 """
+
+
+# Options that mean something with one of the others only.
+_BELONGS = {
+    "predict": ("input", "k", "keep_seen", "unknown"),
+    "compare": ("seeds", "processes", "baseline", "test"),
+    "tune": ("num_samples", "storage_path", "name", "ray_address", "cpus_per_trial", "gpus_per_trial", "quiet"),
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise PrefError(f"{message}; --help lists the options.")
 
 
 def build_parser():
     """Return the parser of the options that are no settings."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="recbole-pref",
         description="Preference optimization for sequential recommendation on RecBole.",
         epilog=EXAMPLES,
@@ -80,11 +93,19 @@ def parse(argv):
         tuple: argparse namespace, dict of settings.
 
     Raises:
-        PrefError: an argument that is no ``--key=value``, or a key given twice.
+        PrefError: an argument that is no ``--key=value``, a key given twice, an option without its partner.
     """
     from recbole_pref.config import parse_value
 
-    options, rest = build_parser().parse_known_args(argv)
+    parser = build_parser()
+    options, rest = parser.parse_known_args(argv)
+    for mode, names in _BELONGS.items():
+        for name in names:
+            if not getattr(options, mode) and getattr(options, name) != parser.get_default(name):
+                raise PrefError(f"--{name} goes with --{mode}: add it or leave --{name} out.")
+    for name in ("model", "dataset"):
+        if getattr(options, name) == "":
+            raise PrefError(f"--{name} is empty: name one or leave it out.")
     settings = {}
     for argument in rest:
         key, equals, text = argument[2:].partition("=")
@@ -133,8 +154,11 @@ def _dispatch(options, settings):
         print(describe(options.list))
         return 0
     if options.predict:
-        return _predict(options)
+        data_path = settings.pop("data_path", None)
+        _refuse_settings(settings, "predict")
+        return _predict(options, data_path)
     if options.plots:
+        _refuse_settings(settings, "plots")
         return _plots(options.plots)
     files = options.config_files.split() if options.config_files else None
     named = _named_in(files)
@@ -166,6 +190,11 @@ def _dispatch(options, settings):
         )
     print(result_table(result, model, dataset))
     return 0
+
+
+def _refuse_settings(settings, mode):
+    if settings:
+        raise PrefError(f"--{next(iter(settings))} means nothing to --{mode}, which trains nothing: leave it out.")
 
 
 def _named_in(files):
@@ -206,6 +235,7 @@ def _compare(options, dataset, files, settings):
 
 
 def _tune(options, model, dataset, files, settings):
+    from recbole_pref.config import parse_value
     from recbole_pref.tune import tune
 
     tune(
@@ -217,7 +247,7 @@ def _tune(options, model, dataset, files, settings):
         num_samples=options.num_samples,
         storage_path=options.storage_path,
         name=options.name,
-        resume=options.resume is not None,
+        resume=options.resume is not None and parse_value(options.resume) is not False,
         ray_address=options.ray_address,
         cpus_per_trial=options.cpus_per_trial,
         gpus_per_trial=options.gpus_per_trial,
@@ -238,16 +268,16 @@ def _plots(folder):
     return 0
 
 
-def _predict(options):
+def _predict(options, data_path):
     from recbole_pref.predict import predict_file
 
     for option in ("input", "output"):
         if not getattr(options, option):
             raise PrefError(f"--predict needs --{option}: name a CSV or Parquet file.")
     frame = predict_file(
-        options.predict, options.input, options.output, options.k, not options.keep_seen, options.unknown
+        options.predict, options.input, options.output, options.k, not options.keep_seen, options.unknown, data_path
     )
-    print(f"{len(frame)} recommendations for {frame['user'].nunique()} sequences: {options.output}")
+    print(f"{len(frame)} recommendations for {(frame['rank'] == 1).sum()} sequences: {options.output}")
     return 0
 
 
@@ -259,21 +289,26 @@ def describe(wanted="all"):
     """
     from recbole_pref.config import properties_dir
     from recbole_pref.errors import suggest
-    from recbole_pref.registry import BACKBONES, METHODS
+    from recbole_pref.registry import BACKBONES, METHODS, sequential_models
 
     width = max(60, min(110, os.get_terminal_size().columns if sys.stdout.isatty() else 100))
     if wanted != "all":
         names = {name.lower(): name for name in METHODS}
         if wanted.lower() not in names:
-            raise PrefError(f"--list={wanted} is no method.{suggest(wanted, METHODS)}")
+            raise PrefError(
+                f"--list={wanted} is no method: choose one of {', '.join(METHODS)}.{suggest(wanted, METHODS)}"
+            )
         method = METHODS[names[wanted.lower()]]
         file = properties_dir() / "method" / f"{method.name}.yaml"
         return f"{method.name}: {method.title}\n" + _settings_of(file, width)
     lines = ["methods:"]
     lines += [f"  {method.name:<10} {method.title}" for method in METHODS.values()]
+    others = sorted(cls.__name__ for cls in sequential_models().values() if cls.__name__ not in BACKBONES)
     lines += [
         "",
-        "backbones: " + ", ".join(BACKBONES) + ", and RecBole's other sequential models",
+        *textwrap.wrap(
+            f"backbones: {', '.join(BACKBONES)}, and RecBole's other sequential models that score the whole catalogue "
+            f"(docs/backbones.md): {', '.join(others)}", width),
         "a model is <Method><Backbone>, such as LPOSASRec; --list=METHOD shows a method's settings",
         "MM before the backbone fuses item features with the item's ID: LPOMMSASRec",
         "",

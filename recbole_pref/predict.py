@@ -7,10 +7,13 @@ not needed, but for models with item features, which are read from it.
 """
 
 import os
+import warnings
 from contextlib import contextmanager
 from logging import getLogger
+from numbers import Integral
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from recbole.data.interaction import Interaction
@@ -69,12 +72,13 @@ class Recommender:
     Args:
         model_file (path-like): a checkpoint written by this package.
         device (str or torch.device): where the model runs.
+        data_path (str, optional): where the data set is now, for models with item features.
 
     Raises:
         PrefError: the file is missing, damaged, or not one of a sequential model of this package.
     """
 
-    def __init__(self, model_file, device="cpu"):
+    def __init__(self, model_file, device="cpu", data_path=None):
         state = checkpoint.load(model_file, setting="predict")
         if not isinstance(state, dict) or "item_tokens" not in state:
             raise PrefError(
@@ -99,8 +103,9 @@ class Recommender:
         self.ids = {token: number for number, token in enumerate(self.tokens)}
         self.device = self.config["device"] = torch.device(device)
         if issubclass(cls, Multimodal):
+            moved = {} if data_path is None else {"data_path": data_path}
             with _visible_gpus_kept():
-                model = load_data_and_model(str(model_file), gpu_id="")[1]
+                model = load_data_and_model(str(model_file), gpu_id="", **moved)[1]
             self.model = model.to(self.device)
         else:
             self.model = cls(self.config, Vocabulary(self.config, state)).to(self.device)
@@ -128,20 +133,26 @@ class Recommender:
         fields = {model.ITEM_SEQ: rows, model.ITEM_SEQ_LEN: lengths, model.USER_ID: users}
         return Interaction(fields).to(self.device)
 
-    def _encode_tokens(self, sequences):
-        """Return item ids [B, L] right-padded, lengths [B]; only the last L items are kept."""
+    def _encode_tokens(self, sequences, first=1):
+        """Return item ids [B, L] right-padded, lengths [B]; only the last L items are kept.
+
+        ``first`` is the number of the first sequence in messages.
+        """
         rows = torch.zeros(len(sequences), self.max_length, dtype=torch.int64)
         lengths = torch.zeros(len(sequences), dtype=torch.int64)
         for number, sequence in enumerate(sequences):
+            if isinstance(sequence, str):
+                raise PrefError(f"sequence {first + number} is a text: give a list of item tokens.")
             sequence = [str(token) for token in sequence]
             unknown = [token for token in sequence if token not in self.ids or token == "[PAD]"]
             if unknown:
                 raise PrefError(
-                    f"sequence {number + 1} holds the item {unknown[0]!r}, which the model does not know: "
-                    f"remove it or pass unknown='skip'.{suggest(unknown[0], self.tokens[:5000])}"
+                    f"sequence {first + number} holds the item {unknown[0]!r}, which the model does not know: remove "
+                    "it or skip unknown items (--unknown=skip, unknown='skip')."
+                    f"{suggest(unknown[0], self.tokens[:5000])}"
                 )
             if not sequence:
-                raise PrefError(f"sequence {number + 1} holds no item that the model knows.")
+                raise PrefError(f"sequence {first + number} holds no item.")
             kept = torch.tensor([self.ids[token] for token in sequence[-self.max_length :]])
             rows[number, : len(kept)] = kept
             lengths[number] = len(kept)
@@ -155,7 +166,8 @@ class Recommender:
             sequences (list of list of str): of any length; the last ``MAX_ITEM_LIST_LENGTH`` count.
             k (int): items per sequence.
             exclude_seen (bool): leave the items of the whole sequence out.
-            unknown (str): ``error`` or ``skip`` items that the model does not know.
+            unknown (str): ``error`` or ``skip`` items that the model does not know; a sequence of such items
+                alone then gets no recommendations, and a warning tells how many there are.
             batch_size (int): sequences encoded at a time.
 
         Returns:
@@ -164,19 +176,29 @@ class Recommender:
         Raises:
             PrefError: an unknown item, an empty sequence, k above the number of items.
         """
-        if not 0 < k < len(self.tokens):
-            raise PrefError(f"k={k} is not between 1 and the {len(self.tokens) - 1} items of the model.")
+        if not isinstance(k, Integral) or not 0 < k < len(self.tokens):
+            raise PrefError(f"k={k!r} is not a whole number from 1 to the {len(self.tokens) - 1} items of the model.")
+        if isinstance(sequences, str):
+            raise PrefError("sequences is a text: give a list of lists of item tokens.")
+        numbers = np.arange(len(sequences))
         if unknown == "skip":
             sequences = [[t for t in map(str, s) if t in self.ids and t != "[PAD]"] for s in sequences]
+            numbers = np.flatnonzero([len(sequence) > 0 for sequence in sequences])
+            if len(numbers) < len(sequences):
+                getLogger().warning(
+                    f"{len(sequences) - len(numbers)} of {len(sequences)} sequences hold no item that the model knows "
+                    "and get no recommendations."
+                )
+            sequences = [sequences[number] for number in numbers]
         frames = []
         chunk = scoring.chunk_rows(len(self.tokens), self.config["logits_memory_mb"], self.device.type)
         for start in range(0, len(sequences), batch_size):
             part = sequences[start : start + batch_size]
-            scores, items = self._best(part, k, exclude_seen, chunk)
+            scores, items = self._best(part, k, exclude_seen, chunk, start + 1)
             frames.append(
                 pd.DataFrame(
                     {
-                        "row": torch.arange(start, start + len(part)).repeat_interleave(k).numpy(),
+                        "row": numbers[start : start + len(part)].repeat(k),
                         "rank": torch.arange(1, k + 1).repeat(len(part)).numpy(),
                         "item": [self.tokens[item] for item in items.flatten().tolist()],
                         "score": scores.flatten().numpy(),
@@ -187,8 +209,8 @@ class Recommender:
         # A short catalogue can run out of unseen items.
         return frame[frame["score"] > -float("inf")].reset_index(drop=True)
 
-    def _best(self, sequences, k, exclude_seen, chunk):
-        rows, lengths = self._encode_tokens(sequences)
+    def _best(self, sequences, k, exclude_seen, chunk, first):
+        rows, lengths = self._encode_tokens(sequences, first)
         model = self.model
         interaction = self._interaction(rows, lengths, torch.zeros_like(lengths))
         whole = model.backbone is None
@@ -219,26 +241,38 @@ def read_sequences(path):
     """
     path = Path(path)
     if not path.is_file():
-        raise PrefError(f"input={str(path)!r} does not exist.")
+        raise PrefError(f"input={str(path)!r} {'is a folder' if path.is_dir() else 'does not exist'}: name a file.")
     try:
-        if path.suffix == ".parquet":
-            frame = pd.read_parquet(path).astype(str)
-        else:
-            frame = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (ValueError, OSError) as error:
-        raise PrefError(f"input={str(path)!r} cannot be read: {' '.join(str(error).split())}") from None
-    if "items" in frame:
-        names = frame["user"] if "user" in frame else frame.index.astype(str)
-        return list(names), [text.split() for text in frame["items"]]
-    if {"user", "item"} <= set(frame):
-        grouped = frame.groupby("user", sort=False)["item"].agg(list)
-        return list(grouped.index), list(grouped)
-    raise PrefError(
-        f"input={str(path)!r} has the columns {', '.join(frame)}: it needs 'items', or 'user' and 'item'."
-    )
+        frame = pd.read_parquet(path) if path.suffix == ".parquet" else _read_csv(path)
+    except (ValueError, OSError, pd.errors.ParserWarning) as error:
+        raise PrefError(
+            f"input={str(path)!r} cannot be read as a table with one header line and as many fields in each row (a "
+            f"field with commas goes in quotes, the items of a sequence are separated by spaces): "
+            f"{' '.join(str(error).split())}"
+        ) from None
+    columns = [name for name in ("user", "item", "items") if name in frame]
+    if columns not in (["items"], ["user", "items"], ["user", "item"]):
+        raise PrefError(
+            f"input={str(path)!r} has the columns {', '.join(map(str, frame))}: it needs 'items', or 'user' and 'item'."
+        )
+    empty = frame[columns].isna().any(axis=1)
+    if empty.any():
+        raise PrefError(f"input={str(path)!r}: row {int(empty.argmax()) + 1} is not complete: remove it.")
+    if columns[-1] == "items":
+        names = frame["user"] if "user" in frame else frame.index
+        listed = [value.split() if isinstance(value, str) else list(map(str, value)) for value in frame["items"]]
+        return list(map(str, names)), listed
+    grouped = frame.astype(str).groupby("user", sort=False)["item"].agg(list)
+    return list(grouped.index), list(grouped)
 
 
-def predict_file(model_file, source, target, k=10, exclude_seen=True, unknown="error"):
+def _read_csv(path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", pd.errors.ParserWarning)  # longer rows, which pandas would cut
+        return pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False)
+
+
+def predict_file(model_file, source, target, k=10, exclude_seen=True, unknown="error", data_path=None):
     """Recommend for every sequence of a file and write user, rank, item and score.
 
     Args:
@@ -246,12 +280,19 @@ def predict_file(model_file, source, target, k=10, exclude_seen=True, unknown="e
         source (path-like): see ``read_sequences``.
         target (path-like): CSV or Parquet file to write.
         k, exclude_seen, unknown: see ``Recommender.recommend``.
+        data_path: see ``Recommender``.
 
     Returns:
         DataFrame: what was written.
+
+    Raises:
+        PrefError: what those two refuse, or a target that is one of the files to read.
     """
+    for option, path in (("predict", model_file), ("input", source)):
+        if os.path.exists(path) and os.path.exists(target) and os.path.samefile(path, target):
+            raise PrefError(f"output={str(target)!r} is the file of --{option}: name another one.")
     names, sequences = read_sequences(source)
-    frame = Recommender(model_file).recommend(sequences, k, exclude_seen, unknown)
+    frame = Recommender(model_file, data_path=data_path).recommend(sequences, k, exclude_seen, unknown)
     frame.insert(0, "user", [names[row] for row in frame.pop("row")])
 
     def write(file):

@@ -1,6 +1,7 @@
 """Recommendations from a checkpoint alone: tokens in, tokens out."""
 
 import os
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -86,14 +87,60 @@ def test_a_catalogue_can_run_out_of_unseen_items(recommender):
     [
         ([["i1"], ["i99"]], {}, "sequence 2 holds the item 'i99'.*'i9'"),
         ([[]], {}, "sequence 1 holds no item"),
-        ([["i99"]], {"unknown": "skip"}, "no item that the model knows"),
+        ("i1", {}, "sequences is a text"),
+        (["i1"], {}, "sequence 1 is a text"),
+        ([["i1"]] * 3 + [["i99"]], {"batch_size": 2}, "sequence 4 holds the item 'i99'"),
+        ([["i1"]], {"k": "3"}, "k='3' is not a whole number"),
         ([["[PAD]"]], {}, r"\[PAD\]"),
-        ([["i1"]], {"k": 41}, "k=41 is not between 1 and the 40 items"),
+        ([["i1"]], {"k": 41}, "k=41 is not a whole number from 1 to the 40 items"),
     ],
 )
 def test_mistakes_are_named(recommender, sequences, options, match):
     with pytest.raises(PrefError, match=match):
         recommender[0].recommend(sequences, **options)
+
+
+def test_sequences_of_unknown_items_alone_get_nothing(recommender, caplog):
+    frame = recommender[0].recommend([["i99"], ["i1", "i98"], []], k=2, unknown="skip")
+    assert frame["row"].tolist() == [1, 1] and "2 of 3 sequences hold no item" in caplog.text
+    assert not len(recommender[0].recommend([["i99"]], unknown="skip"))
+
+
+@pytest.mark.parametrize(
+    "text, match",
+    [
+        ("user,item\na,242,4\na,302,5\n", "as many fields"),
+        ("items\n242, 302\n", "as many fields"),
+        ("user,item,items\na,1,2\n", "columns user, item, items"),
+        ("", "as many fields"),
+        ("user;items\na;1\n", "columns user;items"),
+    ],
+)
+def test_tables_that_would_be_misread_are_refused(tmp_path, text, match):
+    (tmp_path / "in.csv").write_text(text)
+    with pytest.raises(PrefError, match=match):
+        read_sequences(tmp_path / "in.csv")
+    with pytest.raises(PrefError, match="is a folder"):
+        read_sequences(tmp_path)
+
+
+def test_parquet_holds_lists_and_no_gaps(tmp_path):
+    pytest.importorskip("pyarrow")
+    pd.DataFrame({"items": [["i1", "i2"], ["i3"]]}).to_parquet(tmp_path / "a.parquet")
+    assert read_sequences(tmp_path / "a.parquet") == (["0", "1"], [["i1", "i2"], ["i3"]])
+    pd.DataFrame({"user": ["a", "b"], "item": ["i1", None]}).to_parquet(tmp_path / "b.parquet")
+    with pytest.raises(PrefError, match="row 2 is not complete"):
+        read_sequences(tmp_path / "b.parquet")
+
+
+def test_nothing_that_is_read_is_overwritten(recommender, tmp_path):
+    source = tmp_path / "in.csv"
+    source.write_text("items\ni3 i4\n")
+    before = source.read_bytes(), Path(recommender[1]).read_bytes()
+    for target, option in ((source, "input"), (recommender[1], "predict")):
+        with pytest.raises(PrefError, match=f"is the file of --{option}"):
+            predict_file(recommender[1], source, target)
+    assert (source.read_bytes(), Path(recommender[1]).read_bytes()) == before
 
 
 @pytest.mark.parametrize("ending", ["csv", "parquet"])
@@ -119,6 +166,16 @@ def test_command_line(recommender, tmp_path, capsys):
     assert cli.main(words[:2]) == 2
     assert "--output" in capsys.readouterr().err
     assert cli.main([words[0], f"--input={tmp_path / 'no.csv'}", words[2]]) == 2
+    capsys.readouterr()
+    for more, match in (("--exclude_seen=False", "exclude_seen means nothing"), ("--k=a", "--k"),
+                        ("--seeds=3", "--seeds goes with --compare")):  # fmt: skip
+        assert cli.main([*words[:3], more]) == 2
+        assert match in capsys.readouterr().err
+    assert cli.main([f"--data_path={tmp_path}", *words]) == 0  # which models with item features need
+    capsys.readouterr()
+    for alone in ("--input=x.csv", "--k=5", "--quiet", "--dataset="):
+        assert cli.main(["--epochs=1", alone]) == 2
+        assert alone.partition("=")[0] in capsys.readouterr().err
 
 
 def test_other_files_are_refused(tmp_path, tiny_dataset):
