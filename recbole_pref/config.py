@@ -498,8 +498,30 @@ def _is_utf8(text):
     return True
 
 
+class _FlowLoader(yaml.SafeLoader):
+    """Reads numbers such as 1e-3, as RecBole's loader of files does."""
+
+
+_FlowLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def _flow_value(text):
+    """Return the list or mapping that a text is in YAML, else the text."""
+    if text.strip()[:1] not in ("[", "{"):
+        return text
+    try:
+        return yaml.load(text, Loader=_FlowLoader)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return text
+
+
 def parse_value(text):
-    """Turn the text of a setting into its value: numbers, lists, dicts, True, None, or the text."""
+    """Turn the text of a setting into its value: numbers, lists, dicts, True, None, or the text.
+
+    Lists and dicts may be written as in Python or as in a YAML file.
+    """
     lower = text.strip().lower()
     if lower in ("true", "false"):
         return lower == "true"
@@ -508,5 +530,5 @@ def parse_value(text):
     try:
         value = ast.literal_eval(text.strip())
     except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
-        return text
+        value = _flow_value(text)
     return value if isinstance(value, (str, int, float, list, tuple, dict, bool, Enum)) else text

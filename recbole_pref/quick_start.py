@@ -211,6 +211,8 @@ def _check_outputs(config):
     folders = {"checkpoint_dir": config["checkpoint_dir"], "log_tensorboard": "log_tensorboard"}
     if config["result_file"]:
         folders["result_file"] = os.path.dirname(os.path.abspath(config["result_file"]))
+        if os.path.isdir(config["result_file"]):
+            raise PrefError(f"result_file={config['result_file']!r} is a folder: name a file in it.")
     for setting, folder in folders.items():
         try:
             os.makedirs(folder, exist_ok=True)

@@ -164,9 +164,11 @@ def model_class(name):
     try:
         return get_model(name)
     except (ValueError, AttributeError, ImportError):
+        method = next((method for method in METHODS if method.lower() == str(name).lower()), None)
+        meant = suggest(name, all_model_names()) if method is None else f" Did you mean '{method}SASRec'?"
         raise PrefError(
             f"model={name!r} does not exist: use a model of RecBole or <Method><Backbone>, such as "
-            f"LPOSASRec (--list prints all).{suggest(name, all_model_names())}"
+            f"LPOSASRec (--list prints all).{meant}"
         ) from None
 
 

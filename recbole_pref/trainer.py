@@ -421,7 +421,13 @@ class TrainerMixin(EvaluationMixin):
                 f"resume: the checkpoint was trained on other data ({'; '.join(differences)}): use the "
                 "data it was made with or set resume: False."
             )
-        self.model.load_state_dict(state["state_dict"])
+        try:
+            self.model.load_state_dict(state["state_dict"])
+        except RuntimeError as error:
+            raise PrefError(
+                "resume: the checkpoint does not fit the model: use the settings it was made with or set resume: False "
+                f"({' '.join(str(error).split())[:300]})."
+            ) from None
         self.model.load_other_parameter(state["other_parameter"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.scheduler is not None and state["scheduler"]:

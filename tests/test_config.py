@@ -101,7 +101,10 @@ def test_a_window_of_tawin_outside_its_group_is_refused(settings, match):
 
 @pytest.mark.parametrize(
     "model, match",
-    [("LPOSASRek", "LPOSASRec"), ("LP0SASRec", "LPOSASRec"), ("SASRek", "SASRec"), ("", "model")],
+    [
+        ("LPOSASRek", "LPOSASRec"), ("LP0SASRec", "LPOSASRec"), ("SASRek", "SASRec"), ("", "model"),
+        ("LPO", "Did you mean 'LPOSASRec'"), ("sdpo", "Did you mean 'SDPOSASRec'"),
+    ],
 )
 def test_a_misspelt_model_is_named(model, match):
     refused(match, model=model)
@@ -134,6 +137,9 @@ def test_a_missing_file_names_its_neighbour(tmp_path):
         ("0.1", 0.1), ("1e-3", 1e-3), ("[5, 10]", [5, 10]), ("True", True), ("false", False),
         ("None", None), ("{'LS': 'x'}", {"LS": "x"}), ("NDCG@10", "NDCG@10"), ("1/0", "1/0"),
         ("__import__('os').getcwd()", "__import__('os').getcwd()"), ("none", "none"),
+        ("[NDCG, Hit]", ["NDCG", "Hit"]), ("[1, 2", "[1, 2"), ("{a: [1e-3, x]}", {"a": [1e-3, "x"]}),
+        ("{weights: {NDCG@10: 1.0}}", {"weights": {"NDCG@10": 1.0}}),
+        ("[!!python/object/apply:os.getcwd []]", "[!!python/object/apply:os.getcwd []]"),
     ],
 )  # fmt: skip
 def test_texts_become_values_without_running_code(text, value):

@@ -350,3 +350,12 @@ def test_recboles_own_models_run_with_head_and_tail_metrics(tiny_dataset, model)
     result = run_recbole_pref(model, config_dict=tiny_dataset)
     assert 0 <= result["test_result"]["tailhit@10"] <= 1
     assert Path(result["checkpoint"]).is_file()
+
+
+def test_resuming_with_another_size_of_the_model_is_told_in_one_sentence(tiny_dataset):
+    run_recbole_pref("LPOSASRec", config_dict={**tiny_dataset, "epochs": 1, "run_stem": "one"})
+    with pytest.raises(PrefError, match="resume: the checkpoint does not fit the model"):
+        run_recbole_pref(
+            "LPOSASRec",
+            config_dict={**tiny_dataset, "epochs": 2, "run_stem": "one", "resume": True, "hidden_size": 8},
+        )
