@@ -60,7 +60,7 @@ _DAMAGED = (gzip.BadGzipFile, EOFError, zlib.error)
 
 
 @contextmanager
-def _reading(path):
+def reading(path):
     """Turn what goes wrong while a file is read into one sentence."""
     try:
         yield
@@ -88,7 +88,7 @@ def _undecodable_line(path):
 
 def _lines(path):
     """Yield number and text of each line that is not blank."""
-    with _reading(path), _open(path) as file:
+    with reading(path), _open(path) as file:
         for number, line in enumerate(file, start=1):
             if line.strip():
                 yield number, line.strip()
@@ -163,7 +163,7 @@ def _amazon_ratings(order):
 def _parquet(path):
     import pyarrow
 
-    with _reading(path):
+    with reading(path):
         try:
             return pd.read_parquet(path)
         except (pyarrow.ArrowException, ValueError) as error:
@@ -172,7 +172,7 @@ def _parquet(path):
 
 def _csv(path, separator, header=0):
     """Read a text table: DataFrame of str."""
-    with _reading(path), warnings.catch_warnings():
+    with reading(path), warnings.catch_warnings():
         warnings.simplefilter("error", pd.errors.ParserWarning)  # rows longer than the header
         try:
             return pd.read_csv(

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from recbole_pref.data_tool import reading
 from recbole_pref.errors import PrefError, suggest
 
 EXAMPLES = """
@@ -67,15 +68,13 @@ def read_items(path, separator="\t"):
         tuple: item token -> dict of field to text, and dict of field to type.
 
     Raises:
-        PrefError: the file is missing or a line has another number of columns; names file and line.
+        PrefError: the file is missing or no text, or a line has another number of columns; names file and line.
     """
     if not path.is_file():
         raise PrefError(f"{path} does not exist: check --dataset and --data_path.")
     items = {}
-    with open(path, encoding="utf-8") as lines:
-        columns = dict(c.partition(":")[::2] for c in next(lines).rstrip("\r\n").split(separator))
-        if "item_id" not in columns:
-            raise PrefError(f"{path}, line 1: there is no column item_id:token, add it.")
+    with reading(path), open(path, encoding="utf-8-sig") as lines:
+        columns = _header(path, lines, separator)
         for number, line in enumerate(lines, start=2):
             cells = line.rstrip("\r\n").split(separator)
             if len(cells) != len(columns):
@@ -85,6 +84,14 @@ def read_items(path, separator="\t"):
             row = dict(zip(columns, cells))
             items[row["item_id"]] = row
     return items, columns
+
+
+def _header(path, lines, separator="\t"):
+    """Return the columns of an atomic file's first line: dict of field to type."""
+    columns = dict(column.partition(":")[::2] for column in next(lines, "").rstrip("\r\n").split(separator))
+    if "item_id" not in columns:
+        raise PrefError(f"{path}, line 1: there is no column item_id:token, add it.")
+    return columns
 
 
 def item_texts(path, fields=None):
@@ -314,6 +321,8 @@ def make(options):
         raise PrefError(
             f"--suffix={suffix!r} is that of a file of the data set itself: use another, such as {options.kind}."
         )
+    if options.save_as and (options.save_as in (".", "..") or Path(options.save_as).name != options.save_as):
+        raise PrefError(f"--save_as={options.save_as!r} is no name of a folder: use letters, digits, - and _.")
     if options.batch_size < 1:
         raise PrefError(f"--batch_size={options.batch_size} is not accepted: set it to at least 1.")
     if options.kind == "image" and not (options.images and options.encoder):
@@ -321,7 +330,9 @@ def make(options):
         raise PrefError(f"pictures need {missing}.")
     encoder = load_encoder(options.encoder or MINILM)
     folder, name = locate(options.dataset, options.data_path, suffix, options.save_as)
-    item_file = folder / f"{name}.item"
+    item_file, inter_file = folder / f"{name}.item", folder / f"{name}.inter"
+    with reading(inter_file), open(inter_file, encoding="utf-8-sig") as lines:
+        columns = _header(inter_file, lines)
     if options.kind == "text":
         inputs = item_texts(item_file, options.fields.split(",") if options.fields else None)
         if not inputs:
@@ -331,8 +342,6 @@ def make(options):
         inputs = item_pictures(Path(options.images), read_items(item_file)[0])
         vectors = encode(encoder, inputs, options.batch_size, open_picture)
     write_features(folder / f"{name}.{suffix}", suffix, inputs, vectors)
-    with open(folder / f"{name}.inter", encoding="utf-8") as lines:
-        columns = [column.partition(":")[0] for column in next(lines).rstrip("\r\n").split("\t")]
     settings = folder / f"{suffix}.yaml"
     write_settings(settings, columns, f"{suffix}_emb")
     print(f"{folder / f'{name}.{suffix}'}: {len(vectors)} items, vectors of {vectors.shape[1]} numbers")

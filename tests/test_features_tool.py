@@ -167,6 +167,8 @@ def test_bad_pictures_are_named(shop, tmp_path, capsys):
         (["--encoder=my_encoders:letters", "--suffix=a-b"], "--suffix='a-b'"),
         (["--encoder=my_encoders:letters", "--suffix=inter"], "a file of the data set itself"),
         (["--encoder=my_encoders:letters", "--suffix=item"], "a file of the data set itself"),
+        (["--encoder=my_encoders:letters", "--save_as=a/b"], "--save_as='a/b'"),
+        (["--encoder=my_encoders:letters", "--save_as=.."], "--save_as='..'"),
         (["--encoder=my_encoders:letters", "--epochs=3"], "need --train"),
         (["--encoder=my_encoders:letters", "--save_as=x", "--dataset=tin"], "tin.inter does not exist"),
     ],
@@ -205,6 +207,24 @@ def test_a_broken_item_file_is_named_with_its_line(shop, tmp_path, capsys):
     refused(capsys, "tiny.item, line 3: 1 columns instead of 2", "--encoder=my_encoders:letters")
     path.write_text("title:token_seq\nA\n", encoding="utf-8")
     refused(capsys, "tiny.item, line 1: there is no column item_id", "--encoder=my_encoders:letters")
+    path.write_bytes(b"item_id:token\ttitle:token_seq\ni0\t\xe9t\xe9\n")
+    refused(capsys, "tiny.item, line 2: the text is not UTF-8", "--encoder=my_encoders:letters")
+
+
+@pytest.mark.parametrize("kind", ["item", "inter"])
+def test_an_empty_file_is_named(shop, tmp_path, capsys, kind):
+    (tmp_path / f"dataset/tiny/tiny.{kind}").write_text("")
+    # the encoder that would fail is not reached
+    refused(capsys, f"tiny.{kind}, line 1: there is no column item_id", "--encoder=my_encoders:broken")
+
+
+def test_a_byte_order_mark_is_no_part_of_a_column(shop, tmp_path):
+    for kind in ("item", "inter"):
+        path = tmp_path / f"dataset/tiny/tiny.{kind}"
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert "i7" in item_texts(tmp_path / "dataset/tiny/tiny.item", ["title"])
+    assert run("--encoder=my_encoders:letters") == 0
+    assert "inter: [user_id, item_id" in (tmp_path / "dataset/tiny/text.yaml").read_text(encoding="utf-8")
 
 
 def test_ml_100k_goes_to_a_copy_outside_recboles_package(tmp_path, monkeypatch):
