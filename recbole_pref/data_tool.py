@@ -253,10 +253,14 @@ def _ids(values, column, place):
 
 
 def _numbers(values, column, place):
-    """Return numbers, or the seconds since 1970 of dates: float64, all finite."""
+    """Return numbers, or the seconds since 1970 of dates: int64 where all are integers, else float64, finite."""
     numbers = np.full(len(values), np.nan)
     if not pd.api.types.is_datetime64_any_dtype(values):
-        numbers = pd.to_numeric(values, errors="coerce").to_numpy(dtype=float, na_value=np.nan)
+        given = pd.to_numeric(values, errors="coerce")
+        # float64 would confuse nanoseconds since 1970, which are above 2^53.
+        if pd.api.types.is_integer_dtype(given) and given.notna().all() and given.max() < 2**63:
+            return given.to_numpy(dtype="int64")
+        numbers = given.to_numpy(dtype=float, na_value=np.nan)
     wrong = ~np.isfinite(numbers)
     # A column that is mostly numbers is one of numbers; the rest of it are mistakes, not dates.
     if column == "timestamp" and wrong.mean() > 0.5:
@@ -533,7 +537,7 @@ def _typed(frame):
     for column in frame:
         values = frame[column]
         # Milliseconds since 1970 need all their digits: they order a sequence.
-        if kinds[column] == "float" and (values % 1 == 0).all() and (values.abs() < 2**53).all():
+        if pd.api.types.is_float_dtype(values) and (values % 1 == 0).all() and (values.abs() < 2**53).all():
             values = values.astype("int64")
         typed[f"{column}:{kinds[column]}"] = values
     return pd.DataFrame(typed)

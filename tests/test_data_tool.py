@@ -99,6 +99,25 @@ def test_times_keep_all_their_digits(tmp_path, times):
     assert rows(tmp_path) == [["a", "y"], ["a", "x"]]
 
 
+@pytest.mark.parametrize("kind", ["csv", "parquet", "unsigned.parquet", "json"])
+def test_nanoseconds_keep_their_order_and_digits(tmp_path, kind):
+    times = [1600000000000000300, 1600000000000000100, 1600000000000000200]
+    if "parquet" in kind:
+        pytest.importorskip("pyarrow")
+    times = np.array(times, dtype="uint64" if "unsigned" in kind else "int64")
+    frame = pd.DataFrame({"user_id": "a", "parent_asin": list("xyz"), "timestamp": times, "rating": 4.5})
+    if kind == "json":
+        frame.to_json(tmp_path / "s.json", orient="records", lines=True)
+        convert(tmp_path / "s.json", "amazon-reviews", "d", tmp_path)
+    else:
+        frame = frame.rename(columns={"parent_asin": "item_id"})
+        write = frame.to_parquet if "parquet" in kind else frame.to_csv
+        write(tmp_path / f"s.{kind}", index=False)
+        convert(tmp_path / f"s.{kind}", "table", "d", tmp_path)
+    assert rows(tmp_path) == [["a", "y"], ["a", "z"], ["a", "x"]]
+    assert read(tmp_path)["timestamp:float"].tolist() == [str(time) for time in sorted(times)]
+
+
 @pytest.mark.parametrize("kind", ["text", "zone", "seconds", "milliseconds", "nanoseconds", "date"])
 def test_dates_become_seconds(tmp_path, kind):
     seconds = [951782400, 951868800]  # 29 February and 1 March 2000, 0:00 UTC
