@@ -241,6 +241,24 @@ def test_damaged_files_are_named(tmp_path, name, text, told):
     assert name in str(caught.value) and str(caught.value).count("\n") == 0
 
 
+def test_any_damage_to_arrays_is_named(tmp_path):
+    record, _ = make_run("LPOSASRec", 1, 0.05, 0.06)
+    arrays = {"tail_gap": np.random.default_rng(0).random(30, np.float32), "count": np.arange(9)}
+    path = write_run(tmp_path, record, arrays).with_suffix(".npz")
+    whole = path.read_bytes()
+    damaged = [whole[:place] + bytes([byte ^ 1]) + whole[place + 1 :] for place, byte in enumerate(whole)]
+    told = []
+    for content in (b"", whole[:-9], *damaged):
+        path.write_bytes(content)
+        try:
+            plots.load_runs(tmp_path)
+        except PrefError as error:
+            assert f"{path}' is damaged" in str(error)
+            told.append(str(error))
+    assert len(told) > len(whole) / 2
+    assert any("decompressing" in text for text in told) and any("encrypted" in text for text in told)
+
+
 def test_two_data_sets_are_refused(tmp_path):
     record, _ = make_run("LPOSASRec", 1, 0.05, 0.06)
     write_run(tmp_path, record)
