@@ -412,6 +412,9 @@ def test_the_table_of_a_sweep_over_k_is_read(tmp_path):
         plots.read_collapse(path)
     with pytest.raises(PrefError, match="cannot be read"):
         plots.read_collapse(tmp_path / "nothing.csv")
+    path.write_bytes(b"model,K,last,loss\n\xe9,1,1,1\n")
+    with pytest.raises(PrefError, match="cannot be read"):
+        plots.read_collapse(path)
     path.write_text("")
     with pytest.raises(PrefError, match="no column"):
         plots.read_collapse(path)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from recbole_pref import plots, report
+from recbole_pref.cli import main
 from recbole_pref.errors import PrefError
 from tests.test_plots import ENVIRONMENT, make_run, write_comparison, write_run
 
@@ -254,6 +255,16 @@ def test_missing_packages_are_told_in_the_page(written, monkeypatch):
     assert "matplotlib is not installed" in page.text and "plotly is not installed" in page.text
     assert page.text.count('pip install "recbole-pref[plots]"') == 2
     assert len(page.tables[0]) == 4
+
+
+def test_a_table_that_cannot_be_drawn_is_told_in_the_page(tmp_path, capsys):
+    write_run(tmp_path, make_run("A", 1, 0.05, 0.06)[0])
+    (tmp_path / "collapse.csv").write_text("a,b\n")
+    assert main([f"--plots={tmp_path}"]) == 0
+    assert "no pictures: " in capsys.readouterr().err
+    page = Page(tmp_path / "report.html")
+    assert "Pictures are left out: " in page.text and "collapse.csv' has no column 'model'" in page.text
+    assert not page.of("img") and page.charts() and page.tables[0][1][0] == "A"
 
 
 def test_mistakes_are_one_sentence(tmp_path):

@@ -121,8 +121,8 @@ def read_collapse(path, metric="last"):
     try:
         with path.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
-    except OSError as error:
-        reason = error.strerror
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        reason = getattr(error, "strerror", None) or error
         raise PrefError(f"'{path}' cannot be read ({reason}): name the CSV of a sweep over K.") from error
     columns = ("model", "K", "loss", metric)
     missing = [name for name in columns if not rows or name not in rows[0]]
