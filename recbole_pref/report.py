@@ -497,7 +497,7 @@ def _curve_chart(runs, metric):
                 })  # fmt: skip
     axes = {}
     last = max((epoch for trace in data for epoch in trace["x"]), default=0)
-    ticks = {"dtick": 1} if last < 10 else {}
+    ticks = {"dtick": 1} if last <= 10 else {}
     for place, key in enumerate(keys):
         number = "" if place == 0 else str(place + 1)
         domain = [0, 1] if len(keys) == 1 else [[0, 0.46], [0.54, 1]][place]

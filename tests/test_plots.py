@@ -288,7 +288,7 @@ def test_learning_curves_hold_the_mean_over_seeds(runs):
         for label, (x, y) in lines.items():
             curves = [[row[key] for row in run["history"]] for run in runs if run["label"] == label]
             shortest = min(map(len, curves))
-            assert x.tolist() == list(range(shortest))
+            assert x.tolist() == list(range(1, shortest + 1))
             np.testing.assert_allclose(y, np.mean([curve[:shortest] for curve in curves], axis=0))
         bands = [path.get_paths()[0].vertices for path in axis.collections]
         first = np.array([[row[key] for row in run["history"][:12]] for run in runs[:3]])
@@ -304,7 +304,7 @@ def test_learning_curves_without_tail_and_with_missing_numbers(runs):
     figure = plots.learning_curves([{"label": "A", "history": history}])
     (axis,) = figure.axes
     x, y = lines_of(axis)["A"]
-    assert (x.tolist(), y.tolist()) == ([0, 2], [0.1, 0.3])
+    assert (x.tolist(), y.tolist()) == ([1, 3], [0.1, 0.3])
     with pytest.raises(PrefError, match="mrr@10"):
         plots.learning_curves(runs, "mrr@10")
 

@@ -177,6 +177,7 @@ def test_interactive_charts_hold_the_numbers(written):
     first = next(trace for trace in curves["data"] if trace["mode"] == "lines+markers")
     both = [[row["ndcg@10"] for row in r["history"][: len(first["x"])]] for r in own]
     np.testing.assert_allclose(first["y"], np.mean(both, axis=0))
+    assert first["x"] == list(range(1, 1 + min(r["epochs"] for r in own)))  # as epochs_to_best
     assert curves["layout"]["yaxis2"]["title"]["text"] == "valid tailndcg@10"
     targets = {attributes.get("id") for attributes in page.of("div")}
     assert set(charts) <= targets

@@ -58,8 +58,11 @@ def learning_curves(runs, metric="ndcg@10"):
 
 
 def curve_of(run, key):
-    """Return ``{epoch: value}`` of a metric in a run's validation history; NaN is left out."""
-    curve = {entry["epoch"]: number(entry[key]) for entry in run.get("history") or () if key in entry}
+    """Return ``{epoch: value}`` of a metric in a run's validation history; NaN is left out.
+
+    Epochs count from 1, as ``epochs_to_best`` does; the history counts them from 0.
+    """
+    curve = {entry["epoch"] + 1: number(entry[key]) for entry in run.get("history") or () if key in entry}
     return {epoch: value for epoch, value in curve.items() if math.isfinite(value)}
 
 
