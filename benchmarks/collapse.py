@@ -4,7 +4,8 @@
     python benchmarks/collapse.py --dataset=amazon-beauty --data_path=dataset/ --output=collapse-beauty
 
 Trains each model for each K from the same reference and draws test NDCG@10 (best epoch and last epoch) and
-the final loss against K. Writes OUTPUT.csv and OUTPUT.png, .pdf and .svg; runs in the CSV are not repeated.
+the final loss against K. Writes OUTPUT.csv and OUTPUT.png, .pdf and .svg; runs in the CSV are not repeated,
+those of another --seed are added to it.
 """
 
 import argparse
@@ -12,7 +13,7 @@ import csv
 import sys
 from pathlib import Path
 
-FIELDS = ("model", "K", "seed", "reference", "best", "last", "tail_best", "loss", "mean_beta")
+FIELDS = ("dataset", "model", "K", "seed", "reference", "best", "last", "tail_best", "loss", "mean_beta")
 
 
 def train(model, k, arguments):
@@ -45,7 +46,8 @@ def train(model, k, arguments):
     best = run.trainer.evaluate(run.test_data)
     rows = len(run.train_data._dataset) / run.train_data.step
     return {
-        "model": model, "K": k, "seed": arguments.seed, "reference": reference["score"],
+        "dataset": arguments.dataset, "model": model, "K": k, "seed": arguments.seed,
+        "reference": reference["score"],
         "best": float(best["ndcg@10"]), "last": float(last["ndcg@10"]),
         "tail_best": float(best["tailndcg@10"]),
         "loss": run.trainer.train_loss_dict[arguments.epochs - 1] / rows,
@@ -71,10 +73,15 @@ def main():
     sys.argv = sys.argv[:1]
     path = Path(f"{arguments.output}.csv")
     rows = list(csv.DictReader(path.open(newline=""))) if path.is_file() else []
-    done = {(row["model"], int(row["K"])) for row in rows}
+    if any(row.get("dataset") != arguments.dataset for row in rows):
+        parser.error(
+            f"{path} holds runs on another data set than {arguments.dataset}, or has no column 'dataset': name "
+            "another --output."
+        )
+    done = {(row["model"], int(row["K"]), int(row["seed"])) for row in rows}
     for model in arguments.models.split(","):
         for k in map(int, arguments.negatives.split(",")):
-            if (model, k) not in done:
+            if (model, k, arguments.seed) not in done:
                 rows.append(train(model, k, arguments))
                 print(rows[-1], flush=True)
                 with path.open("w", newline="") as file:

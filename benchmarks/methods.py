@@ -2,8 +2,8 @@
 
     python benchmarks/methods.py --dataset=ml-100k --epochs=10 --reference_epochs=20 --output=methods.csv
 
-Rows that are in the output file already are not run again. For seeds, spreads and significance use
-``run_recbole_pref.py --compare``.
+Rows that are in the output file already are not run again; it is of one data set and seed. For seeds, spreads
+and significance use ``run_recbole_pref.py --compare``.
 """
 
 import argparse
@@ -35,6 +35,12 @@ def main():
     arguments = parser.parse_args()
     sys.argv = sys.argv[:1]
     rows = _read(arguments.output)
+    same = {"dataset": arguments.dataset, "seed": str(arguments.seed)}
+    if any(row.get(key) != value for row in rows.values() for key, value in same.items()):
+        parser.error(
+            f"{arguments.output} holds rows of another data set or seed than {arguments.dataset} and "
+            f"{arguments.seed}, or has no columns 'dataset' and 'seed': name another --output."
+        )
     for backbone in arguments.backbones.split(","):
         for method in arguments.methods.split(","):
             name = method + backbone
@@ -49,7 +55,7 @@ def main():
                 "state": "ERROR",
             }
             result = run_recbole_pref(name, arguments.dataset, config_dict=settings)
-            row = {"model": name, "epochs": result["epochs"], "s/epoch": result["seconds_per_epoch"]}
+            row = {**same, "model": name, "epochs": result["epochs"], "s/epoch": result["seconds_per_epoch"]}
             row.update({key: result["test_result"][key] for key in COLUMNS})
             rows[name] = row
             _write(arguments.output, rows)
@@ -72,7 +78,7 @@ def _read(path):
 def _write(path, rows):
     temporary = f"{path}.tmp"
     with open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, ["model", "epochs", "s/epoch", *COLUMNS])
+        writer = csv.DictWriter(file, ["dataset", "seed", "model", "epochs", "s/epoch", *COLUMNS])
         writer.writeheader()
         writer.writerows(rows.values())
     os.replace(temporary, path)

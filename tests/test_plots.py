@@ -1,5 +1,6 @@
 """Pictures of comparisons and sweeps: what they show, and what is said when something is missing."""
 
+import importlib.util
 import json
 import math
 import sys
@@ -273,6 +274,68 @@ def test_main_metric_follows_what_the_runs_have(runs):
     assert plots.main_metric(other) == "mrr@5"
     with pytest.raises(PrefError, match="metrics"):
         plots.main_metric([*other, {"test_result": {"hit@20": 1}}])
+
+
+def benchmark(name):
+    """Return a module of the folder benchmarks."""
+    path = Path(__file__).parents[1] / "benchmarks" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_collapse_benchmark_trains_each_seed_and_keeps_to_one_data_set(tmp_path, monkeypatch, capsys):
+    module, trained = benchmark("collapse"), []
+
+    def train(model, k, arguments):
+        trained.append((model, k, arguments.seed))
+        numbers = {"reference": 0.01, "best": 0.1, "last": 0.1, "tail_best": 0.1, "loss": 1.0}
+        return {"dataset": arguments.dataset, "model": model, "K": k, "seed": arguments.seed, **numbers}
+
+    def run(*settings):
+        output = f"--output={tmp_path / 'collapse'}"
+        monkeypatch.setattr(sys, "argv", ["collapse.py", "--models=A", "--negatives=1,3", output, *settings])
+        module.main()
+
+    monkeypatch.setattr(module, "train", train)
+    for seed in (1, 2, 1):
+        run(f"--seed={seed}")
+    assert trained == [("A", 1, 1), ("A", 3, 1), ("A", 1, 2), ("A", 3, 2)]
+    assert len(plots.read_collapse(tmp_path / "collapse.csv")) == 4
+    for content in (None, "model,K,seed,best,last,loss\nA,1,1,1,1,1\n"):  # the latter as it was once written
+        if content:
+            (tmp_path / "collapse.csv").write_text(content)
+        with pytest.raises(SystemExit):
+            run("--dataset=yelp", "--seed=1")
+        assert "collapse.csv holds runs on another data set than yelp" in capsys.readouterr().err
+
+
+def test_the_table_of_methods_keeps_to_one_data_set_and_seed(tmp_path, monkeypatch, capsys):
+    module, trained = benchmark("methods"), []
+
+    def train(model, dataset, config_dict):
+        trained.append((model, dataset, config_dict["seed"]))
+        return {"epochs": 1, "seconds_per_epoch": 1.0, "test_result": dict.fromkeys(module.COLUMNS, 0.5)}
+
+    def run(*settings):
+        given = ["--methods=CE,LPO", "--backbones=SASRec", f"--output={tmp_path / 'methods.csv'}"]
+        monkeypatch.setattr(sys, "argv", ["methods.py", *given, *settings])
+        module.main()
+
+    monkeypatch.setattr("recbole_pref.quick_start.run_recbole_pref", train)
+    run()
+    run()
+    assert trained == [("CESASRec", "ml-100k", 2020), ("LPOSASRec", "ml-100k", 2020)]
+    assert capsys.readouterr().out.count("| CESASRec ") == 2
+    for setting in ("--dataset=yelp", "--seed=1"):
+        with pytest.raises(SystemExit):
+            run(setting)
+        assert "methods.csv holds rows of another data set or seed" in capsys.readouterr().err
+    (tmp_path / "methods.csv").write_text("model,epochs,s/epoch\nCESASRec,1,1\n")  # as it was once written
+    with pytest.raises(SystemExit):
+        run()
+    assert len(trained) == 2
 
 
 # -- pictures of a comparison
