@@ -267,7 +267,8 @@ def _numbers(values, column, place):
         dates = pd.to_datetime(values, errors="coerce", format="ISO8601", utc=True)
         if dates.isna().any():
             dates = pd.to_datetime(values, errors="coerce", format="mixed", utc=True)
-        numbers = ((dates - pd.Timestamp(0, tz="UTC")) / pd.Timedelta(seconds=1)).to_numpy(dtype=float)
+        epoch = pd.Timestamp(0, tz="UTC").as_unit("s")  # nanoseconds would end in 1677
+        numbers = ((dates - epoch) / pd.Timedelta(seconds=1)).to_numpy(dtype=float)
         wrong = ~np.isfinite(numbers)
     at = np.flatnonzero(wrong)
     if len(at):

@@ -138,6 +138,14 @@ def test_dates_become_seconds(tmp_path, kind):
     assert read(tmp_path).to_numpy().tolist() == [["1", "7", str(seconds[0])], ["1", "8", str(seconds[1])]]
 
 
+def test_dates_far_from_1970(tmp_path):
+    pytest.importorskip("pyarrow")
+    times = np.array(["0024-01-02", "2024-01-01"], dtype="datetime64[s]")
+    pd.DataFrame({"user_id": "a", "item_id": ["x", "y"], "timestamp": times}).to_parquet(tmp_path / "s.parquet")
+    convert(tmp_path / "s.parquet", "table", "d", tmp_path)
+    assert read(tmp_path)["timestamp:float"].astype(int).tolist() == times.astype(int).tolist()
+
+
 def test_a_table_without_times_keeps_its_order(tmp_path):
     (tmp_path / "s.csv").write_text("item_id::user_id\nz::a\nx::b\ny::a\n\n")
     convert(tmp_path / "s.csv", "table", "d", tmp_path, time="", separator="::")
