@@ -313,25 +313,23 @@ def _gumbel(sampler, call):
         return _gumbel_plain(sampler, call)
     # Gumbel top-K is drawing without replacement: independent draws, of which the first K distinct
     # ones count. Rows that lack some go on, with what they have excluded.
-    ids = torch.zeros(len(call.positives), sampler.k, dtype=torch.int64)
-    found = torch.zeros(len(ids), dtype=torch.int64)
-    rows, part = torch.arange(len(ids)), call
-    nth = torch.arange(sampler.k)
     draw = _draw_by_probability if sampler.space == "probability" else _draw_by_logit
-    for _ in range(8):
-        fresh, count = first_distinct(*draw(sampler, part), sampler.k)
-        place = nth - found[rows].unsqueeze(1)  # [r, K]
-        new = (place >= 0) & (place < count.unsqueeze(1))
-        ids[rows] = torch.where(new, fresh.gather(1, place.clamp_min(0)), ids[rows])
-        found[rows] = (found[rows] + count).clamp_max(sampler.k)
-        rows = rows[found[rows] < sampler.k]
+    ids, found = first_distinct(*draw(sampler, call), sampler.k)  # [B, K], [B]
+    nth = torch.arange(sampler.k)
+    for rounds in range(8):
+        rows = (found < sampler.k).nonzero().squeeze(1)  # [r]
         if not len(rows):
             return ids
-        part = call.at(rows)
-        part.excluded_ids = torch.cat([part.excluded_ids, ids[rows]], dim=1)
-    place = nth - found[rows].unsqueeze(1)
-    fresh = _gumbel_plain(sampler, part).gather(1, place.clamp_min(0))
-    ids[rows] = torch.where(place >= 0, fresh, ids[rows])
+        place = nth - found[rows].unsqueeze(1)  # [r, K]
+        part, known = call.at(rows), torch.where(place < 0, ids[rows], 0)
+        part.excluded_ids = torch.cat([part.excluded_ids, known], dim=1)
+        if rounds < 7:
+            fresh, count = first_distinct(*draw(sampler, part), sampler.k)
+        else:  # very uneven probabilities
+            fresh, count = _gumbel_plain(sampler, part), sampler.k - found[rows]
+        new = (place >= 0) & (place < count.unsqueeze(1))
+        ids[rows] = torch.where(new, fresh.gather(1, place.clamp_min(0)), known)
+        found[rows] = (found[rows] + count).clamp_max(sampler.k)
     return ids
 
 
