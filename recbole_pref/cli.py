@@ -114,6 +114,8 @@ def parse(argv):
         if key in settings:
             raise PrefError(f"--{key} is given twice: keep one of them.")
         settings[key] = parse_value(text)
+    if options.resume is not None:
+        options.resume = parse_value(options.resume)
     return options, settings
 
 
@@ -169,9 +171,7 @@ def _dispatch(options, settings):
     if options.tune:
         return _tune(options, model, dataset, files, settings)
     if options.resume is not None:
-        from recbole_pref.config import parse_value
-
-        settings["resume"] = parse_value(options.resume)
+        settings["resume"] = options.resume
     from recbole_pref.memory import explained
     from recbole_pref.quick_start import run
     from recbole_pref.tables import result_table
@@ -235,7 +235,6 @@ def _compare(options, dataset, files, settings):
 
 
 def _tune(options, model, dataset, files, settings):
-    from recbole_pref.config import parse_value
     from recbole_pref.tune import tune
 
     tune(
@@ -247,7 +246,7 @@ def _tune(options, model, dataset, files, settings):
         num_samples=options.num_samples,
         storage_path=options.storage_path,
         name=options.name,
-        resume=options.resume is not None and parse_value(options.resume) is not False,
+        resume=options.resume not in (None, False),
         ray_address=options.ray_address,
         cpus_per_trial=options.cpus_per_trial,
         gpus_per_trial=options.gpus_per_trial,

@@ -74,6 +74,18 @@ def hit_table(topk_items, positive_u, positive_i, num_items, single):
     return torch.isin(rows * num_items + topk_items, positive_u * num_items + positive_i)
 
 
+def users_of_rows(interaction, config, rows):
+    """Return the user of each row that is ranked: LongTensor [B].
+
+    Args:
+        interaction (Interaction): the rows, or, where candidates are ranked, their pairs, user by user.
+        config (Config): names the field of users.
+        rows (Tensor [B, ...]): on their device.
+    """
+    users = interaction[config["USER_ID_FIELD"]].to(rows.device)
+    return users if len(users) == len(rows) else torch.unique_consecutive(users)
+
+
 def pad_by_row(values, rows, num_rows, fill):
     """Lay flat values out as one line per row.
 
@@ -304,9 +316,7 @@ class PrefCollector(Collector):
 
     def _add_users(self, interaction, items, hits, positive_u, positive_i):
         """Keep per row the user, the target ranked best (the first when none is listed), its rank."""
-        users = interaction[self.config["USER_ID_FIELD"]].to(items.device)
-        if len(users) != len(items):  # candidates, user by user
-            users = torch.unique_consecutive(users)
+        users = users_of_rows(interaction, self.config, items)
         first = torch.searchsorted(positive_u, torch.arange(len(items), device=items.device))
         place = hits.int().argmax(1)  # [B]
         hit = hits.any(1)

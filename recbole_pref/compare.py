@@ -14,9 +14,7 @@ import shlex
 import signal
 import subprocess
 import sys
-import zipfile
-import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from logging import getLogger
 from pathlib import Path
 
@@ -27,7 +25,7 @@ from tabulate import tabulate
 
 from recbole_pref import checkpoint, evidence
 from recbole_pref.config import Config, absolute_paths, parse_value, shipped
-from recbole_pref.environment import environment, threads_per_process, write_result
+from recbole_pref.environment import environment, python_path, threads_per_process, write_result
 from recbole_pref.errors import PrefError, suggest
 from recbole_pref.memory import explained, peak_mb
 from recbole_pref.quick_start import build_run
@@ -90,9 +88,11 @@ def parse_entries(text):
     parts = _split(text, ",")
     if not parts:
         raise PrefError("--compare names no model: write --compare=CESASRec,LPOSASRec.")
-    entries = [_parse_entry(part) for part in parts]
-    labels = [entry.label for entry in entries]
-    entries = [_parse_entry(part, labels.count(label) > 1) for part, label in zip(parts, labels)]
+    found = [_parse_entry(part) for part in parts]
+    labels = [entry.label for entry, _ in found]
+    entries = [
+        replace(entry, label=longer) if labels.count(entry.label) > 1 else entry for entry, longer in found
+    ]
     labels = [entry.label for entry in entries]
     twice = next((label for label in labels if labels.count(label) > 1), None)
     if twice:
@@ -112,7 +112,8 @@ def _split(text, separators):
     return [part.strip() for part in parts if part.strip()]
 
 
-def _parse_entry(text, with_folder=False):
+def _parse_entry(text):
+    """Return an entry, and its label with the folder of its file where it has one."""
     first, *rest = _split(text, " \t\n")
     settings = {}
     for word in rest:
@@ -121,7 +122,7 @@ def _parse_entry(text, with_folder=False):
             raise PrefError(f"--compare: {word!r} in {text!r} is not understood: write key=value.")
         settings[key] = parse_value(value)
     if not first.endswith((".yaml", ".yml")):
-        return Entry(text, first, settings)
+        return Entry(text, first, settings), text
     try:
         content = yaml.safe_load(Path(shipped(first)).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -131,8 +132,8 @@ def _parse_entry(text, with_folder=False):
     model = content.pop("model")
     content.pop("dataset", None)
     stem = Path(first).absolute().with_suffix("")
-    name = f"{stem.parent.name}/{stem.name}" if with_folder else stem.name
-    return Entry(" ".join([name, *rest]), model, {**content, **settings})
+    label, longer = (" ".join([name, *rest]) for name in (stem.name, f"{stem.parent.name}/{stem.name}"))
+    return Entry(label, model, {**content, **settings}), longer
 
 
 def parse_seeds(seeds, first=2020):
@@ -301,8 +302,7 @@ def _start(task, folder, threads):
     file = folder / "tasks" / f"{task['id']}.json"
     write_result(file, task)
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    own = str(Path(__file__).resolve().parents[1])  # at a prompt in a checkout it is on the path as ""
-    environment["PYTHONPATH"] = os.pathsep.join([own, *filter(None, sys.path)])
+    environment["PYTHONPATH"] = python_path(sys.path)
     with open(folder / "logs" / f"{task['id']}.log", "ab") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "recbole_pref.compare", str(file)],
@@ -397,7 +397,7 @@ def load_record(folder, name):
         record = json.loads(path.read_text(encoding="utf-8"))
         with np.load(path.with_suffix(".npz"), allow_pickle=False) as file:
             return record, dict(file)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (*evidence.DAMAGED, KeyError) as error:
         raise PrefError(
             f"{str(path)!r} or its .npz is damaged ({' '.join(str(error).split())}): delete both, and the "
             "same command repeats the run."

@@ -140,17 +140,17 @@ def read_table(path, user="user_id", item="item_id", time="timestamp", rating=No
     """
     names = {"user_id": user, "item_id": item, "timestamp": time, "rating": rating}
     if path.suffix == ".parquet":
-        frame, place = _parquet(path), lambda row: f"{path}, row {row + 1}"
+        frame, place = read_parquet_file(path), lambda row: f"{path}, row {row + 1}"
     else:
         separator = (separator or ("\t" if ".tsv" in path.suffixes else ",")).replace("\\t", "\t")
-        frame = _csv(path, separator)
+        frame = read_text_table(path, separator)
         place = lambda row: f"{path}, line {_line_of(path, separator, row + 1)}"
     return _interactions(path, frame, names, place)
 
 
 def _amazon_ratings(order):
     def read(path):
-        frame = _csv(path, ",", header=None)
+        frame = read_text_table(path, ",", header=None)
         if frame.shape[1] != 4:
             raise PrefError(f"{path}: {frame.shape[1]} columns where Amazon's ratings have 4.")
         frame.columns = order
@@ -160,7 +160,8 @@ def _amazon_ratings(order):
     return read
 
 
-def _parquet(path):
+def read_parquet_file(path):
+    """Read a Parquet file: DataFrame; a PrefError says what is wrong with it."""
     import pyarrow
 
     with reading(path):
@@ -170,8 +171,8 @@ def _parquet(path):
             raise PrefError(f"{path} is no Parquet file: {' '.join(str(error).split())}") from None
 
 
-def _csv(path, separator, header=0):
-    """Read a text table: DataFrame of str."""
+def read_text_table(path, separator, header=0):
+    """Read a text table: DataFrame of str; a PrefError says what is wrong with it."""
     with reading(path), warnings.catch_warnings():
         warnings.simplefilter("error", pd.errors.ParserWarning)  # rows longer than the header
         try:
@@ -346,7 +347,7 @@ def read_item_features(path):
     if ".json" in path.suffixes:
         frame = _json_features(path)
     else:
-        frame = _csv(path, "\t" if ".tsv" in path.suffixes else ",")
+        frame = read_text_table(path, "\t" if ".tsv" in path.suffixes else ",")
         if "item_id" not in frame:
             raise PrefError(f"{path} has no column 'item_id'.{suggest('item_id', frame)}")
         for name in frame:

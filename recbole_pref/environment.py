@@ -75,6 +75,15 @@ def threads_per_process(processes):
     return max(1, min(torch.get_num_threads(), usable_cores()) // processes)
 
 
+def python_path(paths):
+    """Return ``PYTHONPATH`` for other processes: this package's folder first, then ``paths``.
+
+    An uninstalled checkout is on the path of a prompt as "", which another folder's processes do not find.
+    """
+    package = str(Path(__file__).resolve().parents[1])
+    return os.pathsep.join(dict.fromkeys([package, *filter(None, paths)]))
+
+
 def git_commit(folder="."):
     """Return the commit checked out in ``folder``, ``-dirty`` added when files differ, or None."""
     # `describe` looks at the commit and the working tree in one call; no tag replaces the hash.

@@ -1,11 +1,16 @@
 """What comparisons keep of a trained model beside its metrics: per test row, and per item."""
 
+import zipfile
+import zlib
+
 import numpy as np
 import torch
 
-from recbole_pref.collector import PrefCollector
+from recbole_pref.collector import PrefCollector, users_of_rows
 
 TOP = 10  # recommended items kept per row
+# What reading a damaged file of arrays raises; RuntimeError where its flags ask for a password or another packing.
+DAMAGED = (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 class Recorder(PrefCollector):
@@ -24,9 +29,7 @@ class Recorder(PrefCollector):
         probability = torch.softmax(scores, dim=1)
         gap = probability[:, tail].mean(1) - probability[:, 1:].mean(1)  # [B]
         top = scores.topk(min(TOP, scores.shape[1] - 1), dim=1).indices  # [B, TOP]
-        users = interaction[self.config["USER_ID_FIELD"]].to(scores.device)
-        if len(users) != len(scores):  # candidates, user by user
-            users = torch.unique_consecutive(users)
+        users = users_of_rows(interaction, self.config, scores)
         parts = {
             "user": users[rows],
             "target": targets,

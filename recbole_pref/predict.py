@@ -7,7 +7,6 @@ not needed, but for models with item features, which are read from it.
 """
 
 import os
-import warnings
 from contextlib import contextmanager
 from logging import getLogger
 from numbers import Integral
@@ -20,6 +19,7 @@ from recbole.data.interaction import Interaction
 
 from recbole_pref import checkpoint, scoring
 from recbole_pref.config import Config
+from recbole_pref.data_tool import read_parquet_file, read_text_table
 from recbole_pref.encoder.multimodal import Multimodal
 from recbole_pref.errors import PrefError, suggest
 from recbole_pref.quick_start import load_data_and_model, settings_of
@@ -243,12 +243,11 @@ def read_sequences(path):
     if not path.is_file():
         raise PrefError(f"input={str(path)!r} {'is a folder' if path.is_dir() else 'does not exist'}: name a file.")
     try:
-        frame = pd.read_parquet(path) if path.suffix == ".parquet" else _read_csv(path)
-    except (ValueError, OSError, pd.errors.ParserWarning) as error:
+        frame = read_parquet_file(path) if path.suffix == ".parquet" else read_text_table(path, ",")
+    except PrefError as error:
         raise PrefError(
-            f"input={str(path)!r} cannot be read as a table with one header line and as many fields in each row (a "
-            f"field with commas goes in quotes, the items of a sequence are separated by spaces): "
-            f"{' '.join(str(error).split())}"
+            f"input is no table with one header line and as many fields in each row (a field with commas goes in "
+            f"quotes, the items of a sequence are separated by spaces): {error}"
         ) from None
     columns = [name for name in ("user", "item", "items") if name in frame]
     if columns not in (["items"], ["user", "items"], ["user", "item"]):
@@ -264,12 +263,6 @@ def read_sequences(path):
         return list(map(str, names)), listed
     grouped = frame.astype(str).groupby("user", sort=False)["item"].agg(list)
     return list(grouped.index), list(grouped)
-
-
-def _read_csv(path):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", pd.errors.ParserWarning)  # longer rows, which pandas would cut
-        return pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False)
 
 
 def predict_file(model_file, source, target, k=10, exclude_seen=True, unknown="error", data_path=None):

@@ -94,6 +94,8 @@ class PreferenceMixin:
         self.needs_histories = self.repeat_bias is not None or (
             self.sampler is not None and self.sampler.exclude_history
         )
+        # Some backbones' own loss is no cross-entropy (FPMC, TransRec): it needs RecBole's sampled negatives.
+        self.needs_pairs = any(isinstance(part, BPRLoss) for part in self.modules())
         self.log_sums = {}  # name -> [2] sum and count of diagnostics since the last report
         if not self.is_plain:  # which promises RecBole's numbers to the last bit
             use_fast_dropout(self)
@@ -157,8 +159,7 @@ class PreferenceMixin:
             and self.settings["ce_weight"] == 1
             and self.repeat_bias is None
             and self.train_path == "last"
-            # Whose own loss is no cross-entropy (FPMC, TransRec): it needs RecBole's sampled negatives.
-            and not any(isinstance(part, BPRLoss) for part in self.modules())
+            and not self.needs_pairs
         )
 
     # -- scoring ------------------------------------------------------------------------------

@@ -3,13 +3,12 @@
 import csv
 import json
 import math
-import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 
 from recbole_pref.errors import PrefError, suggest
+from recbole_pref.evidence import DAMAGED
 
 ARRAYS = ("tail_gap", "top", "count")
 
@@ -100,8 +99,7 @@ def _load_arrays(path):
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in ARRAYS if name in arrays}
-    # RuntimeError: damaged flags ask for a password or for a compression that does not exist
-    except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+    except DAMAGED as error:
         raise PrefError(
             f"'{path}' is damaged ({error}): delete it and its .json file and run the comparison again."
         ) from error

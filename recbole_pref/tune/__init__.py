@@ -15,7 +15,7 @@ from recbole.utils import argument_list
 
 from recbole_pref import checkpoint, reference
 from recbole_pref.config import Config, absolute_paths
-from recbole_pref.environment import write_result
+from recbole_pref.environment import python_path, write_result
 from recbole_pref.errors import PrefError
 from recbole_pref.objective import check_measured, check_objective, less_is_better
 from recbole_pref.quick_start import build_run, prepare_data, run_recbole_pref
@@ -301,9 +301,7 @@ def _start_ray(ray, address):
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new one prints panels even when it is not asked
     if address is None:  # workers of this machine find an uninstalled checkout as this process does
-        package = str(Path(__file__).resolve().parents[2])
-        paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-        os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([package, *filter(None, paths)]))
+        os.environ["PYTHONPATH"] = python_path(os.environ.get("PYTHONPATH", "").split(os.pathsep))
     here = {} if address else {"include_dashboard": False}
     try:
         # "local" starts Ray anew; None would join any that runs here.
