@@ -143,7 +143,9 @@ def check_split(train, valid, test, n_items):
 
 def _missing(folder, name, dataset):
     parent = folder.parent
-    near = [path.name for path in parent.iterdir() if path.is_dir()] if os.path.isdir(parent) else []
+    near = ["ml-100k"]  # which RecBole brings
+    if os.path.isdir(parent):
+        near += [path.name for path in parent.iterdir() if path.is_dir()]
     where = f"data_path is {shown(str(parent))}"
     if not os.path.isdir(parent):
         where += ", which is no folder"

@@ -259,6 +259,8 @@ def locate(dataset, data_path, suffix, save_as):
         import recbole
 
         source = Path(recbole.__file__).parent / "dataset_example" / dataset
+        if save_as == dataset:
+            raise PrefError("--save_as=ml-100k would never be read, as RecBole brings that one: choose another name.")
         save_as = save_as or f"{dataset}-{suffix}"
     else:
         source = Path(data_path, dataset)

@@ -260,28 +260,19 @@ def prepare_data(config, log=True, dataset=None):
         tuple: the data set, and a tuple of the training, validation and test loaders.
     """
     init_seed(config["seed"], config["reproducibility"])
-    streams = sys.stdout, sys.stderr
     try:
-        init_logger(config)
-    except OSError as error:
-        raise PrefError(
-            f"the log file of model={config['model']!r} cannot be written ({error.strerror}): run in a folder "
-            "where log/ can be made."
-        ) from None
-    # RecBole wraps these at each call; after some hundred runs in one process nothing could be printed.
-    sys.stdout, sys.stderr = streams
-    logger = getLogger()
-    if log:
-        logger.info(sys.argv)
-        logger.info(config)
-    _refuse_pickles(config)
-    try:
+        # Before the log, which is long: what refuses the data is read without searching for it.
+        _refuse_pickles(config)
         prepare_config = getattr(config.model_class, "prepare_config", None)
         if prepare_config is not None:
             prepare_config(config)
+        notes = []
         if dataset is None:
-            for note in data_check.check_atomic_files(config["data_path"], config["dataset"], config):
-                logger.info(note)
+            notes = data_check.check_atomic_files(config["data_path"], config["dataset"], config)
+        _start_log(config, log)
+        for note in notes:
+            getLogger().info(note)
+        if dataset is None:
             dataset = create_dataset(config)
             if not os.path.exists(_pickles(config)["dataloaders_save_path"]):
                 # RecBole splits a data set in place, once; so it can serve several runs.
@@ -295,7 +286,7 @@ def prepare_data(config, log=True, dataset=None):
             f"dataset={config['dataset']!r} cannot be prepared with these settings: {_reason(error)}"
         ) from error
     if log:
-        logger.info(dataset)
+        getLogger().info(dataset)
     data_check.check_split(*(len(loader._dataset) for loader in loaders), dataset.item_num)
     return dataset, loaders
 
@@ -315,6 +306,22 @@ def _pickles(config):
     }
     folder = config["checkpoint_dir"]
     return {setting: config[setting] or os.path.join(folder, name) for setting, name in names.items()}
+
+
+def _start_log(config, log):
+    streams = sys.stdout, sys.stderr
+    try:
+        init_logger(config)
+    except OSError as error:
+        raise PrefError(
+            f"the log file of model={config['model']!r} cannot be written ({error.strerror}): run in a folder "
+            "where log/ can be made."
+        ) from None
+    # RecBole wraps these at each call; after some hundred runs in one process nothing could be printed.
+    sys.stdout, sys.stderr = streams
+    if log:
+        getLogger().info(sys.argv)
+        getLogger().info(config)
 
 
 def _refuse_pickles(config):

@@ -11,7 +11,7 @@ that stand before it.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -236,14 +236,15 @@ def hashed_uniforms(keys, seed, k):
 
 @dataclass
 class _Call:
-    """What is known about a batch: see ``NegativeSampler.sample``."""
+    """What is known about some rows: first of the whole batch, then, with scores, of a part of it."""
 
     positives: torch.Tensor
-    scores: torch.Tensor | None
-    keys: torch.Tensor | None
-    log_z: torch.Tensor | None
-    generator: torch.Generator | None
     excluded_ids: torch.Tensor  # [B, E] positive, padding and history
+    keys: torch.Tensor | None
+    generator: torch.Generator | None
+    begun: tuple = ()  # tensors [B, ...] of what was drawn before the scores were known
+    scores: torch.Tensor | None = None
+    log_z: torch.Tensor | None = None
 
     def uniforms(self, k):
         return torch.rand(
@@ -254,13 +255,16 @@ class _Call:
         )
 
     def at(self, rows):
-        """Return the part of some rows [r]."""
-        return replace(
-            self,
-            positives=self.positives[rows],
-            scores=self.scores[rows],
-            log_z=None if self.log_z is None else self.log_z[rows],
-            excluded_ids=self.excluded_ids[rows],
+        """Return the part of some rows: a slice, or their numbers [r]."""
+        pick = lambda values: None if values is None else values[rows]
+        return _Call(
+            self.positives[rows],
+            self.excluded_ids[rows],
+            pick(self.keys),
+            self.generator,
+            tuple(map(pick, self.begun)),
+            pick(self.scores),
+            pick(self.log_z),
         )
 
 
@@ -308,13 +312,28 @@ def _columns(sampler, call):
     return scores, sampler.position_of[call.excluded_ids] + 1
 
 
+def _begin_gumbel(sampler, call):
+    if sampler.space == "probability" and call.positives.device.type == "cpu":
+        flat = _flat_draws(sampler, call)
+        ids, found = first_distinct(*flat[:2], sampler.k)
+        return ids, torch.where(flat[1].all(dim=1), found, 0), *flat
+    return ()
+
+
 def _gumbel(sampler, call):
     if call.scores.device.type != "cpu":
         return _gumbel_plain(sampler, call)
     # Gumbel top-K is drawing without replacement: independent draws, of which the first K distinct
     # ones count. Rows that lack some go on, with what they have excluded.
-    draw = _draw_by_probability if sampler.space == "probability" else _draw_by_logit
-    ids, found = first_distinct(*draw(sampler, call), sampler.k)  # [B, K], [B]
+    if call.begun:
+        ids, found = (values.clone() for values in call.begun[:2])  # [B, K], [B]
+        rows = (found < sampler.k).nonzero().squeeze(1)
+        if len(rows):
+            part = call.at(rows)
+            ids[rows], found[rows] = first_distinct(*_with_bumps(sampler, part, part.begun[2:]), sampler.k)
+    else:
+        ids, found = first_distinct(*_draw_by_logit(sampler, call), sampler.k)
+    draw = _draw_by_probability if call.begun else _draw_by_logit
     nth = torch.arange(sampler.k)
     for rounds in range(8):
         rows = (found < sampler.k).nonzero().squeeze(1)  # [r]
@@ -352,25 +371,35 @@ def _draw_by_probability(sampler, call):
     exp(pi) = 1 + expm1(pi), and the second parts sum to at most e - 1 over the catalogue: nearly
     every draw falls on the first ones and is uniform. Scores are read for the other rows alone.
     """
+    return _with_bumps(sampler, call, _flat_draws(sampler, call))
+
+
+def _flat_draws(sampler, call):
+    """Draw by the first parts: ids [B, T], whether the draw fell there [B, T], its mass [B, T] and theirs [B, 1]."""
     draws = sampler.k + 3 + sampler.k // 8  # a few more than K: items come twice
     excluded, count = excluded_positions(call.excluded_ids, sampler.position_of)
-    left = (len(sampler.candidates) - count).unsqueeze(1)  # [B, 1]
+    left = (len(sampler.candidates) - count).unsqueeze(1)
     mass = call.uniforms(draws) * (left + math.e - 1)
     flat = mass < left
     ranks = torch.where(flat, mass, 0.0).long()
-    ids = sampler.candidates[skip_excluded(ranks, excluded)]  # [B, T]
-    valid = flat
+    return sampler.candidates[skip_excluded(ranks, excluded)], flat, mass, left
+
+
+def _with_bumps(sampler, call, drawn):
+    """Give the draws that fell on the second parts their items: ids [B, T] and whether the draw counts [B, T]."""
+    ids, flat, mass, left = drawn
     rows = (~flat).any(dim=1).nonzero().squeeze(1)
-    if len(rows):
-        part = call.at(rows)
-        scores, columns = _columns(sampler, part)
-        bumps = (scores - _real_z(part)).exp().expm1().scatter_(1, columns, 0.0)  # [r, 1 + M]
-        cdf = bumps.double().cumsum(dim=1)
-        bump = torch.searchsorted(cdf, mass[rows] - left[rows], right=True)  # [r, T]
-        hit = ~flat[rows] & (bump < cdf.shape[1])  # beyond the last one: no draw
-        bumped = sampler.columns[bump.clamp_max(cdf.shape[1] - 1)]
-        ids[rows] = torch.where(hit, bumped, ids[rows])
-        valid[rows] |= hit
+    if not len(rows):
+        return ids, flat
+    part, ids, valid = call.at(rows), ids.clone(), flat.clone()
+    scores, columns = _columns(sampler, part)
+    bumps = (scores - _real_z(part)).exp().expm1().scatter_(1, columns, 0.0)  # [r, 1 + M]
+    cdf = bumps.double().cumsum(dim=1)
+    bump = torch.searchsorted(cdf, mass[rows] - left[rows], right=True)  # [r, T]
+    hit = ~flat[rows] & (bump < cdf.shape[1])  # beyond the last one: no draw
+    bumped = sampler.columns[bump.clamp_max(cdf.shape[1] - 1)]
+    ids[rows] = torch.where(hit, bumped, ids[rows])
+    valid[rows] |= hit
     return ids, valid
 
 
@@ -389,7 +418,12 @@ def _draw_by_logit(sampler, call):
 def _best(sampler, call, k, ordered=True):
     """Return the K best allowed items of each row: values and ids, each [B, k]."""
     scores, excluded = _columns(sampler, call)
-    top = largest(scores.scatter(1, excluded, -torch.inf), k, ordered)
+    # Put back afterwards where the scores are the caller's: a copy of them would cost more than the search.
+    kept = scores.gather(1, excluded) if scores is call.scores else None
+    scores.scatter_(1, excluded, -torch.inf)
+    top = largest(scores, k, ordered)
+    if kept is not None:
+        scores.scatter_(1, excluded, kept)
     return top.values, sampler.columns[top.indices]
 
 
@@ -412,12 +446,13 @@ class _Sampler:
     draw: Callable
     needs_scores: str | None = None  # "policy" or "reference"
     needs_normalizer: bool = False
+    begin: Callable | None = None  # what can be drawn for a batch before scores are known, a tuple of tensors
 
 
 SAMPLERS = {
     "uniform": _Sampler(_uniform),
     "popularity": _Sampler(_popularity),
-    "gumbel": _Sampler(_gumbel, "policy", needs_normalizer=True),
+    "gumbel": _Sampler(_gumbel, "policy", needs_normalizer=True, begin=_begin_gumbel),
     "topk": _Sampler(_topk, "policy"),
     "pool": _Sampler(_pool, "policy"),
     "reference_pool": _Sampler(_pool, "reference"),
@@ -523,41 +558,32 @@ class NegativeSampler(nn.Module):
             )
 
     @torch.no_grad()
-    def sample(self, positives, scores=None, history=None, keys=None, log_z=None, generator=None):
-        """Draw the negatives of a batch.
-
-        Without replacement, but for ``popularity`` and ``in_batch``.
+    def begin(self, positives, history=None, keys=None, generator=None):
+        """Begin to draw the negatives of a batch, as far as that goes without scores.
 
         Args:
             positives (Tensor): [B] item ids.
-            scores (Tensor, optional): [B, n_items], of whom ``needs_scores`` says; left as it is.
             history (Tensor, optional): [B, L] item ids, 0 for none (``exclude_history``).
             keys (Tensor, optional): [B] int64 that identify the rows (``fixed``).
-            log_z (Tensor, optional): [B] log-sum-exp of the scores, padding included (``gumbel`` on
-                probabilities); computed when not given.
             generator (torch.Generator, optional): torch's global one when not given.
 
         Returns:
-            Tensor: [B, K] int64 item ids.
+            Draw: of which ``finish`` gives the negatives.
 
         Raises:
             PrefError: something that this sampler needs is missing, or histories too long for K.
         """
-        self._check_call(scores, history, keys)
+        self._check_rows(history, keys)
         excluded = [torch.zeros_like(positives).unsqueeze(1), positives.unsqueeze(1)]
         if self.exclude_history:
             excluded.append(history)
-        if log_z is None and self.needs_normalizer:
-            log_z = torch.logsumexp(scores, dim=1)
-        call = _Call(positives, scores, keys, log_z, generator, torch.cat(excluded, dim=1))
-        return SAMPLERS[self.name].draw(self, call)
+        return Draw(self, _Call(positives, torch.cat(excluded, dim=1), keys, generator))
 
-    def _check_call(self, scores, history, keys):
-        if self.needs_scores is not None and scores is None:
-            raise PrefError(
-                f"neg_sampler={self.name!r} got no scores of the {self.needs_scores}: choose "
-                "uniform, popularity, in_batch or fixed."
-            )
+    def sample(self, positives, scores=None, history=None, keys=None, log_z=None, generator=None):
+        """Draw the negatives of a batch: ``begin`` and ``finish`` in one, with their arguments."""
+        return self.begin(positives, history, keys, generator).finish(slice(None), scores, log_z)
+
+    def _check_rows(self, history, keys):
         if self.name == "fixed" and keys is None:
             raise PrefError("neg_sampler='fixed' got no row numbers: choose uniform.")
         if not self.exclude_history:
@@ -568,3 +594,47 @@ class NegativeSampler(nn.Module):
             )
         if history.shape[1] > self.max_history:
             self._check_sizes(history.shape[1])
+
+
+class Draw:
+    """The draw of a batch's negatives, to be finished part by part as the scores become known.
+
+    What needs no scores is drawn for the whole batch at once: small operations on every part would cost more than
+    they do.
+    """
+
+    def __init__(self, sampler, call):
+        self._sampler, self._call, self._kind = sampler, call, SAMPLERS[sampler.name]
+        self._ids = None
+        if self._kind.needs_scores is None:
+            self._ids = self._kind.draw(sampler, call)
+        elif self._kind.begin is not None:
+            call.begun = self._kind.begin(sampler, call)
+
+    @torch.no_grad()
+    def finish(self, rows=slice(None), scores=None, log_z=None):
+        """Return the negatives of some rows: [c, K] int64 item ids.
+
+        Without replacement, but for ``popularity`` and ``in_batch``.
+
+        Args:
+            rows (slice): which rows of the batch.
+            scores (Tensor, optional): [c, n_items], of whom ``needs_scores`` says; left as it is.
+            log_z (Tensor, optional): [c] log-sum-exp of the scores, padding included (``gumbel`` on
+                probabilities); computed when not given.
+
+        Raises:
+            PrefError: this sampler needs scores and got none.
+        """
+        if self._ids is not None:
+            return self._ids[rows]
+        if scores is None:
+            raise PrefError(
+                f"neg_sampler={self._sampler.name!r} got no scores of the {self._kind.needs_scores}: choose "
+                "uniform, popularity, in_batch or fixed."
+            )
+        part = self._call.at(rows)
+        part.scores, part.log_z = scores, log_z
+        if log_z is None and self._sampler.needs_normalizer:
+            part.log_z = torch.logsumexp(scores, dim=1)
+        return self._kind.draw(self._sampler, part)

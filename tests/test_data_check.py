@@ -81,8 +81,15 @@ def test_a_missing_data_set_names_its_neighbour(tmp_path):
     (tmp_path / "lastfm").mkdir()
     with pytest.raises(PrefError, match="'lastfmm'.*Did you mean 'lastfm'"):
         check_atomic_files(str(tmp_path / "lastfmm"), "lastfmm", config_of(tmp_path))
-    with pytest.raises(PrefError, match="which is no folder"):
-        check_atomic_files(str(tmp_path / "no" / "d"), "d", config_of(tmp_path))
+    with pytest.raises(PrefError, match="which is no folder.*Did you mean 'ml-100k'"):
+        check_atomic_files(str(tmp_path / "no" / "ml-100"), "ml-100", config_of(tmp_path))
+
+
+def test_a_missing_data_set_is_refused_before_anything_is_logged(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(PrefError, match="was not found"):
+        prepare_data(config_of(tmp_path, state="INFO"))
+    assert capfd.readouterr() == ("", "") and not list(tmp_path.iterdir())
 
 
 def test_a_column_that_is_not_loaded_is_named(tmp_path):

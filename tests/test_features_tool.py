@@ -171,6 +171,7 @@ def test_bad_pictures_are_named(shop, tmp_path, capsys):
         (["--encoder=my_encoders:letters", "--save_as=.."], "--save_as='..'"),
         (["--encoder=my_encoders:letters", "--epochs=3"], "need --train"),
         (["--encoder=my_encoders:letters", "--save_as=x", "--dataset=tin"], "tin.inter does not exist"),
+        (["--encoder=my_encoders:letters", "--dataset=ml-100k", "--save_as=ml-100k"], "would never be read"),
     ],
 )
 def test_mistakes_get_one_sentence(shop, tmp_path, capsys, arguments, match):

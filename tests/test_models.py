@@ -88,6 +88,32 @@ def test_without_preference_terms_the_loss_is_recboles(tiny_dataset, backbone):
     assert_same(gradients(loss, model), gradients(expected, stock))
 
 
+@pytest.mark.parametrize("method", ["CE", "LPO", "SDPO", "DynamicPO", "TAWin"])
+def test_chunks_change_neither_loss_nor_what_is_watched(tiny_dataset, method):
+    settings = {
+        **tiny_dataset, **NO_DROPOUT, "neg_sampler": "topk", "neg_candidates": "all", "exclude_history": False,
+        "num_negatives": 12, "tawin_anchor": 4,
+    }  # fmt: skip
+    own = {key: value for key, value in settings.items() if method == "TAWin" or not key.startswith("tawin")}
+    if method == "CE":
+        own = {**tiny_dataset, **NO_DROPOUT}
+    config, model, loaders = build(f"{method}SASRec", own)
+    if model.uses_reference:
+        init_seed(7, True)
+        model.start_from(SASRec(config, loaders[0]._dataset).state_dict())
+    rows, seen = all_rows(loaders[0]), []
+    for memory in (64, 13 * 4 * model.n_items / 2**20):  # all rows at once, and 13 at a time
+        model.settings["logits_memory_mb"] = memory
+        loss = model.calculate_loss(rows)
+        seen.append((loss, gradients(loss, model), model.pop_diagnostics()))
+    (whole, grads, watched), (by_parts, own_grads, own_watched) = seen
+    torch.testing.assert_close(by_parts, whole, rtol=1e-6, atol=1e-6)
+    assert_same(own_grads, grads)
+    assert own_watched == pytest.approx(watched, rel=1e-5)
+    assert set(watched) >= ({"reward_margin", "pos_score"} if method != "CE" else set())
+    assert ("boundary_size" in watched) == (method == "DynamicPO")
+
+
 @pytest.mark.parametrize("backbone", ["SASRec", "GRU4Rec"])
 @pytest.mark.parametrize("method", ["CE", "LPO"])
 def test_packed_rows_equal_rows_when_sequences_are_short(tiny_dataset, backbone, method):

@@ -147,6 +147,37 @@ def test_gumbel_topk_is_plackett_luce(space, plain):
 
 
 @pytest.mark.parametrize("space", ["probability", "logit"])
+def test_gumbel_in_parts_is_plackett_luce_with_each_parts_scores(space):
+    # The second part's scores are the first's the other way round, and its candidates the same.
+    torch.manual_seed(8)
+    sampler = make("gumbel", sampler_space=space)
+    two = torch.stack([SCORES[0], torch.cat([SCORES[0, :1], SCORES[0, 1:].flip(0)])])
+    begun = sampler.begin(torch.full((2 * ROWS,), 2))
+    for number, scores in enumerate(two):
+        rows = slice(number * ROWS, (number + 1) * ROWS)
+        pi = torch.softmax(scores[1:], 0)
+        value = {i: (pi[i - 1] if space == "probability" else scores[i]).exp() for i in range(1, N) if i != 2}
+        law = ordered_law({i: chance.item() for i, chance in value.items()}, 2)
+        assert_law(begun.finish(rows, scores.repeat(ROWS, 1)), law)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_draw_in_parts_covers_the_batch(name):
+    sampler = make(name, exclude_history=True, max_history=2)
+    torch.manual_seed(1)
+    scores, history = torch.randn(60, N), torch.randint(0, N, (60, 2))
+    positives, before = torch.randint(1, N, (60,)), scores.clone()
+    begun = sampler.begin(positives, history, torch.arange(60))
+    parts = [begun.finish(rows, scores[rows]) for rows in (slice(0, 7), slice(7, 8), slice(8, 60))]
+    assert [len(part) for part in parts] == [7, 1, 52]
+    for ids, positive, items in zip(torch.cat(parts).tolist(), positives.tolist(), history.tolist()):
+        assert not {0, positive, *items} & set(ids)
+    assert torch.equal(scores, before)
+    if name in ("fixed", "topk"):  # which leave nothing to chance
+        assert torch.equal(torch.cat(parts), sampler.sample(positives, scores, history, torch.arange(60)))
+
+
+@pytest.mark.parametrize("space", ["probability", "logit"])
 def test_gumbel_is_plackett_luce_beside_a_history_and_one_dominant_item(space):
     # Item 4 holds nearly all draws: most rows need several rounds for their three items.
     torch.manual_seed(3)

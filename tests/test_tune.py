@@ -226,6 +226,9 @@ def test_a_baseline_serves_again_with_the_same_settings_alone(settings, tmp_path
         score = _cross_entropy_score(config, {**settings, "epochs": epochs}, tmp_path, "ndcg@10")
         assert score == epochs / 10
     assert trained == [1, 6]
+    (tmp_path / "baseline.json").write_text('{"model": "CESAS')
+    with pytest.raises(PrefError, match="baseline.json.*delete it"):
+        _cross_entropy_score(config, settings, tmp_path, "ndcg@10")
 
 
 def test_what_ray_refuses_is_told_before_a_baseline_is_trained(settings, tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ the head/tail weights. Which scores are computed follows from what the parts nee
 * backbones without a representation entry: RecBole's ``full_sort_predict``.
 """
 
-from copy import copy
+from dataclasses import dataclass
 from logging import getLogger
 
 import torch
@@ -96,6 +96,7 @@ class PreferenceMixin:
         )
         # Some backbones' own loss is no cross-entropy (FPMC, TransRec): it needs RecBole's sampled negatives.
         self.needs_pairs = any(isinstance(part, BPRLoss) for part in self.modules())
+        self.watched = []  # what the diagnostics of a batch are computed from, part by part
         self.log_sums = {}  # name -> [2] sum and count of diagnostics since the last report
         if not self.is_plain:  # which promises RecBole's numbers to the last bit
             use_fast_dropout(self)
@@ -258,34 +259,31 @@ class PreferenceMixin:
         repeats = (_bias_of(self), context.history)
         reference = self._reference_states(interaction, context) if self.uses_reference else None
         chunk = self._chunk(hidden.device.type)
-        # Samplers that rank nothing draw for the whole batch at once.
-        early = self.sampler is not None and self.sampler.needs_scores is None
-        negatives = self._draw(context, None, None) if early else None
+        draw = self._begin_draw(context)
         if self.needs_normalizer:
             drawn = {}
+            given = torch.stack([torch.zeros_like(targets), targets], dim=1)  # [R, 2]
 
             def sample(rows, scores, log_z):
-                part = context.at(rows)
-                columns = [torch.zeros_like(part.targets).unsqueeze(1), part.targets.unsqueeze(1)]
-                if early:
-                    columns.append(negatives[rows])
-                elif self.sampler is not None:
-                    scores = self._sampler_scores(scores, reference, rows)
-                    columns.append(self._draw(part, scores, log_z))
-                drawn["ids"] = torch.cat(columns, dim=1)  # [c, 2 + K]
+                drawn["ids"] = given[rows]
+                if draw is not None:
+                    negatives = draw.finish(rows, self._sampler_scores(scores, reference, rows), log_z)
+                    drawn["ids"] = torch.cat([drawn["ids"], negatives], dim=1)  # [c, 2 + K]
                 return drawn["ids"]
 
             def row_loss(rows, log_z, picked):
                 ref = self._reference_scores(reference, rows, drawn["ids"][:, 1:])
                 return self._mixed_loss(log_z, picked, ref)
 
-            return scoring.catalogue_loss(hidden, item_emb, row_loss, sample, weights, chunk, *repeats)
-        if not early:
+            total = scoring.catalogue_loss(hidden, item_emb, row_loss, sample, weights, chunk, *repeats)
+            self._record()
+            return total
+        if self.sampler.needs_scores is None:
+            negatives = draw.finish()
+        else:
 
             def sample_only(rows, scores):
-                scores = self._sampler_scores(scores, reference, rows)
-                log_z = torch.logsumexp(scores, 1) if self.sampler.needs_normalizer else None
-                return self._draw(context.at(rows), scores, log_z)
+                return draw.finish(rows, self._sampler_scores(scores, reference, rows))
 
             negatives = scoring.sample_over_catalogue(
                 hidden.detach(), item_emb.detach(), sample_only, chunk, *repeats
@@ -294,14 +292,16 @@ class PreferenceMixin:
         picked = scoring.item_scores(hidden, item_emb, ids, *repeats)
         ref = self._reference_scores(reference, slice(None), ids)
         per_row = self._preference(picked[:, 0], picked[:, 1:], ref)
+        self._record()
         return self.settings["lambda"] * (per_row * weights).sum()
 
     def _chunk(self, device_type):
         return scoring.chunk_rows(self.n_items, self.settings["logits_memory_mb"], device_type)
 
-    def _draw(self, part, scores, log_z):
-        with torch.no_grad():
-            return self.sampler.sample(part.targets, scores, part.history, part.keys, log_z)
+    def _begin_draw(self, context):
+        if self.sampler is None:
+            return None
+        return self.sampler.begin(context.targets, context.history, context.rows)
 
     def _sampler_scores(self, scores, reference, rows):
         if self.sampler.needs_scores is None:
@@ -334,18 +334,27 @@ class PreferenceMixin:
             arguments += [ref[:, 0], ref[:, 1:]]
         result = self.method.loss(*arguments, **self.loss_settings)
         per_row, extras = result if isinstance(result, tuple) else (result, {})
-        self._record(pos, neg, ref, extras)
+        self.watched.append((pos.detach(), neg.detach(), ref, extras))
         return per_row
 
-    def _record(self, pos, neg, ref, extras):
-        with torch.no_grad():
-            beta = self.settings.get("beta") or 1.0
-            ref_parts = (None, None) if ref is None else (ref[:, 0], ref[:, 1:])
-            values = losses.diagnostics(pos.detach(), neg.detach(), *ref_parts, beta=beta)
-            for name, value in {**values, **extras}.items():
-                entry = torch.stack([value.sum(), value.new_full((), value.numel())])
-                known = self.log_sums.get(name)
-                self.log_sums[name] = entry if known is None else known + entry
+    @torch.no_grad()
+    def _record(self):
+        """Add the diagnostics of a batch, whose parts ``_preference`` has seen, to the sums."""
+        if not self.watched:
+            return
+        pos, neg, ref, extras = zip(*self.watched)
+        self.watched = []
+        ref_parts = (None, None)
+        if ref[0] is not None:
+            ref = torch.cat(ref)
+            ref_parts = (ref[:, 0], ref[:, 1:])
+        beta = self.settings.get("beta") or 1.0
+        values = losses.diagnostics(torch.cat(pos), torch.cat(neg), *ref_parts, beta=beta)
+        values.update({name: torch.cat([part[name] for part in extras]) for name in extras[0]})
+        for name, value in values.items():
+            entry = torch.stack([value.sum(), value.new_full((), value.numel())])
+            known = self.log_sums.get(name)
+            self.log_sums[name] = entry if known is None else known + entry
 
     def pop_diagnostics(self):
         """Return the means of the logged quantities since the last call: dict of str to float."""
@@ -371,14 +380,16 @@ class PreferenceMixin:
         log_z = torch.logsumexp(scores, dim=-1)
         ids = [torch.zeros_like(targets).unsqueeze(1), targets.unsqueeze(1)]
         if self.sampler is not None:
-            of_sampler = reference if self.sampler.needs_scores == "reference" else scores.detach()
-            ids.append(self._draw(context, of_sampler, log_z.detach()))
+            # Samplers write into the scores for a while, which autograd would not allow in its own.
+            of_sampler = reference if self.sampler.needs_scores == "reference" else scores.detach().clone()
+            ids.append(self._begin_draw(context).finish(slice(None), of_sampler, log_z.detach()))
         ids = torch.cat(ids, dim=1)
         ref = None
         if reference is not None:
             ref = reference.gather(1, ids[:, 1:])
             ref = ref - torch.logsumexp(reference[:, 1:], dim=-1, keepdim=True)
         per_row = self._mixed_loss(log_z, scores.gather(1, ids), ref)
+        self._record()
         return (per_row * weights).sum()
 
     # -- the reference ------------------------------------------------------------------------
@@ -470,19 +481,13 @@ class PreferenceMixin:
         return scores
 
 
+@dataclass
 class _Rows:
-    """Targets, row numbers and histories of a batch, and slices of them."""
+    """Targets [R], row numbers [R] or None, and histories [R, L] or None of a batch."""
 
-    def __init__(self, targets, rows, history):
-        self.targets, self.keys, self.history = targets, rows, history
-        self.rows = rows
-
-    def at(self, index):
-        part = copy(self)
-        for name in ("targets", "keys", "history", "rows"):
-            value = getattr(self, name)
-            setattr(part, name, None if value is None else value[index])
-        return part
+    targets: torch.Tensor
+    rows: torch.Tensor | None
+    history: torch.Tensor | None
 
 
 class _ReferenceStates:

@@ -206,9 +206,15 @@ def _cross_entropy_score(config, settings, folder, metric):
     own = {**settings, "checkpoint_dir": str(folder / "baseline"), "objective": None}
     made_of = {"model": name, "dataset": config["dataset"], "settings": own}
     if path.is_file():
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        if {key: stored.get(key) for key in made_of} == json.loads(json.dumps(made_of)):
-            return stored["best_valid_result"][metric]
+        try:
+            stored = json.loads(path.read_text(encoding="utf-8"))
+            if {key: stored[key] for key in made_of} == json.loads(json.dumps(made_of)):
+                return stored["best_valid_result"][metric]
+        except (ValueError, LookupError, TypeError):
+            raise PrefError(
+                f"{str(path)!r}, the baseline of the constraint, is damaged: delete it, and the same command trains "
+                "it again."
+            ) from None
     print(f"training {name}, the baseline of the constraint, once", file=sys.stderr, flush=True)
     result = run_recbole_pref(name, config["dataset"], config_dict=own)
     write_result(path, {**result, **made_of})
