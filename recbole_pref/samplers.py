@@ -313,6 +313,12 @@ def _columns(sampler, call):
 
 
 def _begin_gumbel(sampler, call):
+    """Draw what nearly always stands whatever the scores are: see ``_draw_by_probability``.
+
+    Returns:
+        tuple: the first K distinct draws [B, K]; how many of them stand [B], 0 in rows that wait for their scores; and
+        what ``_flat_draws`` returns. Empty where all waits.
+    """
     if sampler.space == "probability" and call.positives.device.type == "cpu":
         flat = _flat_draws(sampler, call)
         ids, found = first_distinct(*flat[:2], sampler.k)
