@@ -12,4 +12,8 @@ from recbole_pref.registry import register  # noqa: E402  (RecBole can be import
 
 register()
 
+from recbole_pref.plugins import load_from_environment  # noqa: E402
+
+load_from_environment()
+
 __all__ = ["__version__"]

@@ -51,6 +51,7 @@ def build_parser():
     add("--model", "-m", default=None, help="<Method><Backbone> or a model of RecBole (LPOSASRec)")
     add("--dataset", "-d", default=None, help="name of the data set (ml-100k)")
     add("--config_files", default=None, help="YAML files, separated by spaces; also shipped ones")
+    add("--plugins", help="Python files with methods of your own, separated by commas (docs/extending.md)")
     add("--predict", metavar="CHECKPOINT", help="recommend for the sequences of --input instead of training")
     add("--compare", metavar="MODELS", help="models and YAML files to compare, separated by commas")
     add("--seeds", default="5", help="with --compare: how many seeds, or a list 1,2,3")
@@ -133,6 +134,10 @@ def main(argv=None):
     sys.argv = sys.argv[:1]
     try:
         options, settings = parse(argv)
+        if options.plugins is not None:
+            from recbole_pref import plugins
+
+            plugins.load(path.strip() for path in options.plugins.split(",") if path.strip())
         return _dispatch(options, settings)
     except PrefError as error:
         if "--debug" in argv:
@@ -298,8 +303,10 @@ def describe(wanted="all"):
                 f"--list={wanted} is no method: choose one of {', '.join(METHODS)}.{suggest(wanted, METHODS)}"
             )
         method = METHODS[names[wanted.lower()]]
-        file = properties_dir() / "method" / f"{method.name}.yaml"
-        return f"{method.name}: {method.title}\n" + _settings_of(file, width)
+        head = f"{method.name}: {method.title}\n"
+        if method.defaults is not None:
+            return head + "\n".join(f"  {key}: {value}" for key, value in method.defaults.items())
+        return head + _settings_of(properties_dir() / "method" / f"{method.name}.yaml", width)
     lines = ["methods:"]
     lines += [f"  {method.name:<10} {method.title}" for method in METHODS.values()]
     others = sorted(cls.__name__ for cls in sequential_models().values() if cls.__name__ not in BACKBONES)

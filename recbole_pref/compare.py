@@ -29,6 +29,7 @@ from recbole_pref.environment import environment, python_path, threads_per_proce
 from recbole_pref.errors import PrefError, suggest
 from recbole_pref.memory import explained, peak_mb
 from recbole_pref.quick_start import build_run
+from recbole_pref.registry import METHODS
 from recbole_pref.significance import TESTS, holm
 
 LEVEL = 0.05  # of significance
@@ -212,6 +213,8 @@ def _plan(entries, dataset, seeds, files, shared, folder):
     for entry in entries:
         settings = {**shared, **entry.settings}
         config = Config(entry.model, dataset, files, dict(settings))
+        method = METHODS.get(getattr(config.model_class, "preference_method", None))
+        source = method.source if method is not None else None
         if files:  # the runs are given one dict: paths of files may not outlive this process
             settings = {**config.file_config_dict, **settings}
             settings = {key: value for key, value in settings.items() if key not in ("model", "dataset")}
@@ -227,7 +230,10 @@ def _plan(entries, dataset, seeds, files, shared, folder):
         first = config["seed"] if first is None else first
         for seed in parse_seeds(seeds, first):
             own = {**settings, "seed": seed}
-            text = json.dumps([entry.model, dataset, checkpoint.to_plain(own, other=str)], sort_keys=True)
+            made_of = [entry.model, dataset, checkpoint.to_plain(own, other=str)]
+            if source is not None:  # a method from outside whose file was edited is another one
+                made_of.append(source)
+            text = json.dumps(made_of, sort_keys=True)
             digest = hashlib.sha256(text.encode()).hexdigest()[:8]
             label = re.sub(r"[^A-Za-z0-9.=_-]+", "_", entry.label)[:_LABEL_PART]
             name = f"{label}-seed{seed}-{digest}"

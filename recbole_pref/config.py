@@ -82,15 +82,15 @@ def shipped(file):
     return str(own) if not os.path.isfile(file) and own.is_file() else file
 
 
-def property_files(cls, dataset):
-    """Return the property files that give a model class its defaults, in order.
+def defaults_of(cls, dataset):
+    """Return what gives a model class its defaults, in order.
 
     Args:
         cls (type): a model class; those of ours have ``preference_method``.
         dataset (str): name of the data set.
 
     Returns:
-        list of Path: existing files, later ones win.
+        list of Path or dict: existing property files, and the defaults of a method from outside; later ones win.
     """
     ours, stock = properties_dir(), Path(recbole.__file__).parent / "properties" / "model"
     method = getattr(cls, "preference_method", None)
@@ -101,22 +101,29 @@ def property_files(cls, dataset):
         files += [stock / f"{base}.yaml" for base in bases]
     files.append(ours / "overall.yaml")
     if method is not None:
-        files.append(ours / "method" / f"{method}.yaml")
+        files.append(METHODS[method].defaults or ours / "method" / f"{method}.yaml")
     files += [ours / "backbone" / f"{base}.yaml" for base in bases]
     files.append(ours / "dataset" / f"{dataset}.yaml")
-    return [file for file in files if file.is_file()]
+    return [file for file in files if isinstance(file, dict) or file.is_file()]
 
 
 def load_properties(config, cls, dataset):
     """Merge our property files into a config's defaults, below everything the user sets."""
-    for file in property_files(cls, dataset):
-        config._update_internal_config_dict(str(file))
+    for defaults in defaults_of(cls, dataset):
+        if isinstance(defaults, dict):
+            config.internal_config_dict.update(defaults)
+        else:
+            config._update_internal_config_dict(str(defaults))
+
+
+def known_keys():
+    """Return every key that RecBole or this package reads: frozenset of str."""
+    return _stock_keys() | SETTINGS.keys()  # to which methods from outside add theirs
 
 
 @lru_cache(maxsize=1)
-def known_keys():
-    """Return every key that RecBole or this package reads: frozenset of str."""
-    keys = set(SETTINGS) | set(RECBOLE_SETTINGS) | _OTHER_KEYS
+def _stock_keys():
+    keys = set(RECBOLE_SETTINGS) | _OTHER_KEYS
     for name in ("general", "training", "evaluation", "dataset"):
         keys.update(getattr(argument_list, f"{name}_arguments"))
     for root in (Path(recbole.__file__).parent / "properties", properties_dir()):

@@ -30,12 +30,17 @@ class Method:
         title (str): one line for ``--list``.
         normalized (callable or None): from the settings to whether log-probabilities are needed, where
             that depends on them; by default the names of the loss's parameters tell.
+        defaults (dict or None): of a method from outside the package (``plugins.add_method``), which has no
+            property file.
+        source (str or None): SHA-256 of the file that its loss stands in.
     """
 
     name: str
     loss: Callable | None
     title: str
     normalized: Callable | None = None
+    defaults: dict | None = None
+    source: str | None = None
 
     @cached_property
     def _parameters(self):

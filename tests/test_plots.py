@@ -640,11 +640,13 @@ def test_settings_of_the_process_are_left_alone(runs):
 # -- files
 
 
-def test_save_writes_three_files(tmp_path):
+def test_save_writes_three_files(tmp_path, caplog):
+    caplog.set_level("INFO")  # as RecBole's log
     rows = [{"method": "A", "K": 1, "metric": 0.1, "loss": 1}]
     figure = plots.collapse(rows)
     paths = plots.save(figure, tmp_path / "new" / "curve@v1.5")
     assert [path.name for path in paths] == ["curve@v1.5.png", "curve@v1.5.pdf", "curve@v1.5.svg"]
+    assert not caplog.records
     assert [path.read_bytes()[:4] for path in paths] == [b"\x89PNG", b"%PDF", b"<?xm"]
     width = int.from_bytes(paths[0].read_bytes()[16:20], "big")
     assert width == pytest.approx(200 * figure.get_figwidth(), abs=1)

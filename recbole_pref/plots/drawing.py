@@ -1,5 +1,6 @@
 """Style, axes, legends and files that all pictures share; no pyplot, no global state."""
 
+import logging
 import math
 import textwrap
 from functools import wraps
@@ -50,6 +51,8 @@ def need_matplotlib():
         import matplotlib
     except ImportError:
         raise PrefError('Pictures need matplotlib: run pip install "recbole-pref[plots]".') from None
+    # RecBole lets every package's information through; this one tells each table of a PDF's fonts.
+    logging.getLogger("fontTools").setLevel(logging.WARNING)
     return matplotlib
 
 

@@ -1,0 +1,158 @@
+"""Methods from files outside the package."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from recbole_pref import cli, compare, plugins
+from recbole_pref.config import Config
+from recbole_pref.errors import PrefError
+from recbole_pref.quick_start import build_run, run_recbole_pref
+from recbole_pref.registry import METHODS, model_class
+from recbole_pref.settings import SETTINGS, Setting
+
+HINGE = """
+from recbole_pref.plugins import add_method
+
+
+def hinge(pos, neg, *, margin, beta):
+    return beta * (margin - pos.unsqueeze(1) + neg).clamp(min=0).mean(dim=1)
+
+
+add_method("Hinge", hinge, "hinge loss", {"margin": 1, "beta": 2.0, "ce_weight": 0.0, "num_negatives": 4})
+"""
+
+
+@pytest.fixture(autouse=True)
+def as_before(monkeypatch):
+    """Take back what a test adds."""
+    monkeypatch.setenv(plugins.VARIABLE, "")
+    kept = [(table, dict(table)) for table in (METHODS, SETTINGS)]
+    modules = set(sys.modules)
+    yield
+    for table, content in kept:
+        table.clear()
+        table.update(content)
+    for name in set(sys.modules) - modules:
+        if name.startswith("recbole_pref_plugin") or "hinge" in name:
+            del sys.modules[name]
+
+
+@pytest.fixture
+def file(tmp_path):
+    """Return a plugin file."""
+    path = tmp_path / "hinge.py"
+    path.write_text(HINGE)
+    return path
+
+
+def test_a_method_of_ones_own_trains_as_the_others_do(file, tiny_dataset, tmp_path):
+    plugins.load([str(file)])
+    shared = {key: value for key, value in tiny_dataset.items() if key != "num_negatives"}
+    own = {**shared, "checkpoint_dir": str(tmp_path / "saved"), "margin": 0.5}
+    run = build_run(Config("HingeSASRec", config_dict=own), log=False)
+    assert run.config["beta"] == 2.0 and run.config["margin"] == 0.5 and run.model.sampler.k == 4
+    assert not run.model.uses_reference and not run.model.needs_normalizer
+    pos, neg = torch.tensor([1.0]), torch.tensor([[0.0, 0.75, 2.0]])
+    assert run.model._preference(pos, neg, None).item() == pytest.approx(2 * (0 + 0.25 + 1.5) / 3)
+    result = run_recbole_pref("HingeGRU4Rec", config_dict={**own, "epochs": 1})
+    assert 0 <= result["test_result"]["ndcg@10"] <= 1
+    assert Config("LPOSASRec", config_dict=shared)["num_negatives"] == 5  # the other methods' defaults stay
+
+
+def test_its_settings_are_checked_and_listed(file, tiny_dataset, capsys):
+    plugins.load([str(file)])
+    with pytest.raises(PrefError, match="margn=3 is not a setting.*Did you mean 'margin'"):
+        Config("HingeSASRec", config_dict={**tiny_dataset, "margn": 3})
+    with pytest.raises(PrefError, match="margin='wide' is not accepted"):
+        Config("HingeSASRec", config_dict={**tiny_dataset, "margin": "wide"})
+    with pytest.raises(PrefError, match="Did you mean 'HingeSASRec'"):
+        model_class("HingSASRec")
+    assert cli.main([f"--plugins={file}", "--list=hinge"]) == 0
+    assert capsys.readouterr().out.splitlines()[:2] == ["Hinge: hinge loss", "  margin: 1"]
+
+
+def test_given_settings_say_what_is_accepted(tiny_dataset):
+    def loss(pos, neg, *, shape):
+        return pos
+
+    plugins.add_method("Own", loss, "own", {"shape": "round"}, {"shape": Setting(str, choices=("round", "flat"))})
+    with pytest.raises(PrefError, match="shape='flatt' is not accepted.*Did you mean 'flat'"):
+        Config("OwnSASRec", config_dict={**tiny_dataset, "shape": "flatt"})
+
+
+def test_other_processes_load_the_file_as_well(file, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["--plugins=hinge.py", "--version"]) == 0
+    assert os.environ[plugins.VARIABLE] == str(file)
+    told = subprocess.run(
+        [sys.executable, "-c", "from recbole_pref.registry import METHODS; print(METHODS['Hinge'].title)"],
+        cwd="/", env={**os.environ, "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path)},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert told.stdout == "hinge loss\n", told.stderr
+
+
+def test_an_edited_method_is_compared_anew(file, tiny_dataset, tmp_path):
+    def names(model):
+        entries = compare.parse_entries(model)
+        tasks = compare._plan(entries, tiny_dataset["dataset"], "2020,", None, dict(tiny_dataset), tmp_path)
+        return [task["id"] for task in tasks]
+
+    plugins.load([str(file)])
+    first, shipped = names("HingeSASRec"), names("LPOSASRec")
+    assert names("HingeSASRec") == first
+    file.write_text(HINGE.replace("mean", "sum"))
+    for name in [name for name in sys.modules if name.startswith("recbole_pref_plugin")]:
+        del sys.modules[name]
+    plugins.load([str(file)])
+    assert names("HingeSASRec") != first and names("LPOSASRec") == shipped
+
+
+def no_names(a, b):
+    return a
+
+
+def with_setting(pos, neg, *, width):
+    return pos
+
+
+@pytest.mark.parametrize(
+    "name, loss, defaults, match",
+    [
+        ("my-po", with_setting, {"width": 1}, "'my-po' is no name of a method"),
+        ("LPO", with_setting, {"width": 1}, "'LPO' exists in RecBole-Pref already"),
+        ("sdpo", with_setting, {"width": 1}, "'sdpo' exists"),
+        ("Own", no_names, {}, r"begins with \(a, b\): call its first two arguments pos"),
+        ("Own", with_setting, {}, "needs a default for 'width'"),
+        ("Own", with_setting, {"width": [1]}, "needs a default for 'width'"),
+        ("Own", with_setting, {"width": 1, "num_negativs": 3}, "'num_negativs'.*Did you mean 'num_negatives'"),
+    ],
+)
+def test_a_method_that_cannot_work_is_refused(name, loss, defaults, match):
+    before = dict(METHODS), dict(SETTINGS)
+    with pytest.raises(PrefError, match=match):
+        plugins.add_method(name, loss, "title", defaults)
+    assert (dict(METHODS), dict(SETTINGS)) == before
+
+
+def test_a_file_that_cannot_be_run_ends_in_one_sentence(file, tmp_path, capsys):
+    cases = {
+        "hinge.pi": ("no such file", "which does not exist.*Did you mean '.*hinge.py'"),
+        "text.txt": ("", "its name must end in .py"),
+        "broken.py": ("x = 1\nx +\n", "broken.py' cannot be run: SyntaxError"),
+        "wrong.py": ("import os\n\nos.nothing()\n", "wrong.py', line 3 cannot be run: AttributeError"),
+        "leaves.py": ("raise SystemExit(1)", "cannot be run: SystemExit"),
+        "lpo.py": (HINGE.replace("Hinge", "LPO"), "lpo.py': method 'LPO' exists"),
+    }
+    for name, (content, match) in cases.items():
+        if name != "hinge.pi":
+            (tmp_path / name).write_text(content)
+        assert cli.main([f"--plugins={tmp_path / name}", "--list"]) == 2
+        told = capsys.readouterr().err
+        assert told.count("\n") == 1, name
+        with pytest.raises(PrefError, match=match):
+            plugins.load([str(tmp_path / name)])
