@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
+from filelock import FileLock, Timeout
 from tabulate import tabulate
 
 from recbole_pref import checkpoint, evidence
@@ -344,8 +345,24 @@ def train_and_record(task):
 
     Args:
         task (dict): ``id``, ``label``, ``model``, ``dataset``, ``seed``, ``settings`` and ``folder``.
+
+    Raises:
+        PrefError: another process does this run; what stops a run.
     """
     folder = Path(task["folder"])
+    try:  # freed when the process ends, however it ends
+        held = FileLock(folder / "tasks" / f"{task['id']}.lock").acquire(timeout=0)
+    except Timeout:
+        raise PrefError(
+            f"{task['id']} is being trained by another process on this folder: wait for that comparison or stop it, "
+            "then give the same command again."
+        ) from None
+    with held:
+        if not _record_path(folder, task["id"]).is_file():  # which another comparison may have written by now
+            _train_and_record(task, folder)
+
+
+def _train_and_record(task, folder):
     stored = folder / "checkpoints" / task["id"]
     settings = {
         "reference_dir": str(folder / "reference"),

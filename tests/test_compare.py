@@ -12,6 +12,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from scipy import stats
 
 from recbole_pref import compare, environment, evidence
@@ -298,3 +299,20 @@ def test_a_damaged_record_is_named(settings, tmp_path):
         (tmp_path / "runs" / "one.npz").write_bytes(broken)
         with pytest.raises(PrefError, match="delete both"):
             compare.load_record(tmp_path, "one")
+
+
+def test_a_run_is_trained_by_one_process_at_a_time(tmp_path, monkeypatch):
+    task, trained = {"id": "a-seed1-0", "folder": str(tmp_path)}, []
+    monkeypatch.setattr(compare, "_train_and_record", lambda task, folder: trained.append(task["id"]))
+    (tmp_path / "tasks").mkdir()
+    with FileLock(tmp_path / "tasks" / "a-seed1-0.lock"):
+        with pytest.raises(PrefError, match="a-seed1-0 is being trained by another process"):
+            compare.train_and_record(task)
+        compare.train_and_record({**task, "id": "a-seed2-0"})
+    assert trained == ["a-seed2-0"]
+    compare.train_and_record(task)
+    assert trained == ["a-seed2-0", "a-seed1-0"]
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "a-seed1-0.json").write_text("{}")  # which the other process has written meanwhile
+    compare.train_and_record(task)
+    assert len(trained) == 2
