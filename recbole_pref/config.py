@@ -111,7 +111,7 @@ def load_properties(config, cls, dataset):
     """Merge our property files into a config's defaults, below everything the user sets."""
     for defaults in defaults_of(cls, dataset):
         if isinstance(defaults, dict):
-            config.internal_config_dict.update(defaults)
+            config.internal_config_dict.update(copy.deepcopy(defaults))  # RecBole fills in parts
         else:
             config._update_internal_config_dict(str(defaults))
 
