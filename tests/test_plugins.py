@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,16 +15,9 @@ from recbole_pref.quick_start import build_run, run_recbole_pref
 from recbole_pref.registry import METHODS, model_class
 from recbole_pref.settings import SETTINGS, Setting
 
-HINGE = """
-from recbole_pref.plugins import add_method
-
-
-def hinge(pos, neg, *, margin, beta):
-    return beta * (margin - pos.unsqueeze(1) + neg).clamp(min=0).mean(dim=1)
-
-
-add_method("Hinge", hinge, "hinge loss", {"margin": 1, "beta": 2.0, "ce_weight": 0.0, "num_negatives": 4})
-"""
+DOCUMENTATION = Path(__file__).resolve().parents[1] / "docs/extending.md"
+# The file that the documentation shows.
+HINGE = DOCUMENTATION.read_text(encoding="utf-8").partition("```python\n")[2].partition("```")[0]
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +48,7 @@ def test_a_method_of_ones_own_trains_as_the_others_do(file, tiny_dataset, tmp_pa
     shared = {key: value for key, value in tiny_dataset.items() if key != "num_negatives"}
     own = {**shared, "checkpoint_dir": str(tmp_path / "saved"), "margin": 0.5}
     run = build_run(Config("HingeSASRec", config_dict=own), log=False)
-    assert run.config["beta"] == 2.0 and run.config["margin"] == 0.5 and run.model.sampler.k == 4
+    assert run.config["beta"] == 2.0 and run.config["margin"] == 0.5 and run.model.sampler.k == 10
     assert not run.model.uses_reference and not run.model.needs_normalizer
     pos, neg = torch.tensor([1.0]), torch.tensor([[0.0, 0.75, 2.0]])
     assert run.model._preference(pos, neg, None).item() == pytest.approx(2 * (0 + 0.25 + 1.5) / 3)
@@ -72,7 +66,7 @@ def test_its_settings_are_checked_and_listed(file, tiny_dataset, capsys):
     with pytest.raises(PrefError, match="Did you mean 'HingeSASRec'"):
         model_class("HingSASRec")
     assert cli.main([f"--plugins={file}", "--list=hinge"]) == 0
-    assert capsys.readouterr().out.splitlines()[:2] == ["Hinge: hinge loss", "  margin: 1"]
+    assert capsys.readouterr().out.splitlines()[:2] == ["Hinge: hinge loss on the scores", "  margin: 1.0"]
 
 
 def test_given_settings_say_what_is_accepted(tiny_dataset):
@@ -93,7 +87,7 @@ def test_other_processes_load_the_file_as_well(file, tmp_path, monkeypatch, caps
         cwd="/", env={**os.environ, "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path)},
         capture_output=True, text=True,
     )  # fmt: skip
-    assert told.stdout == "hinge loss\n", told.stderr
+    assert told.stdout == "hinge loss on the scores\n", told.stderr
 
 
 def test_an_edited_method_is_compared_anew(file, tiny_dataset, tmp_path):
@@ -105,7 +99,7 @@ def test_an_edited_method_is_compared_anew(file, tiny_dataset, tmp_path):
     plugins.load([str(file)])
     first, shipped = names("HingeSASRec"), names("LPOSASRec")
     assert names("HingeSASRec") == first
-    file.write_text(HINGE.replace("mean", "sum"))
+    file.write_text(HINGE.replace(".mean(", ".sum("))
     for name in [name for name in sys.modules if name.startswith("recbole_pref_plugin")]:
         del sys.modules[name]
     plugins.load([str(file)])
@@ -146,7 +140,7 @@ def test_a_file_that_cannot_be_run_ends_in_one_sentence(file, tmp_path, capsys):
         "broken.py": ("x = 1\nx +\n", "broken.py' cannot be run: SyntaxError"),
         "wrong.py": ("import os\n\nos.nothing()\n", "wrong.py', line 3 cannot be run: AttributeError"),
         "leaves.py": ("raise SystemExit(1)", "cannot be run: SystemExit"),
-        "lpo.py": (HINGE.replace("Hinge", "LPO"), "lpo.py': method 'LPO' exists"),
+        "lpo.py": (HINGE.replace('"Hinge"', '"LPO"'), "lpo.py': method 'LPO' exists"),
     }
     for name, (content, match) in cases.items():
         if name != "hinge.pi":
