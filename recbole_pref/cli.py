@@ -264,10 +264,13 @@ def _plots(folder):
     from recbole_pref.plots import draw_all
     from recbole_pref.report import write_report
 
+    refused = []  # the report says so as well and stands without them
     try:
-        draw_all(folder)
-    except PrefError as error:  # the report says so as well and stands without pictures
+        draw_all(folder, refused=refused)
+    except PrefError as error:
         print(f"recbole-pref: no pictures: {error}", file=sys.stderr)
+    for error in refused:
+        print(f"recbole-pref: a picture is left out: {error}", file=sys.stderr)
     print(f"report: {write_report(folder)}")
     return 0
 

@@ -89,8 +89,8 @@ def write_report(folder, path=None):
 
     Args:
         folder (path-like): see :func:`recbole_pref.plots.load_runs`. Without ``comparison.json`` the table
-            is made from the runs, without significance. Pictures that the data do not allow are left out,
-            all of them with a note where a file ``collapse*.csv`` cannot be drawn.
+            is made from the runs, without significance. Pictures that the data do not allow are left out, with a
+            note where a file ``collapse*.csv`` cannot be drawn.
         path (path-like, optional): the file; by default ``report.html`` inside ``folder``.
 
     Returns:
@@ -344,11 +344,12 @@ def _best(rows, key):
 def _pictures(folder, runs):
     if importlib.util.find_spec("matplotlib") is None:
         return _note_missing("Pictures", "matplotlib")
+    refused = []
     try:
-        figures = plots.figures(folder, runs)
+        figures = plots.figures(folder, runs, refused)
     except PrefError as error:
         return _warning(f"Pictures are left out: {error}")
-    parts = []
+    parts = [_warning(f"A picture is left out: {error}") for error in refused]
     for name, figure in figures.items():
         title = next(text for key, text in TITLES.items() if name.startswith(key))
         rest = name.partition("_")[2] if name.startswith("sensitivity") else ""

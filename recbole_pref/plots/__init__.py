@@ -6,6 +6,7 @@ calls, and any number of labels has a colour, marker and line style of its own.
 
 from pathlib import Path
 
+from recbole_pref.errors import PrefError
 from recbole_pref.plots.comparisons import (
     collapse,
     curve_of,
@@ -71,12 +72,13 @@ def caption(name):
     return next(text for key, text in CAPTIONS.items() if name.startswith(key))
 
 
-def figures(folder, runs=None):
+def figures(folder, runs=None, refused=None):
     """Draw every picture that the data of a comparison folder allow.
 
     Args:
         folder (path-like): see :func:`load_runs`; CSV files ``collapse*.csv`` in it are drawn as well.
         runs (list of dict, optional): its runs, when they are already read.
+        refused (list, optional): gets the PrefError of each CSV file that cannot be drawn, instead of raising it.
 
     Returns:
         dict: name -> Figure, among ``learning_curves``, ``trade_off``, ``tail_gap``, ``exposure``,
@@ -103,15 +105,20 @@ def figures(folder, runs=None):
     for setting in swept_settings(runs):
         drawn[f"sensitivity_{setting}"] = sensitivity(runs, setting, metric)
     for path in sorted(Path(folder).glob("collapse*.csv")):
-        drawn[path.stem] = collapse(read_collapse(path))
+        try:
+            drawn[path.stem] = collapse(read_collapse(path))
+        except PrefError as error:
+            if refused is None:
+                raise
+            refused.append(error)
     return drawn
 
 
-def draw_all(folder, output=None):
+def draw_all(folder, output=None, refused=None):
     """Draw every picture that the data of a comparison folder allow into files.
 
     Args:
-        folder (path-like): see :func:`figures`.
+        folder, refused: see :func:`figures`.
         output (path-like, optional): where the pictures go; by default ``plots`` inside ``folder``.
 
     Returns:
@@ -121,4 +128,5 @@ def draw_all(folder, output=None):
         PrefError: see :func:`figures` and :func:`save`.
     """
     output = Path(folder, "plots") if output is None else Path(output)
-    return {name: save(figure, output / name)[0] for name, figure in figures(folder).items()}
+    drawn = figures(folder, refused=refused)
+    return {name: save(figure, output / name)[0] for name, figure in drawn.items()}
