@@ -115,8 +115,9 @@ def with_masked_history(folder, labels, data_path):
         found[record["label"]].append([result[metric] for metric in metrics])
     rows = []
     for label, values in found.items():
-        spread = np.std(values, axis=0, ddof=1) if len(values) > 1 else [np.nan] * len(metrics)
-        cells = [f"{mean:.4f} ± {std:.4f}" for mean, std in zip(np.mean(values, axis=0), spread)]
+        cells = [f"{mean:.4f}" for mean in np.mean(values, axis=0)]
+        if len(values) > 1:
+            cells = [f"{cell} ± {std:.4f}" for cell, std in zip(cells, np.std(values, axis=0, ddof=1))]
         rows.append([label, len(values), *cells])
     return tabulate(rows, ["history masked", "seeds", *metrics], "github", disable_numparse=True)
 
