@@ -12,8 +12,8 @@ from recbole_pref.registry import register  # noqa: E402  (RecBole can be import
 
 register()
 
-from recbole_pref.plugins import load_from_environment  # noqa: E402
+from recbole_pref import plugins  # noqa: E402
 
-load_from_environment()
+plugins.load()
 
 __all__ = ["__version__"]

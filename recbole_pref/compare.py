@@ -30,7 +30,7 @@ from recbole_pref.environment import environment, python_path, threads_per_proce
 from recbole_pref.errors import PrefError, suggest
 from recbole_pref.memory import explained, peak_mb
 from recbole_pref.quick_start import build_run
-from recbole_pref.registry import METHODS
+from recbole_pref.registry import method_of
 from recbole_pref.significance import TESTS, holm
 
 LEVEL = 0.05  # of significance
@@ -214,8 +214,7 @@ def _plan(entries, dataset, seeds, files, shared, folder):
     for entry in entries:
         settings = {**shared, **entry.settings}
         config = Config(entry.model, dataset, files, dict(settings))
-        method = METHODS.get(getattr(config.model_class, "preference_method", None))
-        source = method.source if method is not None else None
+        source = getattr(method_of(config.model_class), "source", None)
         if files:  # the runs are given one dict: paths of files may not outlive this process
             settings = {**config.file_config_dict, **settings}
             settings = {key: value for key, value in settings.items() if key not in ("model", "dataset")}

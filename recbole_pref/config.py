@@ -27,7 +27,7 @@ from torch.nn import Module
 
 from recbole_pref.errors import PrefError, suggest
 from recbole_pref.objective import check_measured, check_objective
-from recbole_pref.registry import METHODS, model_class
+from recbole_pref.registry import method_of, model_class
 from recbole_pref.settings import (
     RECBOLE_SETTINGS,
     SETTINGS,
@@ -93,7 +93,7 @@ def defaults_of(cls, dataset):
         list of Path or dict: existing property files, and the defaults of a method from outside; later ones win.
     """
     ours, stock = properties_dir(), Path(recbole.__file__).parent / "properties" / "model"
-    method = getattr(cls, "preference_method", None)
+    method = method_of(cls)
     bases = [base.__name__ for base in reversed(cls.__mro__)]
     files = []
     if method is not None:
@@ -101,7 +101,7 @@ def defaults_of(cls, dataset):
         files += [stock / f"{base}.yaml" for base in bases]
     files.append(ours / "overall.yaml")
     if method is not None:
-        files.append(METHODS[method].defaults or ours / "method" / f"{method}.yaml")
+        files.append(method.defaults or ours / "method" / f"{method.name}.yaml")
     files += [ours / "backbone" / f"{base}.yaml" for base in bases]
     files.append(ours / "dataset" / f"{dataset}.yaml")
     return [file for file in files if isinstance(file, dict) or file.is_file()]
@@ -163,7 +163,7 @@ class Config(RecBoleConfig):
 
     def _load_internal_config_dict(self, model, cls, dataset):
         super()._load_internal_config_dict(model, cls, dataset)
-        if getattr(cls, "preference_method", None) is None:
+        if method_of(cls) is None:
             # Baselines are evaluated as our models are; ours come through the plug-in for RecBole.
             stock_training = dict(self.internal_config_dict)
             load_properties(self, cls, dataset)
@@ -345,7 +345,7 @@ class Config(RecBoleConfig):
         self._check_data()
         self._check_topk()
         loss_type = final.get("loss_type")
-        method = METHODS.get(getattr(self.model_class, "preference_method", None))
+        method = method_of(self.model_class)
         if method is None:
             exact = str(loss_type).upper()
             if loss_type not in (None, exact) and exact in ("CE", "BPR"):

@@ -49,11 +49,15 @@ def add_method(name, loss, title, defaults, settings=None):
             "and neg, or pos_logps and neg_logps where it needs log-probabilities."
         )
     method = Method(name, loss, title, defaults=dict(defaults), source=_digest(loss))
-    added = {
-        key: (settings or {}).get(key) or _setting_like(name, key, defaults)
-        for key in method.setting_names
-        if key not in SETTINGS
-    }
+    added = {}
+    for key in method.setting_names:
+        kind, accepted = type(defaults.get(key)), SETTINGS.get(key) or (settings or {}).get(key)
+        if kind is type(None) or accepted is None and kind not in (bool, int, float, str):
+            raise PrefError(
+                f"method {name!r} needs a default for {key!r}, an argument of its loss: a number, a text or True or "
+                "False."
+            )
+        added[key] = accepted or Setting(float if kind is int else kind)
     known = known_keys() | added.keys()
     for key in (*defaults, *(settings or {})):
         if key not in known:
@@ -61,9 +65,6 @@ def add_method(name, loss, title, defaults, settings=None):
                 f"the defaults of method {name!r} name {key!r}, which neither its loss nor RecBole-Pref has."
                 f"{suggest(key, known)}"
             )
-    missing = next((key for key in method.setting_names if defaults.get(key) is None), None)
-    if missing is not None:
-        raise PrefError(f"method {name!r} has no default for {missing!r}, an argument of its loss: add one.")
     SETTINGS.update(added)
     METHODS[name] = method
     return method
@@ -85,17 +86,8 @@ def _check_name(name):
         raise PrefError(f"method {name!r} exists in RecBole-Pref already: choose another name.")
 
 
-def _setting_like(name, key, defaults):
-    kind = type(defaults.get(key))
-    if kind not in (bool, int, float, str):
-        raise PrefError(
-            f"method {name!r} needs a default for {key!r}, an argument of its loss: a number, a text or True or False."
-        )
-    return Setting(float if kind is int else kind)
-
-
-def load(paths):
-    """Run plugin files and keep them in the environment for the processes of this one.
+def load(paths=()):
+    """Run plugin files, first those that ``RECBOLE_PREF_PLUGINS`` names, and name all there for other processes.
 
     Args:
         paths (iterable of str): Python files; those that are loaded already are left alone.
@@ -103,15 +95,14 @@ def load(paths):
     Raises:
         PrefError: a file is missing or cannot be run.
     """
-    kept = [path for path in os.environ.get(VARIABLE, "").split(os.pathsep) if path]
-    for path in map(os.path.abspath, paths):
+    known = filter(None, os.environ.get(VARIABLE, "").split(os.pathsep))
+    wanted = list(dict.fromkeys(map(os.path.abspath, (*known, *paths))))
+    for path in wanted:
         name = f"recbole_pref_plugin_{hashlib.sha256(path.encode()).hexdigest()[:12]}"
         if name not in sys.modules:
             _run(path, name)
-        if path not in kept:
-            kept.append(path)
-    if kept:
-        os.environ[VARIABLE] = os.pathsep.join(kept)
+    if wanted:
+        os.environ[VARIABLE] = os.pathsep.join(wanted)
 
 
 def _run(path, name):
@@ -134,8 +125,3 @@ def _run(path, name):
         raise PrefError(
             f"plugin {path!r}{where} cannot be run: {type(error).__name__}: {' '.join(str(error).split())}"
         ) from error
-
-
-def load_from_environment():
-    """Load what ``RECBOLE_PREF_PLUGINS`` names."""
-    load(path for path in os.environ.get(VARIABLE, "").split(os.pathsep) if path)

@@ -23,7 +23,7 @@ from recbole_pref.data_tool import read_parquet_file, read_text_table
 from recbole_pref.encoder.multimodal import Multimodal
 from recbole_pref.errors import PrefError, suggest
 from recbole_pref.quick_start import load_data_and_model, settings_of
-from recbole_pref.registry import model_class
+from recbole_pref.registry import method_of, model_class
 
 
 class Vocabulary:
@@ -94,7 +94,7 @@ class Recommender:
         with _visible_gpus_kept():
             self.config = Config(state["model"], state["config"]["dataset"], config_dict=settings)
         cls = model_class(state["model"])
-        if getattr(cls, "preference_method", None) is None:
+        if method_of(cls) is None:
             raise PrefError(
                 f"predict={str(model_file)!r} holds {state['model']}, and only <Method><Backbone> models "
                 "recommend from sequences (CESASRec is SASRec with cross-entropy)."

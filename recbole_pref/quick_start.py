@@ -22,7 +22,7 @@ from recbole_pref import checkpoint, data_check, distributed, memory
 from recbole_pref.config import Config, given_data_path, known_keys
 from recbole_pref.environment import environment, write_result
 from recbole_pref.errors import PrefError
-from recbole_pref.registry import model_class
+from recbole_pref.registry import method_of, model_class
 from recbole_pref.trainer import trainer_class
 
 
@@ -151,7 +151,7 @@ def run(
     if nproc == 1 and world_size <= 0:
         return run_recbole_pref(**arguments)
     config = Config(model, dataset, config_file_list, config_dict)  # mistakes end here, once
-    if getattr(config.model_class, "preference_method", None) is None:
+    if method_of(config.model_class) is None:
         raise PrefError(
             f"nproc={nproc} does not work with model={config['model']!r}: only <Method><Backbone> models "
             "train on several processes (CESASRec is SASRec with cross-entropy)."
@@ -470,7 +470,7 @@ def settings_of(state, /, **overrides):
     if settings.get("strict_config", True):
         # Some of RecBole's models write into the configuration what they find in the data.
         settings = {k: v for k, v in settings.items() if k in known_keys()}
-    if getattr(model_class(state["model"]), "preference_method", None) is not None:
+    if method_of(model_class(state["model"])) is not None:
         settings.pop("loss_type", None)  # FPMC writes RecBole's own there
     negatives = settings.get("train_neg_sample_args")
     if isinstance(negatives, dict) and negatives.get("distribution") == "none":

@@ -103,6 +103,11 @@ BACKBONES = ("SASRec", "GRU4Rec", "Caser")
 _SEQUENTIAL = "recbole.model.sequential_recommender"
 
 
+def method_of(cls):
+    """Return the Method of a model class, or None where it is none of ours."""
+    return METHODS.get(getattr(cls, "preference_method", None))
+
+
 @lru_cache(maxsize=1)
 def sequential_models():
     """Return RecBole's sequential models: dict of lower-case name to class."""

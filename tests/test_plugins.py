@@ -82,6 +82,9 @@ def test_other_processes_load_the_file_as_well(file, tmp_path, monkeypatch, caps
     monkeypatch.chdir(tmp_path)
     assert cli.main(["--plugins=hinge.py", "--version"]) == 0
     assert os.environ[plugins.VARIABLE] == str(file)
+    monkeypatch.setenv(plugins.VARIABLE, "hinge.py")  # as set by hand: other processes have other folders
+    plugins.load()
+    assert os.environ[plugins.VARIABLE] == str(file)
     told = subprocess.run(
         [sys.executable, "-c", "from recbole_pref.registry import METHODS; print(METHODS['Hinge'].title)"],
         cwd="/", env={**os.environ, "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path)},

@@ -218,6 +218,7 @@ class PreferenceMixin:
             total = self._loss_from_hidden(hidden, interaction, targets, weights)
             if self.backbone.regularize is not None:
                 total = total + self.backbone.regularize(self) / distributed.world()[0]
+        self._record()
         # Multimodal backbones close the step's item table and add the losses of its experts.
         finish = getattr(self, "finish_step", None)
         return total if finish is None else total + finish() / distributed.world()[0]
@@ -275,9 +276,7 @@ class PreferenceMixin:
                 ref = self._reference_scores(reference, rows, drawn["ids"][:, 1:])
                 return self._mixed_loss(log_z, picked, ref)
 
-            total = scoring.catalogue_loss(hidden, item_emb, row_loss, sample, weights, chunk, *repeats)
-            self._record()
-            return total
+            return scoring.catalogue_loss(hidden, item_emb, row_loss, sample, weights, chunk, *repeats)
         if self.sampler.needs_scores is None:
             negatives = draw.finish()
         else:
@@ -292,7 +291,6 @@ class PreferenceMixin:
         picked = scoring.item_scores(hidden, item_emb, ids, *repeats)
         ref = self._reference_scores(reference, slice(None), ids)
         per_row = self._preference(picked[:, 0], picked[:, 1:], ref)
-        self._record()
         return self.settings["lambda"] * (per_row * weights).sum()
 
     def _chunk(self, device_type):
@@ -389,7 +387,6 @@ class PreferenceMixin:
             ref = reference.gather(1, ids[:, 1:])
             ref = ref - torch.logsumexp(reference[:, 1:], dim=-1, keepdim=True)
         per_row = self._mixed_loss(log_z, scores.gather(1, ids), ref)
-        self._record()
         return (per_row * weights).sum()
 
     # -- the reference ------------------------------------------------------------------------
