@@ -10,26 +10,21 @@ import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import psutil
 import pytest
 import ray
 import yaml
-from ray.tune.schedulers import pbt
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import TrialScheduler, pbt
 
 from recbole_pref import checkpoint
 from recbole_pref.config import Config
 from recbole_pref.errors import PrefError
 from recbole_pref.quick_start import run_recbole_pref
-from recbole_pref.tune import (
-    _cross_entropy_score,
-    _fixed_settings,
-    _objective,
-    _scheduler,
-    _searcher,
-    _shared,
-    tune,
-)
+from recbole_pref.tune import _cross_entropy_score, _fixed_settings, _objective, _shared, tune
+from recbole_pref.tune.algorithms import make_scheduler, make_searcher
 from recbole_pref.tune.results import finish
 from recbole_pref.tune.space import SCHEDULERS, Domain, as_setting, read_plan
 
@@ -173,7 +168,7 @@ def test_a_bound_allows_what_is_somewhat_worse_than_the_baseline():
 
 def test_a_random_search_limits_its_trials():
     def searcher(**more):
-        return _searcher(read_plan(wrong(**more), "LPOSASRec"), {"seed": 1})
+        return make_searcher(read_plan(wrong(**more), "LPOSASRec"), 1)
 
     assert searcher(max_concurrent=2).max_concurrent == 2
     assert searcher().max_concurrent == 0  # as many as fit
@@ -187,7 +182,7 @@ def test_population_based_training_stays_in_the_space():
         "hidden_dropout_prob": {"quniform": [0.1, 0.5, 0.1]},
         "tau": {"loguniform": [0.05, 2.0]},
     }
-    scheduler = _scheduler(read_plan(wrong(space=space, scheduler="pbt"), "LPOSASRec"), {"epochs": 9})
+    scheduler = make_scheduler(read_plan(wrong(space=space, scheduler="pbt"), "LPOSASRec"), 9)
     params = {"lpo_space": "logit", "pool_size": 10, "num_negatives": 2, "hidden_dropout_prob": 0.3, "tau": 1.0}
     seen = {key: set() for key in space}
     for _ in range(300):
@@ -200,6 +195,69 @@ def test_population_based_training_stays_in_the_space():
     assert seen["num_negatives"] == {1, 2, 3, 4}
     assert seen["hidden_dropout_prob"] == {0.1, 0.2, 0.3, 0.4, 0.5}
     assert 0.05 <= min(seen["tau"]) < max(seen["tau"]) <= 2
+
+
+class RaySide:
+    """What HyperBand sees of Ray: trials that run, and stops that it hears of."""
+
+    def __init__(self, epochs, n_trials):
+        self.scheduler = make_scheduler(read_plan(wrong(scheduler="hyperband"), "LPOSASRec"), epochs)
+        self.scheduler.set_search_properties("score", "max")
+        self.trials = [mock.Mock(status=Trial.PENDING, is_saving=False) for _ in range(n_trials)]
+        for trial in self.trials:
+            self.scheduler.on_trial_add(self, trial)
+            trial.status = Trial.RUNNING
+
+    def get_trials(self):
+        return self.trials
+
+    def stop_trial(self, trial):
+        self.scheduler.on_trial_remove(self, trial)
+        trial.status = Trial.TERMINATED
+
+    def report(self, trial, epoch, score):
+        return self.scheduler.on_trial_result(self, trial, {"epoch": epoch, "score": score})
+
+    def choose(self):
+        return self.scheduler.choose_trial_to_run(self)
+
+
+def test_hyperband_ends_a_trial_that_was_being_saved_when_the_last_one_reported():
+    ray_side = RaySide(epochs=2, n_trials=2)
+    saved, last = ray_side.trials
+    assert ray_side.report(saved, 2, 0.5) == TrialScheduler.PAUSE  # it runs until it is saved
+    assert ray_side.report(last, 2, 0.4) == TrialScheduler.STOP
+    ray_side.stop_trial(last)
+    assert ray_side.choose() is None and saved.status == Trial.RUNNING
+    saved.status = Trial.PAUSED
+    assert ray_side.choose() is None and saved.status == Trial.TERMINATED
+
+
+def test_hyperband_ends_paused_trials_when_the_last_one_stops_early():
+    ray_side = RaySide(epochs=2, n_trials=2)
+    paused, early = ray_side.trials
+    assert ray_side.report(paused, 2, 0.5) == TrialScheduler.PAUSE
+    paused.status = Trial.PAUSED
+    ray_side.stop_trial(early)
+    assert ray_side.choose() is None and paused.status == Trial.TERMINATED
+
+
+def test_hyperband_wakes_paused_trials_when_the_last_one_of_a_milestone_stops_early():
+    ray_side = RaySide(epochs=27, n_trials=4 + 6 + 12)
+    for trial in ray_side.trials[:10]:  # two brackets that end at once
+        ray_side.stop_trial(trial)
+    bracket = ray_side.trials[10:]
+    for score, trial in enumerate(bracket):
+        if ray_side.report(trial, 3, score) == TrialScheduler.PAUSE:
+            trial.status = Trial.PAUSED
+    assert [trial.status for trial in bracket] == [Trial.TERMINATED] * 8 + [Trial.PAUSED] * 3 + [Trial.RUNNING]
+    for _ in range(3):
+        woken = ray_side.choose()
+        woken.status = Trial.RUNNING
+        assert ray_side.report(woken, 9, 1 + bracket.index(woken)) == TrialScheduler.PAUSE
+        woken.status = Trial.PAUSED
+    ray_side.stop_trial(bracket[11])
+    assert ray_side.choose() in bracket[9:11] and bracket[8].status == Trial.TERMINATED
 
 
 def test_failed_trials_that_reported_are_no_success(settings, tmp_path):

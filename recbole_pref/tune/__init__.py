@@ -22,7 +22,7 @@ from recbole_pref.quick_start import build_run, prepare_data, run_recbole_pref
 from recbole_pref.registry import split_model_name
 from recbole_pref.tune.progress import Progress
 from recbole_pref.tune.results import finish
-from recbole_pref.tune.space import RANGES, Plan, as_setting, is_number, read_plan
+from recbole_pref.tune.space import Plan, as_setting, is_number, read_plan
 from recbole_pref.tune.trial import train_trial
 
 __all__ = ["Plan", "read_plan", "tune"]
@@ -73,6 +73,8 @@ def tune(
     """
     import ray
 
+    from recbole_pref.tune.algorithms import make_scheduler, make_searcher
+
     plan = read_plan(sweep, model, num_samples)
     if cpus_per_trial <= 0 or gpus_per_trial < 0:
         raise PrefError("--cpus_per_trial must be above 0 and --gpus_per_trial 0 or more.")
@@ -91,7 +93,7 @@ def tune(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise PrefError(f"--storage_path={storage!r} cannot be written: {error.strerror}.") from None
-    algorithms = _scheduler(plan, config), _searcher(plan, config)
+    algorithms = make_scheduler(plan, config["epochs"]), make_searcher(plan, config["seed"])
     resources = (cpus_per_trial, gpus_per_trial)
     _start_ray(ray, ray_address)
     _check_resources(ray, *resources)
@@ -328,72 +330,3 @@ def _check_resources(ray, cpus, gpus):
             f"--cpus_per_trial={cpus:g} --gpus_per_trial={gpus:g} is more than any machine has (the largest: "
             f"{most[0]:g} CPUs, {most[1]:g} GPUs): ask for less."
         )
-
-
-def _scheduler(plan, config):
-    from ray.tune import schedulers
-
-    options, epochs = plan.scheduler_options, config["epochs"]
-    if plan.scheduler == "asha":
-        return schedulers.ASHAScheduler(
-            time_attr="epoch", max_t=epochs, grace_period=min(options["grace_epochs"], epochs),
-            reduction_factor=options["reduction_factor"],
-        )  # fmt: skip
-    if plan.scheduler == "hyperband":
-        kind = schedulers.HyperBandForBOHB if plan.search == "bohb" else schedulers.HyperBandScheduler
-        return kind(time_attr="epoch", max_t=epochs, reduction_factor=options["reduction_factor"])
-    if plan.scheduler == "median":
-        return schedulers.MedianStoppingRule(
-            time_attr="epoch", grace_period=options["grace_epochs"],
-            min_samples_required=int(options["min_trials"]),
-        )  # fmt: skip
-    if plan.scheduler == "pbt":
-        mutated = {
-            # Ray steps to a neighbour in a list; it would multiply what a choice of its own gave.
-            key: list(domain.values) if domain.kind == "choice" else domain.to_ray()
-            for key, domain in plan.space.items()
-            if domain.kind not in ("grid", "fixed")
-        }
-        return schedulers.PopulationBasedTraining(
-            time_attr="epoch", perturbation_interval=options["interval_epochs"],
-            quantile_fraction=options["quantile"], hyperparam_mutations=mutated,
-            custom_explore_fn=_within(plan),
-        )  # fmt: skip
-    return None
-
-
-def _within(plan):
-    """Return a function that brings mutated values back into the space: PBT multiplies by 0.8 or 1.2."""
-    ranges = {key: domain for key, domain in plan.space.items() if domain.kind in RANGES}
-
-    def moved(params):
-        return {k: ranges[k].nearest(v) if k in ranges else v for k, v in params.items()}
-
-    return moved
-
-
-def _searcher(plan, config):
-    from ray.tune import search
-
-    seed, options = config["seed"], plan.search_options
-    try:
-        if plan.search == "optuna":
-            from ray.tune.search.optuna import OptunaSearch
-
-            return OptunaSearch(seed=seed)
-        if plan.search == "hyperopt":
-            from ray.tune.search.hyperopt import HyperOptSearch
-
-            return HyperOptSearch(
-                random_state_seed=seed, n_initial_points=int(options["n_initial_points"])
-            )
-        if plan.search == "bohb":
-            from ray.tune.search.bohb import TuneBOHB
-
-            return TuneBOHB(seed=seed)
-    except (ImportError, AssertionError) as error:
-        packages = {"bohb": "hpbandster ConfigSpace"}.get(plan.search, plan.search)
-        raise PrefError(
-            f"tune: search {plan.search!r} needs a package that is missing ({error}): pip install {packages}."
-        ) from None
-    return search.BasicVariantGenerator(random_state=seed, max_concurrent=plan.max_concurrent or 0)
