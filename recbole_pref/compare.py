@@ -227,11 +227,13 @@ def _plan(entries, dataset, seeds, files, shared, folder):
                     f"--compare: {entry.label} has {what} {value!r}, the first entry {table[what]!r}: one table "
                     f"needs the same, set it for all with --{what.rpartition(' ')[2]}=... on the command line."
                 )
+        # A run with other defaults, of an edited property file or of another version, is another run.
+        defaults = checkpoint.to_plain(config.internal_config_dict, other=str)
         first = config["seed"] if first is None else first
         for seed in parse_seeds(seeds, first):
             own = {**settings, "seed": seed}
-            made_of = [entry.model, dataset, checkpoint.to_plain(own, other=str)]
-            if source is not None:  # a method from outside whose file was edited is another one
+            made_of = [entry.model, dataset, checkpoint.to_plain(own, other=str), defaults]
+            if source is not None:  # so is one of a method from outside whose file was edited
                 made_of.append(source)
             text = json.dumps(made_of, sort_keys=True)
             digest = hashlib.sha256(text.encode()).hexdigest()[:8]

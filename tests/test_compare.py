@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import torch
 from filelock import FileLock
 from scipy import stats
 
-from recbole_pref import compare, environment, evidence
+from recbole_pref import compare, config, environment, evidence
 from recbole_pref.errors import PrefError
 from recbole_pref.significance import holm, paired_bootstrap, paired_t
 
@@ -71,6 +72,22 @@ def test_paths_of_references_hold_in_the_folder_of_the_runs(tiny_dataset, tmp_pa
     assert first["settings"]["reference"] == str(tmp_path / "ref.pth")
     assert first["settings"]["reference_dir"] == str(tmp_path / "kept")
     assert second["settings"]["reference"] == "auto"
+
+
+def test_an_edited_property_file_makes_new_runs_of_its_method(tiny_dataset, tmp_path, monkeypatch):
+    def names(model):
+        tasks = compare._plan(compare.parse_entries(model), "tiny", "2020,", None, dict(tiny_dataset), tmp_path)
+        return [task["id"] for task in tasks]
+
+    before = {model: names(model) for model in ("LPOSASRec", "SDPOSASRec")}
+    edited = tmp_path / "properties"
+    shutil.copytree(config.properties_dir(), edited)
+    monkeypatch.setattr(config, "properties_dir", lambda: edited)
+    assert {model: names(model) for model in before} == before
+    file = edited / "method" / "LPO.yaml"
+    file.write_text(file.read_text(encoding="utf-8").replace("\ntau: 0.1 ", "\ntau: 0.2 "), encoding="utf-8")
+    assert names("SDPOSASRec") == before["SDPOSASRec"]
+    assert names("LPOSASRec") != before["LPOSASRec"]
 
 
 def test_runs_share_the_threads_that_torch_may_use(monkeypatch):
