@@ -92,6 +92,33 @@ def test_item_scores_are_dot_products():
     )
 
 
+@pytest.mark.parametrize("gathered", [1, 150, 2**18])  # one row, five rows and all rows at a time
+def test_gradients_of_item_scores_are_those_of_dot_products(gathered, monkeypatch):
+    monkeypatch.setattr(scoring, "_GATHERED", gathered)
+    hidden, item_emb, _, negatives, _ = _case(dtype=torch.float32)
+    negatives[:, 1] = negatives[:, 0]  # the same item twice in a row counts twice
+    upstream = torch.randn(negatives.shape, generator=torch.Generator().manual_seed(1)).t().contiguous().t()
+    leaves = [hidden, item_emb]
+    expected = torch.autograd.grad((item_emb[negatives] * hidden[:, None]).sum(2), leaves, upstream)
+    found = torch.autograd.grad(scoring.item_scores(hidden, item_emb, negatives), leaves, upstream)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_item_scores_without_rows_in_half_precision_and_without_gradient():
+    hidden, item_emb, _, negatives, _ = _case(dtype=torch.float32)
+    none = scoring.item_scores(hidden[:0], item_emb, negatives[:0])
+    assert none.shape == (0, 4)
+    assert all(not grad.any() for grad in torch.autograd.grad(none.sum(), [hidden, item_emb]))
+    half = scoring.item_scores(hidden.bfloat16(), item_emb, negatives)
+    whole = scoring.item_scores(hidden, item_emb, negatives)
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half, whole, rtol=0, atol=0.05)
+    (of_hidden,) = torch.autograd.grad(half.sum(), hidden)
+    torch.testing.assert_close(of_hidden, item_emb[negatives].sum(1), rtol=0, atol=0.05)
+    with torch.inference_mode():
+        torch.testing.assert_close(scoring.item_scores(hidden, item_emb, negatives), whole.detach())
+
+
 def test_sampling_sees_every_row_once_in_order():
     hidden, item_emb, _, _, _ = _case(dtype=torch.float32)
     got = scoring.sample_over_catalogue(
