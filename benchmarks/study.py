@@ -38,6 +38,7 @@ ENTRIES = {
     "DynamicPO": ("DynamicPO", {}),
     "RoDPO": ("RoDPO", {}),
     "TAWin": ("TAWin", {}),
+    "TAWin KL": ("TAWin", {"kl_weight": 0.001}),
     "SimPO": ("SimPO", {}),
     "MPPO": ("MPPO", {}),
     "ORPO": ("ORPO", {}),

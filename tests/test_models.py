@@ -202,7 +202,7 @@ def test_the_reference_is_frozen_and_part_of_the_state(tiny_dataset, name):
 
 @pytest.mark.parametrize("name, bias", [("SDPOSASRec", False), ("TAWinSASRec", False), ("TAWinSASRec", True)])
 def test_cached_reference_scores_equal_fresh_ones(tiny_dataset, name, bias):
-    settings = {**tiny_dataset, "neg_sampler": "topk", "num_negatives": 5}
+    settings = {**tiny_dataset, "neg_sampler": "topk", "num_negatives": 5, "kl_weight": 0.01}
     _, model, loaders = build(name, settings, ce_weight=1.0, repeat_bias=bias)
     if bias:
         torch.nn.init.constant_(model.reference.repeat_bias, 0.2)
