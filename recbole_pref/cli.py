@@ -316,8 +316,8 @@ def describe(wanted="all"):
     lines += [
         "",
         *textwrap.wrap(
-            f"backbones: {', '.join(BACKBONES)}, and RecBole's other sequential models that score the whole catalogue "
-            f"(docs/backbones.md): {', '.join(others)}", width),
+            f"backbones: {', '.join(BACKBONES)}, and RecBole's other sequential models, of which docs/backbones.md "
+            f"says which work: {', '.join(others)}", width),
         "a model is <Method><Backbone>, such as LPOSASRec; --list=METHOD shows a method's settings",
         "MM before the backbone fuses item features with the item's ID: LPOMMSASRec",
         "",

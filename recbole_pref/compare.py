@@ -25,12 +25,11 @@ from filelock import FileLock, Timeout
 from tabulate import tabulate
 
 from recbole_pref import checkpoint, evidence
-from recbole_pref.config import Config, absolute_paths, parse_value, shipped
+from recbole_pref.config import Config, absolute_paths, digest_of_defaults, parse_value, shipped
 from recbole_pref.environment import environment, python_path, threads_per_process, write_result
 from recbole_pref.errors import PrefError, suggest
 from recbole_pref.memory import explained, peak_mb
 from recbole_pref.quick_start import build_run
-from recbole_pref.registry import method_of
 from recbole_pref.significance import TESTS, holm
 
 LEVEL = 0.05  # of significance
@@ -85,20 +84,13 @@ def parse_entries(text):
         list of Entry
 
     Raises:
-        PrefError: an empty list, a file that cannot be used, a label given twice.
+        PrefError: a word that is not understood, a file that cannot be used.
     """
-    parts = _split(text, ",")
-    if not parts:
-        raise PrefError("--compare names no model: write --compare=CESASRec,LPOSASRec.")
-    found = [_parse_entry(part) for part in parts]
+    found = [_parse_entry(part) for part in _split(text, ",")]
     labels = [entry.label for entry, _ in found]
     entries = [
         replace(entry, label=longer) if labels.count(entry.label) > 1 else entry for entry, longer in found
     ]
-    labels = [entry.label for entry in entries]
-    twice = next((label for label in labels if labels.count(label) > 1), None)
-    if twice:
-        raise PrefError(f"--compare names {twice!r} twice: keep one of them.")
     return entries
 
 
@@ -124,7 +116,8 @@ def _parse_entry(text):
             raise PrefError(f"--compare: {word!r} in {text!r} is not understood: write key=value.")
         settings[key] = parse_value(value)
     if not first.endswith((".yaml", ".yml")):
-        return Entry(text, first, settings), text
+        label = " ".join([first, *rest])
+        return Entry(label, first, settings), label
     try:
         content = yaml.safe_load(Path(shipped(first)).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -188,10 +181,13 @@ def compare(
         Comparison
 
     Raises:
-        PrefError: a mistake in any entry, before anything is trained.
+        PrefError: no entry, one given twice or a mistake in any, before anything is trained; runs on different data.
     """
     entries = parse_entries(models) if isinstance(models, str) else list(models)
     labels = [entry.label for entry in entries]
+    if not labels:
+        raise PrefError("--compare names no model: write --compare=CESASRec,LPOSASRec.")
+    _check_different(labels)
     baseline = baseline or labels[0]
     if baseline not in labels:
         raise PrefError(f"--baseline={baseline!r} is not compared.{suggest(baseline, labels)}")
@@ -214,7 +210,6 @@ def _plan(entries, dataset, seeds, files, shared, folder):
     for entry in entries:
         settings = {**shared, **entry.settings}
         config = Config(entry.model, dataset, files, dict(settings))
-        source = getattr(method_of(config.model_class), "source", None)
         if files:  # the runs are given one dict: paths of files may not outlive this process
             settings = {**config.file_config_dict, **settings}
             settings = {key: value for key, value in settings.items() if key not in ("model", "dataset")}
@@ -227,23 +222,28 @@ def _plan(entries, dataset, seeds, files, shared, folder):
                     f"--compare: {entry.label} has {what} {value!r}, the first entry {table[what]!r}: one table "
                     f"needs the same, set it for all with --{what.rpartition(' ')[2]}=... on the command line."
                 )
-        # A run with other defaults, of an edited property file or of another version, is another run.
-        defaults = checkpoint.to_plain(config.internal_config_dict, other=str)
+        defaults = digest_of_defaults(config)
         first = config["seed"] if first is None else first
         for seed in parse_seeds(seeds, first):
             own = {**settings, "seed": seed}
-            made_of = [entry.model, dataset, checkpoint.to_plain(own, other=str), defaults]
-            if source is not None:  # so is one of a method from outside whose file was edited
-                made_of.append(source)
-            text = json.dumps(made_of, sort_keys=True)
+            # Where data and references lie is no part of what a run is: folders move.
+            lasting = {key: value for key, value in own.items() if key not in ("data_path", "reference_dir")}
+            text = json.dumps([entry.model, dataset, checkpoint.to_plain(lasting, other=str), defaults], sort_keys=True)
             digest = hashlib.sha256(text.encode()).hexdigest()[:8]
             label = re.sub(r"[^A-Za-z0-9.=_-]+", "_", entry.label)[:_LABEL_PART]
             name = f"{label}-seed{seed}-{digest}"
             tasks.append(
                 {"id": name, "label": entry.label, "model": entry.model, "dataset": dataset,
-                 "seed": seed, "settings": own, "folder": str(folder)}
+                 "seed": seed, "settings": own, "defaults": defaults, "folder": str(folder)}
             )  # fmt: skip
+    _check_different([task["id"] for task in tasks])
     return tasks
+
+
+def _check_different(names):
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice:
+        raise PrefError(f"--compare names {twice!r} twice: keep one of them.")
 
 
 def _measured(config):
@@ -372,6 +372,11 @@ def _train_and_record(task, folder):
         "run_stem": task["id"],
     }
     config = Config(task["model"], task["dataset"], config_dict=settings)
+    if digest_of_defaults(config) != task["defaults"]:
+        raise PrefError(
+            "a property file or plugin was edited after the comparison began: give the same command again, which makes "
+            "new runs with it."
+        )
     run = build_run(config)
     trainer = run.trainer
     found = checkpoint.newest_good(stored, task["id"]) if stored.is_dir() else None
@@ -523,6 +528,7 @@ def _write(entries, tasks, folder, baseline, test, failed):
         raise PrefError(f"--compare: no run was finished ({reasons}).")
     if baseline not in runs:
         raise PrefError(f"--baseline={baseline!r} has no finished run: {_first(failed)}.")
+    _check_same_data([record for by_seed in runs.values() for record, _ in by_seed.values()])
     rows = summarize(runs, baseline, test)
     metrics = [key for key, value in rows[0].items() if isinstance(value, dict)]
     some = next(iter(runs[baseline].values()))[0]
@@ -544,6 +550,19 @@ def _write(entries, tasks, folder, baseline, test, failed):
     _write_text(folder / "table.tex", table_text(rows, metrics, "latex") + f"\n% {note}\n")
     _write_csv(folder / "table.csv", rows, metrics)
     return Comparison(folder, rows, failed, text)
+
+
+def _check_same_data(records):
+    """Refuse runs of other users or items in one table; training rows may differ, between kinds of models."""
+    fields = ("n_users", "n_items", "item_tokens_sha256")
+    for record in records:
+        saved, first = ({field: r["data"].get(field) for field in fields} for r in (record, records[0]))
+        different = checkpoint.compare_fingerprints(saved, first)
+        if different:
+            raise PrefError(
+                f"the runs {record['id']} and {records[0]['id']} saw other data ({'; '.join(different)}): the data "
+                "file or its filters changed; name another --output, or delete the older ones in 'runs'."
+            )
 
 
 def _ranking(record):

@@ -8,7 +8,9 @@ defaults are RecBole's own, then ``properties/overall.yaml``, ``method/<Method>.
 import ast
 import codecs
 import copy
+import hashlib
 import importlib.util
+import json
 import os
 import re
 import sys
@@ -495,6 +497,17 @@ def absolute_paths(config):
     if config["reference"] not in ("none", "auto"):
         paths["reference"] = config["reference"]
     return {key: os.path.abspath(path) for key, path in paths.items() if path}
+
+
+def digest_of_defaults(config):
+    """Return what tells runs with the same settings apart: a hash of all defaults, and of a plugin's file.
+
+    Another version of a package or an edited property file gives another one.
+    """
+    # Of RecBole's own models this one follows the given loss_type.
+    defaults = {key: value for key, value in config.internal_config_dict.items() if key != "train_neg_sample_args"}
+    made_of = [defaults, getattr(method_of(config.model_class), "source", None)]
+    return hashlib.sha256(json.dumps(made_of, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _is_utf8(text):

@@ -116,13 +116,17 @@ def launch(function, arguments, nproc, ip="localhost", port="5678", group_offset
     context = mp.get_context("spawn")
     queue = context.SimpleQueue()
     size = nproc if world_size <= 0 else world_size
+    result = None
     try:
-        mp.spawn(
+        processes = mp.spawn(
             _entry,
             args=(function, arguments, queue, size, nproc, group_offset, ip, str(port)),
             nprocs=nproc,
-            join=True,
+            join=False,
         )
+        # A result beyond the pipe's buffer is only written while somebody reads.
+        while not processes.join(timeout=0.2):
+            result = result if queue.empty() else queue.get()
     except mp.ProcessRaisedException as error:
         lines = str(error).strip().splitlines()
         said = lines[-1].split("PrefError: ", 1)[-1] if lines else "no message"
@@ -134,7 +138,7 @@ def launch(function, arguments, nproc, ip="localhost", port="5678", group_offset
             f"process {error.error_index} of {nproc} died (exit code {error.exit_code}), the others were "
             "stopped; go on with --resume=True."
         ) from error
-    return None if queue.empty() else queue.get()
+    return result if queue.empty() else queue.get()
 
 
 def _entry(local_rank, function, arguments, queue, size, nproc, offset, ip, port):

@@ -18,6 +18,7 @@ from recbole_pref.registry import METHODS, Method
 from recbole_pref.settings import SETTINGS, Setting
 
 VARIABLE = "RECBOLE_PREF_PLUGINS"  # paths, separated as those of PATH
+_running = None  # path of the plugin file that is being run
 _FIRST = (("pos", "neg"), ("pos_logps", "neg_logps"))  # what the first two arguments of a loss are called
 
 
@@ -71,9 +72,10 @@ def add_method(name, loss, title, defaults, settings=None):
 
 
 def _digest(loss):
-    """Return the SHA-256 of the file that a loss stands in, or None where there is none."""
+    """Return the SHA-256 of the plugin that is run, or of the file that a loss stands in; None where there is none."""
     try:
-        return hashlib.sha256(Path(inspect.getsourcefile(loss)).read_bytes()).hexdigest()
+        file = _running or inspect.getsourcefile(inspect.unwrap(loss))
+        return hashlib.sha256(Path(file).read_bytes()).hexdigest()
     except (TypeError, OSError):  # made at a prompt
         return None
 
@@ -106,6 +108,7 @@ def load(paths=()):
 
 
 def _run(path, name):
+    global _running
     if not os.path.isfile(path):
         near = map(str, Path(path).parent.glob("*.py"))
         raise PrefError(f"--plugins names {path!r}, which does not exist.{suggest(path, near)}")
@@ -114,6 +117,7 @@ def _run(path, name):
         raise PrefError(f"--plugins names {path!r}, which is no Python file: its name must end in .py.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
+    before, _running = _running, path
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
@@ -125,3 +129,5 @@ def _run(path, name):
         raise PrefError(
             f"plugin {path!r}{where} cannot be run: {type(error).__name__}: {' '.join(str(error).split())}"
         ) from error
+    finally:
+        _running = before

@@ -88,7 +88,8 @@ class Recommender:
         settings = {**settings_of(state), "state": "ERROR", "reference": "auto"}
         # Of what only training needs, nothing may stand in the way: the vocabulary has no counts.
         settings |= {"gpu_id": "", "strict_config": False, "exclude_history": False, "objective": None,
-                     "neg_candidates": "all", "num_negatives": 1, "pool_size": 1, "tail_split": "items"}  # fmt: skip
+                     "neg_candidates": "all", "num_negatives": 1, "pool_size": 1, "tawin_anchor": 0,
+                     "tail_split": "items"}  # fmt: skip
         if state["config"].get("lambda", 0) == 0:
             settings["reference"] = "none"
         with _visible_gpus_kept():

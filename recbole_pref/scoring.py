@@ -9,6 +9,7 @@ plain cross-entropy.
 """
 
 import torch
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 _DEFAULT_MB = {"cpu": 8.0}
@@ -65,6 +66,7 @@ class _ItemScores(torch.autograd.Function):
         return torch.cat([F.embedding(part, item_emb).mul_(h.unsqueeze(1)).sum(-1) for h, part in parts])
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad_scores):
         hidden, item_emb, ids = ctx.saved_tensors
         with torch.enable_grad():

@@ -132,12 +132,20 @@ class TrainerMixin(EvaluationMixin):
 
         Raises:
             PrefError: the named checkpoint is missing, damaged or foreign.
+            Interrupted: a signal came when no step of the reference's training was left to stop after.
         """
+        signals = []
+
+        def train(*arguments):
+            state_dict, summary, heard = train_reference(*arguments)
+            signals.append(heard)
+            return state_dict, summary
+
         with _random_states_kept(train_data), distributed.alone():
-            state_dict, told = reference.obtain(
-                self.config, self.model, train_data, valid_data, train_reference
-            )
+            state_dict, told = reference.obtain(self.config, self.model, train_data, valid_data, train)
         self.logger.info(told)
+        if any(signals):
+            raise Interrupted(f"{signals[0]} stopped the run once its reference was stored; give the command again.")
         return state_dict
 
     def _measure_reference(self, train_data, valid_data):
@@ -528,7 +536,8 @@ def train_reference(config, backbone_class, train_data, valid_data, stem):
     """Train a backbone with cross-entropy for ``reference: auto``.
 
     Returns:
-        tuple: state_dict of its best epoch, and a dict that tells how good it is.
+        tuple: state_dict of its best epoch, a dict that tells how good it is, and the name of a signal that came
+        after the last step, or None.
     """
     from recbole.utils import init_seed
 
@@ -548,4 +557,4 @@ def train_reference(config, backbone_class, train_data, valid_data, stem):
     state_dict = checkpoint.load(best, setting="reference")["state_dict"]
     for file in trainer.store.files():
         file.unlink(missing_ok=True)
-    return state_dict, {"epochs": len(trainer.epoch_times), "valid": dict(result or {})}
+    return state_dict, {"epochs": len(trainer.epoch_times), "valid": dict(result or {})}, trainer._signal

@@ -36,8 +36,6 @@ def test_entries_are_models_with_settings_or_files(tmp_path):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (" , ", "names no model"),
-        ("CESASRec,CESASRec", "twice"),
         ("CESASRec tau", "write key=value"),
         ("missing.yaml", "cannot be read"),
     ],
@@ -45,6 +43,23 @@ def test_entries_are_models_with_settings_or_files(tmp_path):
 def test_mistakes_in_entries_are_named(text, words):
     with pytest.raises(PrefError, match=words):
         compare.parse_entries(text)
+
+
+@pytest.mark.parametrize(
+    ("models", "words"),
+    [
+        (" , ", "names no model"),
+        ([], "names no model"),
+        ("CESASRec,CESASRec", "twice"),
+        ("LPOSASRec tau=0.5,LPOSASRec  tau=0.5", "'LPOSASRec tau=0.5' twice"),
+        ([compare.Entry("A", "CESASRec"), compare.Entry("A", "CESASRec", {"hidden_size": 8})], "'A' twice"),
+        ([compare.Entry("A B", "CESASRec"), compare.Entry("A_B", "CESASRec")], "'A_B-seed2020-.* twice"),
+    ],
+)
+def test_one_row_per_label_and_one_run_per_name(tiny_dataset, tmp_path, models, words):
+    with pytest.raises(PrefError, match=words):
+        compare.compare(models, "tiny", 1, config_dict=tiny_dataset, output=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_seeds():
@@ -88,6 +103,33 @@ def test_an_edited_property_file_makes_new_runs_of_its_method(tiny_dataset, tmp_
     file.write_text(file.read_text(encoding="utf-8").replace("\ntau: 0.1 ", "\ntau: 0.2 "), encoding="utf-8")
     assert names("SDPOSASRec") == before["SDPOSASRec"]
     assert names("LPOSASRec") != before["LPOSASRec"]
+
+
+def test_a_run_with_other_defaults_than_planned_is_refused(tiny_dataset, tmp_path):
+    (task,) = compare._plan(compare.parse_entries("LPOSASRec"), "tiny", 1, None, dict(tiny_dataset), tmp_path)
+    with pytest.raises(PrefError, match="edited after the comparison began"):
+        compare._train_and_record({**task, "defaults": "those of another file"}, tmp_path)
+
+
+def test_runs_are_the_same_wherever_their_data_lie(tiny_dataset, tiny_folder, tmp_path):
+    def names(data_path, **more):
+        settings = {**tiny_dataset, "data_path": str(data_path), **more}
+        tasks = compare._plan([compare.Entry("A", "LPOSASRec")], "tiny", 1, None, settings, tmp_path)
+        return [task["id"] for task in tasks]
+
+    os.symlink(tiny_folder, tmp_path / "moved")
+    assert names(tiny_folder) == names(tmp_path / "moved") == names(tiny_folder, reference_dir=str(tmp_path))
+    assert names(tiny_folder) != names(tiny_folder, tau=0.7)
+
+
+def test_runs_on_other_data_make_no_table():
+    def record(name, items):
+        data = {"n_users": 5, "n_items": items, "item_tokens_sha256": "a" * 64, "targets_sha256": name}
+        return {"id": name, "data": data}
+
+    compare._check_same_data([record("a", 9), record("b", 9)])  # training rows differ between kinds of models
+    with pytest.raises(PrefError, match="the runs b and a saw other data .n_items: 8 != 9.: .* delete the older"):
+        compare._check_same_data([record("a", 9), record("b", 8)])
 
 
 def test_runs_share_the_threads_that_torch_may_use(monkeypatch):
@@ -189,8 +231,8 @@ def test_files_of_one_name_are_told_apart_by_their_folder(tmp_path):
     entries = compare.parse_entries("A/best.yaml,B/best.yaml")  # the working folder is tmp_path
     assert [(entry.label, entry.model) for entry in entries] == [("A/best", "LPOSASRec"), ("B/best", "CESASRec")]
     assert compare.parse_entries("A/best.yaml")[0].label == "best"
-    with pytest.raises(PrefError, match="twice"):
-        compare.parse_entries("A/best.yaml,A/best.yaml")
+    with pytest.raises(PrefError, match="'A/best' twice"):
+        compare.compare("A/best.yaml,A/best.yaml", "tiny")
 
 
 # -- runs

@@ -46,6 +46,14 @@ def test_stock_models_are_refused_with_the_way_out(tiny_dataset):
         run("SASRec", config_dict=tiny_dataset, nproc=2, port=free_port())
 
 
+def _long(n):
+    return list(range(n))
+
+
+def test_a_result_may_be_longer_than_a_pipe_holds():
+    assert distributed.launch(_long, {"n": 200_000}, 2, port=free_port()) == list(range(200_000))
+
+
 def _die(**settings):
     if distributed.world()[1] == 1:
         os.kill(os.getpid(), signal.SIGKILL)

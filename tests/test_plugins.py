@@ -109,6 +109,19 @@ def test_an_edited_method_is_compared_anew(file, tiny_dataset, tmp_path):
     assert names("HingeSASRec") != first and names("LPOSASRec") == shipped
 
 
+@pytest.mark.parametrize("line", ["@torch.no_grad()", "@functools.lru_cache"])
+def test_an_edit_behind_a_decorator_is_noticed(file, line):
+    digests = set()
+    for edit in (".mean(", ".sum("):
+        decorated = HINGE.replace("def ", f"{line}\ndef ", 1).replace(".mean(", edit)
+        file.write_text(f"import functools\nimport torch\n{decorated}")
+        for name in [name for name in sys.modules if name.startswith("recbole_pref_plugin")]:
+            del sys.modules[name]
+        plugins.load([str(file)])
+        digests.add(METHODS["Hinge"].source)
+    assert len(digests) == 2
+
+
 def no_names(a, b):
     return a
 

@@ -36,6 +36,15 @@ def test_what_only_training_needs_does_not_stand_in_the_way(tiny_dataset, monkey
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "3,4"
 
 
+@pytest.mark.parametrize("anchor", ["auto", 2])
+def test_tawins_window_needs_no_group(tiny_dataset, anchor, caplog):
+    settings = {**tiny_dataset, "epochs": 1, "reference_epochs": 1, "num_negatives": 20, "tawin_anchor": anchor}
+    result = run_recbole_pref("TAWinSASRec", config_dict=settings)
+    caplog.clear()
+    assert len(Recommender(result["checkpoint"]).recommend([["i3", "i4"]], k=3)) == 3
+    assert not caplog.records
+
+
 SEQUENCES = [["i3", "i4"], ["i1"], [f"i{n % 20}" for n in range(30)]]
 
 

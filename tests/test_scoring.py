@@ -104,6 +104,14 @@ def test_gradients_of_item_scores_are_those_of_dot_products(gathered, monkeypatc
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
+def test_second_gradients_of_item_scores_are_refused():
+    hidden, item_emb, _, negatives, _ = _case()
+    loss = scoring.item_scores(hidden, item_emb, negatives).square().sum()
+    (first,) = torch.autograd.grad(loss, hidden, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.square().sum().backward()
+
+
 def test_item_scores_without_rows_in_half_precision_and_without_gradient():
     hidden, item_emb, _, negatives, _ = _case(dtype=torch.float32)
     none = scoring.item_scores(hidden[:0], item_emb, negatives[:0])

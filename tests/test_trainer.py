@@ -16,10 +16,11 @@ from recbole.data import create_dataset, data_preparation
 from recbole.trainer import Trainer
 from recbole.utils import get_model, init_seed
 
-from recbole_pref import checkpoint, quick_start, schedule
+from recbole_pref import checkpoint, quick_start, schedule, trainer
 from recbole_pref.config import Config
 from recbole_pref.errors import PrefError
 from recbole_pref.quick_start import build_run, run_recbole_pref
+from recbole_pref.trainer import TrainerMixin
 
 SCRIPT = """
 import json, sys
@@ -237,6 +238,26 @@ def test_a_signal_stops_after_the_step_and_names_the_checkpoint(tiny_dataset, mo
     with pytest.raises(PrefError, match=r"SIGTERM stopped .* --resume=.*-last-0.pth"):
         run.trainer.fit(run.train_data, run.valid_data)
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_signal_in_the_last_validation_of_the_reference_stops_the_run(tiny_dataset, monkeypatch):
+    run = build_run(Config("SDPOSASRec", config_dict={**tiny_dataset, "reference_epochs": 2}), log=False)
+    validate = TrainerMixin._valid_epoch
+
+    def interrupted(own, *arguments, **options):
+        result = validate(own, *arguments, **options)
+        if len(own.epoch_times) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return result
+
+    monkeypatch.setattr(TrainerMixin, "_valid_epoch", interrupted)
+    with pytest.raises(PrefError, match="SIGTERM stopped the run once its reference was stored"):
+        run.trainer.fit(run.train_data, run.valid_data)
+    assert run.trainer.epoch_times == []
+    monkeypatch.undo()
+    again = build_run(Config("SDPOSASRec", config_dict={**tiny_dataset, "reference_epochs": 2}), log=False)
+    monkeypatch.setattr(trainer, "train_reference", None)  # it is there
+    again.trainer.fit(again.train_data, again.valid_data)
 
 
 @pytest.mark.parametrize("model", ["LPOSASRec", "SDPOGRU4Rec", "RoDPOCaser"])

@@ -23,10 +23,11 @@ from recbole_pref import checkpoint
 from recbole_pref.config import Config
 from recbole_pref.errors import PrefError
 from recbole_pref.quick_start import run_recbole_pref
-from recbole_pref.tune import _cross_entropy_score, _fixed_settings, _objective, _shared, tune
+from recbole_pref.tune import _cross_entropy_score, _fixed_settings, _keep_defaults, _objective, _shared, tune
 from recbole_pref.tune.algorithms import make_scheduler, make_searcher
 from recbole_pref.tune.results import finish
 from recbole_pref.tune.space import SCHEDULERS, Domain, as_setting, read_plan
+from recbole_pref.tune.trial import _train
 
 SPACE = {"tau": {"loguniform": [0.05, 2.0]}, "num_negatives": {"quniform": [1, 4, 1]}}
 
@@ -284,9 +285,23 @@ def test_a_baseline_serves_again_with_the_same_settings_alone(settings, tmp_path
         score = _cross_entropy_score(config, {**settings, "epochs": epochs}, tmp_path, "ndcg@10")
         assert score == epochs / 10
     assert trained == [1, 6]
+    monkeypatch.setattr("recbole_pref.tune.digest_of_defaults", lambda config: "those of an edited file")
+    _cross_entropy_score(config, {**settings, "epochs": 6}, tmp_path, "ndcg@10")
+    assert trained == [1, 6, 6]
     (tmp_path / "baseline.json").write_text('{"model": "CESAS')
     with pytest.raises(PrefError, match="baseline.json.*delete it"):
         _cross_entropy_score(config, settings, tmp_path, "ndcg@10")
+
+
+def test_trials_have_the_defaults_that_the_sweep_began_with(settings, tmp_path):
+    _keep_defaults(tmp_path / "defaults.txt", "first", resumed=False)
+    _keep_defaults(tmp_path / "defaults.txt", "first", resumed=True)
+    with pytest.raises(PrefError, match="--resume.* began with other defaults.*--name"):
+        _keep_defaults(tmp_path / "defaults.txt", "second", resumed=True)
+    shared = {"model": "LPOSASRec", "dataset": "tiny", "settings": settings, "threads": 1, "references": {},
+              "reference_dir": None, "defaults": "those of an edited file", "data": None}  # fmt: skip
+    with pytest.raises(PrefError, match="not those that the sweep began with"):
+        _train({"tau": 0.3}, shared, tmp_path)
 
 
 def test_what_ray_refuses_is_told_before_a_baseline_is_trained(settings, tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ from pathlib import Path
 from recbole.utils import argument_list
 
 from recbole_pref import checkpoint, reference
-from recbole_pref.config import Config, absolute_paths
+from recbole_pref.config import Config, absolute_paths, digest_of_defaults
 from recbole_pref.environment import python_path, write_result
 from recbole_pref.errors import PrefError
 from recbole_pref.objective import check_measured, check_objective, less_is_better
@@ -93,6 +93,7 @@ def tune(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise PrefError(f"--storage_path={storage!r} cannot be written: {error.strerror}.") from None
+    _keep_defaults(folder / "defaults.txt", digest_of_defaults(config), restorable)
     algorithms = make_scheduler(plan, config["epochs"]), make_searcher(plan, config["seed"])
     resources = (cpus_per_trial, gpus_per_trial)
     _start_ray(ray, ray_address)
@@ -156,6 +157,17 @@ def _restorable(path, resume):
     return stored
 
 
+def _keep_defaults(path, digest, resumed):
+    """Store what the defaults were when a sweep began, or refuse to go on with others."""
+    if not resumed:
+        path.write_text(digest, encoding="utf-8")
+    elif path.is_file() and path.read_text(encoding="utf-8") != digest:
+        raise PrefError(
+            f"--resume: {str(path.parent)!r} began with other defaults: a property file, a plugin or a version changed "
+            "since; take that back, or begin another sweep with --name."
+        )
+
+
 # -- what trials share --------------------------------------------------------------------------
 
 
@@ -206,7 +218,8 @@ def _cross_entropy_score(config, settings, folder, metric):
     pair = split_model_name(config["model"])
     name = f"CE{pair[1].__name__}" if pair else config["model"]
     own = {**settings, "checkpoint_dir": str(folder / "baseline"), "objective": None}
-    made_of = {"model": name, "dataset": config["dataset"], "settings": own}
+    defaults = digest_of_defaults(Config(name, config["dataset"], config_dict=dict(own)))
+    made_of = {"model": name, "dataset": config["dataset"], "settings": own, "defaults": defaults}
     if path.is_file():
         try:
             stored = json.loads(path.read_text(encoding="utf-8"))
@@ -240,6 +253,7 @@ def _shared(config, plan, settings, folder, cpus_per_trial):
         "model": config["model"],
         "dataset": config["dataset"],
         "settings": settings,
+        "defaults": digest_of_defaults(config),
         "data": packed,
         "references": files,
         "reference_dir": references,

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from recbole_pref import checkpoint
-from recbole_pref.config import Config
+from recbole_pref.config import Config, digest_of_defaults
 from recbole_pref.errors import PrefError
 from recbole_pref.memory import explained, peak_mb
 from recbole_pref.quick_start import build_run
@@ -26,8 +26,8 @@ def train_trial(params, shared):
     Args:
         params (dict): values of the swept settings.
         shared (dict): ``model``, ``dataset``, ``settings`` (fixed ones), ``data`` (pickled data set, or
-            None where the space changes it), ``references`` (file name to bytes), ``threads``,
-            ``keys`` (the settings of the space).
+            None where the space changes it), ``references`` (file name to bytes), ``threads``, ``defaults``
+            (their ``digest_of_defaults``).
 
     Raises:
         PrefError: a combination that cannot work, a loss that is not finite, out of memory.
@@ -72,6 +72,11 @@ def _train(params, shared, folder):
     if "CUDA_VISIBLE_DEVICES" in os.environ:  # Ray gave this trial its GPUs; RecBole would take gpu_id's
         settings["gpu_id"] = os.environ["CUDA_VISIBLE_DEVICES"]
     config = Config(shared["model"], shared["dataset"], config_dict=settings)
+    if digest_of_defaults(config) != shared["defaults"]:
+        raise PrefError(
+            "the defaults are not those that the sweep began with: a property file or plugin was edited, or this "
+            "machine has another version."
+        )
     dataset = pickle.loads(shared["data"]) if shared["data"] is not None else None
     run = build_run(config, log=False, dataset=dataset)
     trainer = run.trainer
