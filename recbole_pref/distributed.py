@@ -7,9 +7,12 @@ Validation and test run on every process over all rows, so metrics are exact; th
 """
 
 import os
+import pickle
+import tempfile
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -113,35 +116,32 @@ def launch(function, arguments, nproc, ip="localhost", port="5678", group_offset
     """
     import torch.multiprocessing as mp
 
-    context = mp.get_context("spawn")
-    queue = context.SimpleQueue()
     size = nproc if world_size <= 0 else world_size
-    result = None
-    try:
-        processes = mp.spawn(
-            _entry,
-            args=(function, arguments, queue, size, nproc, group_offset, ip, str(port)),
-            nprocs=nproc,
-            join=False,
-        )
-        # A result beyond the pipe's buffer is only written while somebody reads.
-        while not processes.join(timeout=0.2):
-            result = result if queue.empty() else queue.get()
-    except mp.ProcessRaisedException as error:
-        lines = str(error).strip().splitlines()
-        said = lines[-1].split("PrefError: ", 1)[-1] if lines else "no message"
-        raise PrefError(
-            f"process {error.error_index} of {nproc} failed, the others were stopped: {said}"
-        ) from error
-    except mp.ProcessExitedException as error:
-        raise PrefError(
-            f"process {error.error_index} of {nproc} died (exit code {error.exit_code}), the others were "
-            "stopped; go on with --resume=True."
-        ) from error
-    return result if queue.empty() else queue.get()
+    # A file, because a pipe holds 64 KB and would have to be read while the processes run.
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "result")
+        try:
+            mp.spawn(
+                _entry,
+                args=(function, arguments, file, size, nproc, group_offset, ip, str(port)),
+                nprocs=nproc,
+                join=True,
+            )
+        except mp.ProcessRaisedException as error:
+            lines = str(error).strip().splitlines()
+            said = lines[-1].split("PrefError: ", 1)[-1] if lines else "no message"
+            raise PrefError(
+                f"process {error.error_index} of {nproc} failed, the others were stopped: {said}"
+            ) from error
+        except mp.ProcessExitedException as error:
+            raise PrefError(
+                f"process {error.error_index} of {nproc} died (exit code {error.exit_code}), the others were "
+                "stopped; go on with --resume=True."
+            ) from error
+        return pickle.loads(file.read_bytes()) if file.is_file() else None
 
 
-def _entry(local_rank, function, arguments, queue, size, nproc, offset, ip, port):
+def _entry(local_rank, function, arguments, file, size, nproc, offset, ip, port):
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if ip in ("localhost", "127.0.0.1") else "")
     cuda = torch.cuda.is_available() and torch.cuda.device_count() >= nproc
     if cuda:
@@ -157,7 +157,7 @@ def _entry(local_rank, function, arguments, queue, size, nproc, offset, ip, port
     try:
         result = function(**arguments)
         if is_first():
-            queue.put(result)
+            file.write_bytes(pickle.dumps(result))
         wait()
     finally:
         dist.destroy_process_group()
