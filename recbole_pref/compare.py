@@ -88,10 +88,7 @@ def parse_entries(text):
     """
     found = [_parse_entry(part) for part in _split(text, ",")]
     labels = [entry.label for entry, _ in found]
-    entries = [
-        replace(entry, label=longer) if labels.count(entry.label) > 1 else entry for entry, longer in found
-    ]
-    return entries
+    return [replace(entry, label=longer) if labels.count(entry.label) > 1 else entry for entry, longer in found]
 
 
 def _split(text, separators):

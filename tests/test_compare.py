@@ -89,10 +89,14 @@ def test_paths_of_references_hold_in_the_folder_of_the_runs(tiny_dataset, tmp_pa
     assert second["settings"]["reference"] == "auto"
 
 
+def names_of_runs(model, settings, folder):
+    """Return the names that a comparison gives its runs."""
+    return [task["id"] for task in compare._plan(compare.parse_entries(model), "tiny", 1, None, dict(settings), folder)]
+
+
 def test_an_edited_property_file_makes_new_runs_of_its_method(tiny_dataset, tmp_path, monkeypatch):
     def names(model):
-        tasks = compare._plan(compare.parse_entries(model), "tiny", "2020,", None, dict(tiny_dataset), tmp_path)
-        return [task["id"] for task in tasks]
+        return names_of_runs(model, tiny_dataset, tmp_path)
 
     before = {model: names(model) for model in ("LPOSASRec", "SDPOSASRec")}
     edited = tmp_path / "properties"
@@ -113,9 +117,7 @@ def test_a_run_with_other_defaults_than_planned_is_refused(tiny_dataset, tmp_pat
 
 def test_runs_are_the_same_wherever_their_data_lie(tiny_dataset, tiny_folder, tmp_path):
     def names(data_path, **more):
-        settings = {**tiny_dataset, "data_path": str(data_path), **more}
-        tasks = compare._plan([compare.Entry("A", "LPOSASRec")], "tiny", 1, None, settings, tmp_path)
-        return [task["id"] for task in tasks]
+        return names_of_runs("LPOSASRec", {**tiny_dataset, "data_path": str(data_path), **more}, tmp_path)
 
     os.symlink(tiny_folder, tmp_path / "moved")
     assert names(tiny_folder) == names(tmp_path / "moved") == names(tiny_folder, reference_dir=str(tmp_path))

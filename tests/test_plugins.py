@@ -35,6 +35,13 @@ def as_before(monkeypatch):
             del sys.modules[name]
 
 
+def load_anew(file):
+    """Load a plugin as another process would."""
+    for name in [name for name in sys.modules if name.startswith("recbole_pref_plugin")]:
+        del sys.modules[name]
+    plugins.load([str(file)])
+
+
 @pytest.fixture
 def file(tmp_path):
     """Return a plugin file."""
@@ -103,9 +110,7 @@ def test_an_edited_method_is_compared_anew(file, tiny_dataset, tmp_path):
     first, shipped = names("HingeSASRec"), names("LPOSASRec")
     assert names("HingeSASRec") == first
     file.write_text(HINGE.replace(".mean(", ".sum("))
-    for name in [name for name in sys.modules if name.startswith("recbole_pref_plugin")]:
-        del sys.modules[name]
-    plugins.load([str(file)])
+    load_anew(file)
     assert names("HingeSASRec") != first and names("LPOSASRec") == shipped
 
 
@@ -115,9 +120,7 @@ def test_an_edit_behind_a_decorator_is_noticed(file, line):
     for edit in (".mean(", ".sum("):
         decorated = HINGE.replace("def ", f"{line}\ndef ", 1).replace(".mean(", edit)
         file.write_text(f"import functools\nimport torch\n{decorated}")
-        for name in [name for name in sys.modules if name.startswith("recbole_pref_plugin")]:
-            del sys.modules[name]
-        plugins.load([str(file)])
+        load_anew(file)
         digests.add(METHODS["Hinge"].source)
     assert len(digests) == 2
 

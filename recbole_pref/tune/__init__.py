@@ -160,8 +160,8 @@ def _restorable(path, resume):
 def _keep_defaults(path, digest, resumed):
     """Store what the defaults were when a sweep began, or refuse to go on with others."""
     if not resumed:
-        path.write_text(digest, encoding="utf-8")
-    elif path.is_file() and path.read_text(encoding="utf-8") != digest:
+        checkpoint.write_atomically(path, lambda file: file.write(digest.encode()), "storage_path")
+    elif path.is_file() and path.read_bytes() != digest.encode():
         raise PrefError(
             f"--resume: {str(path.parent)!r} began with other defaults: a property file, a plugin or a version changed "
             "since; take that back, or begin another sweep with --name."

@@ -11,9 +11,9 @@ class HyperBand(schedulers.HyperBandScheduler):
     """HyperBand whose paused trials do not wait for ever.
 
     Ray 2.60 looks at a bracket when one of its trials reports or ends, and forgets it in two cases: the last
-    one reports while another is still being saved for its pause, or, after the first halving, the last one
-    ends before the milestone (early stopping, a failure). Nothing then wakes or ends the paused ones. Here
-    brackets are looked at again when no trial runs, as Ray's own ``HyperBandForBOHB`` does.
+    one reports while another is still being saved for its pause, or it ends before the milestone (early
+    stopping, a failure) in a bracket that was halved before or is not to be halved. Nothing then wakes or ends
+    the paused ones. Here brackets are looked at again when no trial runs, as Ray's ``HyperBandForBOHB`` does.
     """
 
     def choose_trial_to_run(self, tune_controller):
