@@ -24,7 +24,7 @@ import yaml
 from filelock import FileLock, Timeout
 from tabulate import tabulate
 
-from recbole_pref import checkpoint, evidence
+from recbole_pref import checkpoint, evidence, reference
 from recbole_pref.config import Config, absolute_paths, digest_of_defaults, parse_value, shipped
 from recbole_pref.environment import environment, python_path, threads_per_process, write_result
 from recbole_pref.errors import PrefError, suggest
@@ -379,7 +379,9 @@ def _train_and_record(task, folder):
     found = checkpoint.newest_good(stored, task["id"]) if stored.is_dir() else None
     if found:
         trainer.resume_checkpoint(found[0])
-    best_score, best_result = trainer.fit(run.train_data, run.valid_data)
+    with reference.offered(trainer, run.train_data) as store_as_reference:
+        best_score, best_result = trainer.fit(run.train_data, run.valid_data)
+        store_as_reference()
     test_result, arrays = evidence.evaluate(trainer, run.train_data, run.test_data)
     scores = [row["score"] for row in trainer.history]
     best = max if trainer.valid_metric_bigger else min

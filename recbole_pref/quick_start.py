@@ -161,9 +161,6 @@ def run(
             f"nproc={nproc} needs as many GPUs, and gpu_id={config['gpu_id']!r} shows {torch.cuda.device_count()}: "
             "set gpu_id to their numbers, 0,1 for two, or to '' to train on the CPU."
         )
-    # RecBole makes these folders in a way that fails when two processes do it at once.
-    for folder in (f"./log/{config['model']}", "log_tensorboard", config["checkpoint_dir"]):
-        os.makedirs(folder, exist_ok=True)
     stem = _known_stem(config) or checkpoint.run_stem(config["model"], config["dataset"])
     arguments["config_dict"] = {**(config_dict or {}), "run_stem": stem}
     return distributed.launch(
@@ -190,12 +187,12 @@ def build_run(config, log=True, dataset=None):
     Returns:
         Run
     """
+    _check_outputs(config)
     dataset, loaders = prepare_data(config, log, dataset)
     init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
     torch.set_float32_matmul_precision(config["matmul_precision"])
     cls = model_class(config["model"]) if isinstance(config["model"], str) else config.model_class
     model = _build_model(cls, config, loaders[0]._dataset).to(config["device"])
-    _check_outputs(config)
     base = get_trainer(config["MODEL_TYPE"], config["model"])
     trainer = trainer_class(base)(config, model)
     if log:
@@ -207,7 +204,10 @@ def build_run(config, log=True, dataset=None):
 
 
 def _check_outputs(config):
-    """Refuse output folders that cannot be written while no time is lost yet."""
+    """Make the output folders and refuse those that cannot be written, while no time is lost yet.
+
+    RecBole makes them too, but in a way that fails when two runs do it at once.
+    """
     folders = {"checkpoint_dir": config["checkpoint_dir"], "log_tensorboard": "log_tensorboard"}
     if config["result_file"]:
         folders["result_file"] = os.path.dirname(os.path.abspath(config["result_file"]))
@@ -311,6 +311,7 @@ def _pickles(config):
 def _start_log(config, log):
     streams = sys.stdout, sys.stderr
     try:
+        os.makedirs(f"log/{config['model']}", exist_ok=True)  # as in _check_outputs
         init_logger(config)
     except OSError as error:
         raise PrefError(

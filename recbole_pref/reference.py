@@ -2,17 +2,19 @@
 
 ``reference: auto`` trains the plain backbone on the same data and keeps it under a key of everything that
 shapes it: data, split, backbone settings, training settings and seed. Every method, run and sweep trial
-with the same key shares the file; a lock lets two processes asking for it train it once.
+with the same key shares the file; a lock lets two processes asking for it train it once. In a comparison,
+a run of cross-entropy is the reference of those that ask for the same.
 """
 
 import hashlib
 import json
+from contextlib import contextmanager
 from copy import copy
 from logging import getLogger
 from pathlib import Path
 
 import recbole
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from recbole_pref import checkpoint
 from recbole_pref.config import _top_level_keys, properties_dir
@@ -25,6 +27,11 @@ _TRAINING_KEYS = (
     "train_positions", "window_stride", "reference_epochs", "reference_learning_rate",
     "head_ratio", "tail_split", "repeat_bias", "enable_amp", "enable_scaler", "amp_dtype", "matmul_precision",
 )  # fmt: skip
+# What a reference's training has, whatever the run's own settings.
+_CROSS_ENTROPY = {
+    "ce_weight": 1.0, "lambda": 0.0, "reweight": "none", "reference": "none", "lr_scheduler": "none",
+    "warmup_ratio": 0.0, "objective": None,
+}  # fmt: skip
 
 
 def fingerprint_of(dataset):
@@ -92,19 +99,9 @@ def obtain(config, model, train_data, valid_data, train):
     if config["reference"] != "auto":
         path = config["reference"]
         return load_reference(path, config, model, fingerprint), f"reference loaded from {path}"
-    key = reference_key(config, model.backbone_class, fingerprint)
-    if hasattr(model, "feature_digest"):
-        key["features"] = model.feature_digest()
+    key = _key_of(config, model, fingerprint)
     path = reference_path(config, key)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(f"{path}.lock")
-        lock.acquire()
-    except OSError as error:
-        raise PrefError(
-            f"reference_dir={str(path.parent)!r} cannot be written ({error.strerror}): name a folder "
-            "that can."
-        ) from None
+    lock = _locked(path)
     try:
         if path.is_file():
             try:
@@ -114,6 +111,80 @@ def obtain(config, model, train_data, valid_data, train):
         state_dict, summary = train(config, model.backbone_class, train_data, valid_data, path.stem)
         checkpoint.save({"state_dict": state_dict, "data": fingerprint, "key": key, **summary}, path)
         return state_dict, f"reference trained and stored as {path}: {summary}"
+    finally:
+        lock.release()
+
+
+def _key_of(config, model, fingerprint):
+    key = reference_key(config, model.backbone_class, fingerprint)
+    if hasattr(model, "feature_digest"):
+        key["features"] = model.feature_digest()
+    return key
+
+
+def _locked(path, timeout=-1):
+    """Return the lock of a reference, held.
+
+    Raises:
+        PrefError: the folder cannot be written.
+        filelock.Timeout: another process has held it for all these seconds.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return FileLock(f"{path}.lock").acquire(timeout).lock
+    except Timeout:
+        raise
+    except OSError as error:
+        raise PrefError(
+            f"reference_dir={str(path.parent)!r} cannot be written ({error.strerror}): name a folder "
+            "that can."
+        ) from None
+
+
+@contextmanager
+def offered(trainer, train_data):
+    """Let a run of cross-entropy be the reference of others, bit for bit what ``reference: auto`` trains for them.
+
+    While the run lasts, those that need it wait. Nothing happens for a run that no reference is like (another
+    method, objective or schedule), nor where the reference is there already or being trained.
+
+    Args:
+        trainer (TrainerMixin): before its ``fit``.
+        train_data: RecBole's loader.
+
+    Yields:
+        callable: ``() -> None``, to be called after ``fit``; stores the best epoch unless a reference would have
+        been trained for more epochs.
+
+    Raises:
+        PrefError: ``reference_dir`` cannot be written.
+    """
+    config, model = trainer.config, trainer.model
+    backbone = getattr(model, "backbone_class", None)
+    alike = all(config[name] == value for name, value in _CROSS_ENTROPY.items())
+    if backbone is None or config["model"] != _model_of(backbone) or not alike:
+        yield lambda: None
+        return
+    fingerprint = fingerprint_of(train_data._dataset)
+    key = _key_of(config, model, fingerprint)
+    key["training"]["reference_learning_rate"] = config["learning_rate"]
+    path = reference_path(config, key)
+    try:
+        lock = _locked(path, timeout=0)
+    except Timeout:
+        yield lambda: None
+        return
+
+    def store():
+        epochs, most = len(trainer.epoch_times), config["reference_epochs"]
+        stopped_early = epochs < min(config["epochs"], most)
+        if (stopped_early or epochs == most) and not path.is_file():
+            best = trainer.store.best() or trainer.store.last()
+            state_dict = checkpoint.load(best)["state_dict"]
+            checkpoint.save({"state_dict": state_dict, "data": fingerprint, "key": key, "epochs": epochs}, path)
+
+    try:
+        yield store
     finally:
         lock.release()
 
@@ -177,25 +248,23 @@ def training_config(config, backbone_class, stem=None):
     other.final_config_dict = dict(config.final_config_dict)
     other.final_config_dict.update(
         {
-            "model": f"CE{backbone_class.__name__}",
-            "ce_weight": 1.0,
-            "lambda": 0.0,
-            "reweight": "none",
-            "reference": "none",
-            "lr_scheduler": "none",
-            "warmup_ratio": 0.0,
+            **_CROSS_ENTROPY,
+            "model": _model_of(backbone_class),
             "epochs": config["reference_epochs"],
             "learning_rate": config["reference_learning_rate"],
             "resume": False,
             "result_file": None,
             "keep_last": 1,
-            "objective": None,
             # Apart from the run's own checkpoints, which --resume looks for.
             "checkpoint_dir": str(reference_folder(config) / "training"),
             "run_stem": stem,
         }
     )
     return other
+
+
+def _model_of(backbone_class):
+    return f"CE{backbone_class.__name__}"
 
 
 def frozen(state_dict):

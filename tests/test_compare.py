@@ -276,6 +276,17 @@ def test_a_comparison_runs_once_and_agrees_with_the_evaluator(settings, tmp_path
     assert "corrected after Holm for 6 comparisons" in (folder / "table.md").read_text()
 
 
+def test_cross_entropy_is_trained_once_for_itself_and_for_those_that_start_from_it(settings, tmp_path):
+    models = "CESASRec,SDPOSASRec,SimPOSASRec"
+    done = compare.compare(models, "tiny", 1, config_dict={**settings, "state": "INFO"}, output=tmp_path)
+    assert not done.failed
+    logs = {path.name.partition("-")[0]: path.read_text() for path in (tmp_path / "logs").iterdir()}
+    assert "training the reference" not in "".join(logs.values())
+    (stored,) = (tmp_path / "reference").glob("*.pth")
+    for model in ("SDPOSASRec", "SimPOSASRec"):
+        assert f"reference {stored}" in logs[model]
+
+
 def test_ranking_among_candidates_is_told_and_names_its_users(settings, tmp_path):
     settings["eval_args"] = {
         "mode": {"valid": "uni20", "test": "uni20"}, "split": {"LS": "valid_and_test"}, "order": "TO",

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock, Timeout
 
 from recbole_pref import checkpoint, reference
 from recbole_pref.config import Config
@@ -164,6 +165,66 @@ def test_two_processes_train_it_once(tiny_dataset, tmp_path):
     ]
     assert [process.wait() for process in both] == [0, 0]
     assert (Path(tiny_dataset["checkpoint_dir"]) / "trained").read_text() == "x"
+
+
+def train_and_offer(model, settings, **more):
+    run = build_run(Config(model, config_dict={**settings, **more}), log=False)
+    with reference.offered(run.trainer, run.train_data) as store:
+        held = sorted(Path(settings["checkpoint_dir"], "reference").glob("*.lock"))
+        run.trainer.fit(run.train_data, run.valid_data)
+        for lock in held:
+            with pytest.raises(Timeout):
+                FileLock(lock).acquire(timeout=0)
+        store()
+    return held
+
+
+@pytest.mark.parametrize("ends", [{"epochs": 3, "reference_epochs": 3}, {"epochs": 40, "reference_epochs": 30, "stopping_step": 1}])
+def test_a_run_of_cross_entropy_is_the_reference_bit_for_bit(tiny_dataset, tmp_path, ends):
+    settings = {**tiny_dataset, **ends, "eval_step": 1, "learning_rate": 0.02, "repeat_bias": True}
+    assert len(train_and_offer("CESASRec", settings)) == 1  # the others wait meanwhile
+    (offered,) = stored(settings)
+    asked = {**settings, "epochs": 1, "learning_rate": 0.001, "reference_learning_rate": 0.02}
+    fit("SDPOSASRec", asked, reference_dir=str(tmp_path / "own"))
+    (trained,) = (tmp_path / "own").glob("*.pth")
+    assert trained.name == offered.name
+    one, other = checkpoint.load(offered), checkpoint.load(trained)
+    assert one["key"] == other["key"] and one["data"] == other["data"] and one["epochs"] == other["epochs"]
+    assert one["state_dict"].keys() == other["state_dict"].keys()
+    assert all(torch.equal(tensor, other["state_dict"][name]) for name, tensor in one["state_dict"].items())
+    written = offered.stat().st_mtime_ns
+    fit("SDPOSASRec", asked)
+    assert stored(settings) == [offered] and offered.stat().st_mtime_ns == written
+
+
+@pytest.mark.parametrize(
+    ("model", "more", "waits"),
+    [
+        ("LPOSASRec", {}, False),
+        ("SASRec", {"train_neg_sample_args": None}, False),
+        ("CESASRec", {"lr_scheduler": "cosine"}, False),
+        ("CESASRec", {"reweight": "softmax"}, False),
+        ("CESASRec", {"objective": {"weights": {"TailNDCG@10": 1.0}}}, False),
+        ("CESASRec", {"epochs": 1, "reference_epochs": 2}, True),  # cut off before a reference would be
+        ("CESASRec", {"epochs": 3, "reference_epochs": 2}, True),
+    ],
+)
+def test_a_run_that_is_no_reference_offers_none(tiny_dataset, model, more, waits):
+    assert bool(train_and_offer(model, {**tiny_dataset, "stopping_step": 100}, **more)) == waits
+    assert not stored(tiny_dataset)
+
+
+def test_a_reference_that_is_being_trained_is_left_to_who_trains_it(tiny_dataset):
+    settings = {**tiny_dataset, "epochs": 2, "reference_epochs": 2}
+    (lock,) = train_and_offer("CESASRec", settings)
+    (path,) = stored(settings)
+    path.unlink()
+    with FileLock(lock).acquire(timeout=0):
+        run = build_run(Config("CESASRec", config_dict=settings), log=False)
+        with reference.offered(run.trainer, run.train_data) as store:
+            run.trainer.fit(run.train_data, run.valid_data)
+            store()
+    assert not stored(settings)
 
 
 def test_keys_are_plain_and_stable(tiny_dataset):

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import recbole
 import torch
 from recbole.data import create_dataset, data_preparation
 from recbole.trainer import Trainer
@@ -354,6 +355,21 @@ def test_the_schedule_drives_the_optimizer(tiny_dataset):
     run = build_run(Config("CESASRec", config_dict=settings), log=False)
     run.trainer.fit(run.train_data, run.valid_data)
     assert run.trainer.optimizer.param_groups[0]["lr"] < 0.2 * 0.001
+
+
+def test_runs_that_begin_at_once_make_their_folders_together(tiny_dataset, tmp_path, monkeypatch):
+    def lost_race(folder):  # RecBole's ensure_dir where another run makes the folder in between
+        if not os.path.exists(folder):
+            raise FileExistsError(17, "File exists", folder)
+
+    for module in (recbole.utils.logger, recbole.trainer.trainer, recbole.data.utils):
+        assert module.ensure_dir
+        monkeypatch.setattr(module, "ensure_dir", lost_race)
+    (tmp_path / "fresh").mkdir()
+    monkeypatch.chdir(tmp_path / "fresh")
+    run = build_run(Config("CESASRec", config_dict=tiny_dataset), log=False)
+    run.trainer.tensorboard.close()
+    assert (tmp_path / "fresh" / "log" / "CESASRec").is_dir()
 
 
 def test_result_file_tells_how_to_repeat(tiny_dataset, tmp_path):
