@@ -15,7 +15,6 @@ import signal
 import subprocess
 import sys
 from dataclasses import dataclass, field, replace
-from logging import getLogger
 from pathlib import Path
 
 import numpy as np
@@ -29,12 +28,18 @@ from recbole_pref.config import Config, absolute_paths, digest_of_defaults, pars
 from recbole_pref.environment import environment, python_path, threads_per_process, write_result
 from recbole_pref.errors import PrefError, suggest
 from recbole_pref.memory import explained, peak_mb
-from recbole_pref.quick_start import build_run
+from recbole_pref.popularity import head_tail_split
+from recbole_pref.quick_start import build_run, check_files
 from recbole_pref.significance import TESTS, holm
 
 LEVEL = 0.05  # of significance
+_LATEX = str.maketrans(
+    {mark: f"\\{mark}" for mark in "&%$#_{}"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+)
 _COSTS = ("seconds_per_epoch", "epochs_to_best", "peak_memory_mb")
 _MOST_SEEDS = 1000  # a larger count is a seed that was meant as a list of one
+_FILES = (".yaml", ".yml")
 _LABEL_PART = 80  # characters of the label in the name of a run, which is a file's name
 
 
@@ -74,8 +79,9 @@ class Comparison:
 def parse_entries(text):
     """Read what ``--compare`` names: models and YAML files, separated by commas.
 
-    ``LPOSASRec tau=0.5`` adds settings to a model; a file holds ``model`` and settings, its stem is the
-    label, with its folder where two files have the same stem.
+    ``LPOSASRec recommended/LPO.yaml tau=0.5`` adds files of settings and settings to a model, later ones win; a
+    file in the model's place holds ``model`` and settings, its stem is the label, with its folder where two files have
+    the same stem.
 
     Args:
         text (str): such as ``"CESASRec,LPOSASRec tau=0.5,tuned/rodpo.yaml"``.
@@ -106,26 +112,48 @@ def _split(text, separators):
 def _parse_entry(text):
     """Return an entry, and its label with the folder of its file where it has one."""
     first, *rest = _split(text, " \t\n")
-    settings = {}
+    settings, words = {}, []
     for word in rest:
+        if word.endswith(_FILES) and "=" not in word:
+            content = _read_settings(word)
+            if "model" in content:
+                raise PrefError(
+                    f"--compare: {word!r} in {text!r} names a model itself: write it in the place of {first!r}, or "
+                    "take its line 'model' out."
+                )
+            settings.update(content)
+            words.append(str(Path(word).with_suffix("")))
+            continue
         key, equals, value = word.partition("=")
         if not equals:
-            raise PrefError(f"--compare: {word!r} in {text!r} is not understood: write key=value.")
+            raise PrefError(f"--compare: {word!r} in {text!r} is not understood: write key=value or name a YAML file.")
         settings[key] = parse_value(value)
-    if not first.endswith((".yaml", ".yml")):
-        label = " ".join([first, *rest])
+        words.append(word)
+    if not first.endswith(_FILES):
+        label = " ".join([first, *words])
         return Entry(label, first, settings), label
-    try:
-        content = yaml.safe_load(Path(shipped(first)).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise PrefError(f"--compare: {first!r} cannot be read: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict) or not isinstance(content.get("model"), str):
-        raise PrefError(f"--compare: {first!r} names no model: add a line such as 'model: LPOSASRec'.")
+    content = _read_settings(first)
+    if not isinstance(content.get("model"), str):
+        raise PrefError(
+            f"--compare: {first!r} names no model: add a line such as 'model: LPOSASRec', or write the model before "
+            f"the file, 'LPOSASRec {first}'."
+        )
     model = content.pop("model")
-    content.pop("dataset", None)
     stem = Path(first).absolute().with_suffix("")
-    label, longer = (" ".join([name, *rest]) for name in (stem.name, f"{stem.parent.name}/{stem.name}"))
+    label, longer = (" ".join([name, *words]) for name in (stem.name, f"{stem.parent.name}/{stem.name}"))
     return Entry(label, model, {**content, **settings}), longer
+
+
+def _read_settings(file):
+    """Return the settings of a YAML file, the data set left out: dict."""
+    try:
+        content = yaml.safe_load(Path(shipped(file)).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise PrefError(f"--compare: {file!r} cannot be read: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise PrefError(f"--compare: {file!r} holds no settings: write lines such as 'tau: 0.5'.")
+    content.pop("dataset", None)
+    return content
 
 
 def parse_seeds(seeds, first=2020):
@@ -194,6 +222,8 @@ def compare(
         raise PrefError(f"--processes={processes} is not accepted: set it to 1 or more.")
     folder = Path(output or Path("compare", dataset)).absolute()
     tasks = _plan(entries, dataset, seeds, config_file_list, config_dict or {}, folder)
+    for note in _reference_notes(tasks):
+        _tell(note)
     failed = _run_missing(tasks, folder, processes)
     return _write(entries, tasks, folder, baseline, test, failed)
 
@@ -202,11 +232,12 @@ def compare(
 
 
 def _plan(entries, dataset, seeds, files, shared, folder):
-    """Return one task (dict) per entry and seed, every configuration checked."""
-    tasks, table, first = [], None, None
+    """Return one task (dict) per entry and seed, every configuration and the data checked."""
+    tasks, some, table, first = [], None, None, None
     for entry in entries:
         settings = {**shared, **entry.settings}
         config = Config(entry.model, dataset, files, dict(settings))
+        some = some or config
         if files:  # the runs are given one dict: paths of files may not outlive this process
             settings = {**config.file_config_dict, **settings}
             settings = {key: value for key, value in settings.items() if key not in ("model", "dataset")}
@@ -220,6 +251,7 @@ def _plan(entries, dataset, seeds, files, shared, folder):
                     f"needs the same, set it for all with --{what.rpartition(' ')[2]}=... on the command line."
                 )
         defaults = digest_of_defaults(config)
+        asks, offers = reference.key_asked(config), reference.key_offered(config)
         first = config["seed"] if first is None else first
         for seed in parse_seeds(seeds, first):
             own = {**settings, "seed": seed}
@@ -231,10 +263,39 @@ def _plan(entries, dataset, seeds, files, shared, folder):
             name = f"{label}-seed{seed}-{digest}"
             tasks.append(
                 {"id": name, "label": entry.label, "model": entry.model, "dataset": dataset,
-                 "seed": seed, "settings": own, "defaults": defaults, "folder": str(folder)}
+                 "seed": seed, "settings": own, "defaults": defaults, "folder": str(folder),
+                 "asks": _of_seed(asks, seed), "offers": _of_seed(offers, seed), "epochs": config["epochs"]}
             )  # fmt: skip
     _check_different([task["id"] for task in tasks])
+    if not all(_record_path(folder, task["id"]).is_file() for task in tasks):
+        check_files(some)
     return tasks
+
+
+def _of_seed(key, seed):
+    return key and {**key, "training": {**key["training"], "seed": seed}}
+
+
+def _reference_notes(tasks):
+    """Return sentences on references unlike the cross-entropy that is compared with: list of str."""
+    notes = {}
+    for task in tasks:
+        found = [
+            (_unlike(task["asks"], other), other["label"])
+            for other in tasks
+            if task["asks"] and other["offers"] and other["offers"]["backbone"] == task["asks"]["backbone"]
+        ]
+        unlike, label = min(found, key=lambda pair: len(pair[0]), default=((), None))
+        if unlike:
+            notes[task["label"]] = f"{task['label']} starts from a reference that is not {label}: {'; '.join(unlike)}."
+    return list(notes.values())
+
+
+def _unlike(asked, other):
+    """Return how the reference asked for differs from what a task of cross-entropy trains: list of str."""
+    most = asked["training"]["reference_epochs"]
+    cut = [f"reference_epochs={most}, there epochs={other['epochs']}"] if other["epochs"] < most else []
+    return reference.differences(asked, other["offers"]) + cut
 
 
 def _check_different(names):
@@ -252,8 +313,8 @@ def _measured(config):
 
 def _run_missing(tasks, folder, processes):
     """Run the tasks without a result, some at a time; return run to reason for those that failed."""
-    logger = getLogger()
     missing = [task for task in tasks if not _record_path(folder, task["id"]).is_file()]
+    missing.sort(key=lambda task: task["offers"] is None)  # what others start from comes first
     for name in ("runs", "logs", "tasks"):
         _make_folder(folder / name)
     threads = threads_per_process(processes)
@@ -261,15 +322,14 @@ def _run_missing(tasks, folder, processes):
     before = _exit_on_sigterm()
     try:
         while waiting or running:
-            while waiting and len(running) < processes:
-                task = waiting.pop(0)
+            while len(running) < processes and (task := _ready(waiting, running.values())):
+                waiting.remove(task)
                 running[_start(task, folder, threads)] = task
                 _tell(f"[{len(missing) - len(waiting)}/{len(missing)}] {task['label']} seed {task['seed']}")
             process = _first_to_end(running)
             task = running.pop(process)
             if not _record_path(folder, task["id"]).is_file():
                 failed[task["id"]] = _reason(process.returncode, folder, task["id"])
-                logger.warning(f"{task['id']} failed: {failed[task['id']]}")
                 _tell(f"{task['label']} seed {task['seed']} failed: {failed[task['id']]}")
     finally:
         for process in running:  # each stores its state and ends
@@ -279,6 +339,12 @@ def _run_missing(tasks, folder, processes):
         if before is not None:
             signal.signal(signal.SIGTERM, before)
     return failed
+
+
+def _ready(waiting, running):
+    """Return the first task whose reference is not being trained by a running one, or None."""
+    offered = [task["offers"] for task in running if task["offers"]]
+    return next((task for task in waiting if task["asks"] not in offered), None)
 
 
 def _exit_on_sigterm():
@@ -523,7 +589,8 @@ def _write(entries, tasks, folder, baseline, test, failed):
             done.append(task["id"])
     runs = {label: by_seed for label, by_seed in runs.items() if by_seed}
     if not runs:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
+        named = {reason: [name for name in failed if failed[name] == reason] for reason in failed.values()}
+        reasons = "; ".join(f"{', '.join(names)}: {reason}" for reason, names in named.items())
         raise PrefError(f"--compare: no run was finished ({reasons}).")
     if baseline not in runs:
         raise PrefError(f"--baseline={baseline!r} has no finished run: {_first(failed)}.")
@@ -537,6 +604,10 @@ def _write(entries, tasks, folder, baseline, test, failed):
         f"* differs from {baseline} (p < {LEVEL}, {TESTS[test][1]}, values averaged over the common seeds, "
         f"corrected after Holm for {sum(r[m]['p'] is not None for r in rows for m in metrics)} comparisons)."
     )
+    note = " ".join([note, *_groups(*next(iter(runs[baseline].values())), metrics)])
+    if any(task["asks"] for task in tasks):
+        note += " Seconds and epochs leave out the training of the references from which methods start."
+    note = " ".join([note, *_reference_notes(tasks)])
     text = table_text(rows, metrics, "github") + f"\n\n{note}\n"
     for name, reason in failed.items():
         text += f"\n{name} failed: {reason}"
@@ -564,6 +635,19 @@ def _check_same_data(records):
             )
 
 
+def _groups(record, arrays, metrics):
+    """Return what head and tail are, where a metric is about them: list of one str or none."""
+    if not any(name.startswith(("head", "tail")) for name in metrics):
+        return []
+    rule, ratio = (record["config"][key] for key in ("tail_split", "head_ratio"))
+    head = head_tail_split(torch.from_numpy(arrays["count"]), rule, ratio).numpy()[arrays["target"]]
+    what = {"items": "the most popular {} of the items", "interactions": "the fewest items with {} of the interactions"}
+    return [
+        f"Head: {what[rule].format(f'{100 * ratio:g}%')} (tail_split: {rule}), tail: the rest, "
+        f"{(~head).sum()} of the {len(head)} test rows."
+    ]
+
+
 def _ranking(record):
     mode = record["config"]["eval_args"]["mode"]["test"]
     return "full ranking" if mode == "full" else f"ranking among {mode} (eval_args)"
@@ -587,7 +671,7 @@ def table_text(rows, metrics, form):
     plus_minus = r" $\pm$ " if form == "latex" else " ± "
     cells = []
     for row in rows:
-        label = row["label"].replace("_", r"\_") if form == "latex" else row["label"]
+        label = row["label"].translate(_LATEX) if form == "latex" else row["label"]
         line = [label, len(row["seeds"])]
         for metric in metrics:
             cell = row[metric]
@@ -604,7 +688,7 @@ def table_text(rows, metrics, form):
 
 def _latex(header, cells):
     lines = [
-        r"\begin{tabular}{l" + "r" * (len(header) - 1) + "}", r"\toprule",
+        r"% needs \usepackage{booktabs}", r"\begin{tabular}{l" + "r" * (len(header) - 1) + "}", r"\toprule",
         " & ".join(map(str, header)) + r" \\", r"\midrule",
         *(" & ".join(map(str, line)) + r" \\" for line in cells), r"\bottomrule", r"\end{tabular}",
     ]  # fmt: skip

@@ -262,13 +262,7 @@ def prepare_data(config, log=True, dataset=None):
     init_seed(config["seed"], config["reproducibility"])
     try:
         # Before the log, which is long: what refuses the data is read without searching for it.
-        _refuse_pickles(config)
-        prepare_config = getattr(config.model_class, "prepare_config", None)
-        if prepare_config is not None:
-            prepare_config(config)
-        notes = []
-        if dataset is None:
-            notes = data_check.check_atomic_files(config["data_path"], config["dataset"], config)
+        notes = check_files(config, dataset is None)
         _start_log(config, log)
         for note in notes:
             getLogger().info(note)
@@ -289,6 +283,26 @@ def prepare_data(config, log=True, dataset=None):
         getLogger().info(dataset)
     data_check.check_split(*(len(loader._dataset) for loader in loaders), dataset.item_num)
     return dataset, loaders
+
+
+def check_files(config, read=True):
+    """Check the files that RecBole is going to load, before it loads them.
+
+    Args:
+        config (Config): ours; a model with features completes it.
+        read (bool): whether the data set is read from files at all.
+
+    Returns:
+        list of str: notes for the log, see ``data_check.check_atomic_files``.
+
+    Raises:
+        PrefError: a missing or malformed file, or a pickle that is not trusted.
+    """
+    _refuse_pickles(config)
+    prepare_config = getattr(config.model_class, "prepare_config", None)
+    if prepare_config is not None:
+        prepare_config(config)
+    return data_check.check_atomic_files(config["data_path"], config["dataset"], config) if read else []
 
 
 def _same(splits):

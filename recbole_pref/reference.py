@@ -99,9 +99,13 @@ def obtain(config, model, train_data, valid_data, train):
     if config["reference"] != "auto":
         path = config["reference"]
         return load_reference(path, config, model, fingerprint), f"reference loaded from {path}"
-    key = _key_of(config, model, fingerprint)
+    key = _completed(reference_key(config, model.backbone_class, fingerprint), model)
     path = reference_path(config, key)
-    lock = _locked(path)
+    try:
+        lock = _locked(path, timeout=0)
+    except Timeout:
+        getLogger().info(f"waiting for the reference that another process trains: {path}")
+        lock = _locked(path)
     try:
         if path.is_file():
             try:
@@ -115,11 +119,41 @@ def obtain(config, model, train_data, valid_data, train):
         lock.release()
 
 
-def _key_of(config, model, fingerprint):
-    key = reference_key(config, model.backbone_class, fingerprint)
-    if hasattr(model, "feature_digest"):
-        key["features"] = model.feature_digest()
+def _completed(key, model):
+    return {**key, "features": model.feature_digest()} if hasattr(model, "feature_digest") else key
+
+
+def key_asked(config, fingerprint=None):
+    """Return the key of the reference that a run trains or finds, or None: see :func:`reference_key`.
+
+    Without the data's fingerprint it serves to compare the runs of one data set before the data are read.
+    """
+    backbone = getattr(config.model_class, "backbone_class", None)
+    if backbone is None or config["reference"] != "auto":
+        return None
+    return reference_key(config, backbone, fingerprint)
+
+
+def key_offered(config, fingerprint=None):
+    """Return the key of the reference that a run of cross-entropy is itself, or None where none is like it."""
+    backbone = getattr(config.model_class, "backbone_class", None)
+    alike = all(config[name] == value for name, value in _CROSS_ENTROPY.items())
+    if backbone is None or config["model"] != _model_of(backbone) or not alike:
+        return None
+    key = reference_key(config, backbone, fingerprint)
+    key["training"]["reference_learning_rate"] = config["learning_rate"]
     return key
+
+
+def differences(asked, offered):
+    """Return how two keys of one backbone differ: list of str, settings of the first, then of the second."""
+    words = {"reference_learning_rate": "learning_rate"}
+    return [
+        f"{name}={value}, there {words.get(name, name)}={offered[part].get(name)}"
+        for part in ("settings", "training")
+        for name, value in asked[part].items()
+        if offered[part].get(name) != value
+    ]
 
 
 def _locked(path, timeout=-1):
@@ -155,24 +189,23 @@ def offered(trainer, train_data):
     Yields:
         callable: ``() -> None``, to be called after ``fit``; stores the best epoch unless a reference would have
         been trained for more epochs.
-
-    Raises:
-        PrefError: ``reference_dir`` cannot be written.
     """
-    config, model = trainer.config, trainer.model
-    backbone = getattr(model, "backbone_class", None)
-    alike = all(config[name] == value for name, value in _CROSS_ENTROPY.items())
-    if backbone is None or config["model"] != _model_of(backbone) or not alike:
-        yield lambda: None
-        return
+    config, nothing = trainer.config, lambda: None
     fingerprint = fingerprint_of(train_data._dataset)
-    key = _key_of(config, model, fingerprint)
-    key["training"]["reference_learning_rate"] = config["learning_rate"]
+    key = key_offered(config, fingerprint)
+    if key is None:
+        yield nothing
+        return
+    key = _completed(key, trainer.model)
     path = reference_path(config, key)
     try:
         lock = _locked(path, timeout=0)
     except Timeout:
-        yield lambda: None
+        yield nothing
+        return
+    except PrefError as error:  # this run itself needs no reference
+        getLogger().warning(f"This run will not serve as a reference: {error}")
+        yield nothing
         return
 
     def store():
@@ -181,7 +214,10 @@ def offered(trainer, train_data):
         if (stopped_early or epochs == most) and not path.is_file():
             best = trainer.store.best() or trainer.store.last()
             state_dict = checkpoint.load(best)["state_dict"]
-            checkpoint.save({"state_dict": state_dict, "data": fingerprint, "key": key, "epochs": epochs}, path)
+            try:
+                checkpoint.save({"state_dict": state_dict, "data": fingerprint, "key": key, "epochs": epochs}, path)
+            except PrefError as error:
+                getLogger().warning(f"This run does not serve as a reference: {error}")
 
     try:
         yield store

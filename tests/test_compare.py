@@ -13,6 +13,7 @@ import time
 import numpy as np
 import pytest
 import torch
+import yaml
 from filelock import FileLock
 from scipy import stats
 
@@ -33,14 +34,30 @@ def test_entries_are_models_with_settings_or_files(tmp_path):
     assert third == compare.Entry("tuned lambda=2", "RoDPOGRU4Rec", {"beta": 0.3, "lambda": 2})
 
 
+def test_files_of_settings_go_with_a_model_and_later_ones_win(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text("tau: 0.7\ndataset: other\n")
+    text = "LPOGRU4Rec recommended/LPO.yaml learning_rate=0.1,LPOSASRec tau=0.2 mine.yaml"
+    first, second = compare.parse_entries(text)
+    shipped = yaml.safe_load((config.properties_dir() / "recommended" / "LPO.yaml").read_text())
+    assert first.label == "LPOGRU4Rec recommended/LPO learning_rate=0.1" and first.model == "LPOGRU4Rec"
+    assert first.settings == {**shipped, "learning_rate": 0.1}
+    assert second == compare.Entry("LPOSASRec tau=0.2 mine", "LPOSASRec", {"tau": 0.7})
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
         ("CESASRec tau", "write key=value"),
         ("missing.yaml", "cannot be read"),
+        ("recommended/LPO.yaml", "'LPOSASRec recommended/LPO.yaml'"),
+        ("LPOSASRec missing.yaml", "cannot be read"),
+        ("LPOSASRec with_model.yaml", "names a model itself"),
     ],
 )
-def test_mistakes_in_entries_are_named(text, words):
+def test_mistakes_in_entries_are_named(text, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "with_model.yaml").write_text("model: LPOSASRec\n")
     with pytest.raises(PrefError, match=words):
         compare.parse_entries(text)
 
@@ -237,6 +254,13 @@ def test_files_of_one_name_are_told_apart_by_their_folder(tmp_path):
         compare.compare("A/best.yaml,A/best.yaml", "tiny")
 
 
+def test_labels_survive_latex():
+    row = {"label": "a_b #1 50% {x: ~1} ^ \\", "seeds": [1], **dict.fromkeys(compare._COSTS), "hit@10": {"mean": 0.1, "std": None, "difference": None, "p": None}}
+    lines = compare.table_text([row], ["hit@10"], "latex").splitlines()
+    assert lines[0] == r"% needs \usepackage{booktabs}"
+    assert lines[5].startswith(r"a\_b \#1 50\% \{x: \textasciitilde{}1\} \textasciicircum{} \textbackslash{} & 1 & 0.1000")
+
+
 # -- runs
 
 
@@ -273,18 +297,60 @@ def test_a_comparison_runs_once_and_agrees_with_the_evaluator(settings, tmp_path
     mean = np.mean([json.loads(p.read_text())["test_result"]["ndcg@10"] for p in records if "CE" in p.stem])
     assert float(rows[0]["ndcg@10 mean"]) == pytest.approx(mean)
     assert r"\toprule" in (folder / "table.tex").read_text()
-    assert "corrected after Holm for 6 comparisons" in (folder / "table.md").read_text()
+    note = (folder / "table.md").read_text()
+    assert "corrected after Holm for 6 comparisons" in note
+    head = torch.from_numpy(arrays["count"]).argsort(descending=True, stable=True)[: round(0.2 * (len(arrays["count"]) - 1))]
+    tail = (~np.isin(arrays["target"], head)).sum()
+    assert f"Head: the most popular 20% of the items (tail_split: items), tail: the rest, {tail} of the 60 test" in note
 
 
-def test_cross_entropy_is_trained_once_for_itself_and_for_those_that_start_from_it(settings, tmp_path):
-    models = "CESASRec,SDPOSASRec,SimPOSASRec"
-    done = compare.compare(models, "tiny", 1, config_dict={**settings, "state": "INFO"}, output=tmp_path)
+@pytest.mark.parametrize("processes", [1, 3])
+def test_cross_entropy_is_trained_once_for_itself_and_for_those_that_start_from_it(settings, tmp_path, processes):
+    models = "SDPOSASRec,SimPOSASRec,CESASRec"
+    settings["state"] = "INFO"
+    done = compare.compare(models, "tiny", 1, config_dict=settings, output=tmp_path, processes=processes)
     assert not done.failed
     logs = {path.name.partition("-")[0]: path.read_text() for path in (tmp_path / "logs").iterdir()}
     assert "training the reference" not in "".join(logs.values())
     (stored,) = (tmp_path / "reference").glob("*.pth")
     for model in ("SDPOSASRec", "SimPOSASRec"):
         assert f"reference {stored}" in logs[model]
+    assert "leave out the training of the references" in done.text and "reference that is not" not in done.text
+
+
+def test_who_starts_from_a_running_one_waits_and_no_other(tiny_dataset, tmp_path):
+    entries = compare.parse_entries("CESASRec,CESASRec repeat_bias=True,SDPOSASRec,LPOSASRec,SDPOGRU4Rec")
+    tasks = compare._plan(entries, "tiny", [1, 2], None, {**tiny_dataset, "dataset": None}, tmp_path)
+    named = {(task["label"], task["seed"]): task for task in tasks}
+    waiting = [named[key] for key in (("SDPOSASRec", 1), ("SDPOSASRec", 2), ("LPOSASRec", 1), ("SDPOGRU4Rec", 1))]
+    for running, ready in [
+        (("CESASRec", 1), 1), (("CESASRec", 2), 0), (("CESASRec repeat_bias=True", 1), 0), (("SDPOSASRec", 1), 0)
+    ]:  # fmt: skip
+        assert compare._ready(waiting, [named[running]]) is waiting[ready]
+    assert compare._ready(waiting[:1], [named["CESASRec", 1]]) is None
+
+
+@pytest.mark.parametrize(
+    ("shared", "words"),
+    [
+        ({"epochs": 1}, "SDPOSASRec starts from a reference that is not CESASRec: reference_epochs=2, there epochs=1."),
+        ({"learning_rate": 0.02}, "not CESASRec: reference_learning_rate=0.001, there learning_rate=0.02."),
+        ({"learning_rate": 0.02, "reference_learning_rate": 0.02}, None),
+        ({"epochs": 9}, None),
+    ],
+)
+def test_references_unlike_the_cross_entropy_compared_with_are_told(tiny_dataset, tmp_path, shared, words):
+    entries = compare.parse_entries("CESASRec,CESASRec repeat_bias=True,SDPOSASRec,LPOSASRec")
+    settings = {**tiny_dataset, "dataset": None, **shared}
+    notes = compare._reference_notes(compare._plan(entries, "tiny", 2, None, settings, tmp_path))
+    assert not notes if words is None else len(notes) == 1 and words in notes[0]
+
+
+def test_a_mistake_in_the_data_is_told_once_and_before_any_run(settings, tmp_path):
+    with pytest.raises(PrefError, match="nowhere") as caught:
+        compare.compare("CESASRec,LPOSASRec", "nowhere", 2, config_dict=settings, output=tmp_path / "out")
+    assert str(caught.value).count("nowhere.inter") == 1
+    assert not (tmp_path / "out").exists()
 
 
 def test_ranking_among_candidates_is_told_and_names_its_users(settings, tmp_path):

@@ -214,6 +214,27 @@ def test_a_run_that_is_no_reference_offers_none(tiny_dataset, model, more, waits
     assert not stored(tiny_dataset)
 
 
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_run_of_cross_entropy_needs_no_folder_of_references(tiny_dataset, tmp_path, monkeypatch, when, caplog):
+    place = tmp_path / "references"
+    if when == "before":
+        place.write_text("a file")
+    else:
+        save = checkpoint.save
+
+        def full(state, path):
+            if Path(path).parent == place:
+                raise PrefError("the disk is full.")
+            return save(state, path)
+
+        monkeypatch.setattr(reference.checkpoint, "save", full)
+    run = build_run(Config("CESASRec", config_dict={**tiny_dataset, "reference_dir": str(place)}), log=False)
+    with reference.offered(run.trainer, run.train_data) as store:
+        run.trainer.fit(run.train_data, run.valid_data)
+        store()
+    assert "serve as a reference" in caplog.text
+
+
 def test_a_reference_that_is_being_trained_is_left_to_who_trains_it(tiny_dataset):
     settings = {**tiny_dataset, "epochs": 2, "reference_epochs": 2}
     (lock,) = train_and_offer("CESASRec", settings)
