@@ -27,7 +27,7 @@ over defaults. Exit code: 0 done, 2 a mistake in the input, told in one sentence
 
 # Options that mean something with one of the others only.
 _BELONGS = {
-    "predict": ("input", "k", "keep_seen", "unknown"),
+    "predict": ("input", "k", "keep_seen", "unknown", "device"),
     "compare": ("seeds", "processes", "baseline", "test"),
     "tune": ("num_samples", "storage_path", "name", "ray_address", "cpus_per_trial", "gpus_per_trial", "quiet"),
 }
@@ -52,7 +52,7 @@ def build_parser():
     add("--dataset", "-d", default=None, help="name of the data set (ml-100k)")
     add("--config_files", default=None, help="YAML files, separated by spaces; also shipped ones")
     add("--plugins", help="Python files with methods of your own, separated by commas (docs/extending.md)")
-    add("--predict", metavar="CHECKPOINT", help="recommend for the sequences of --input instead of training")
+    add("--predict", metavar="CHECKPOINT", help="recommend for the sequences or users of --input instead of training")
     add("--compare", metavar="MODELS", help="models and YAML files to compare, separated by commas")
     add("--seeds", default="5", help="with --compare: how many seeds, or a list 1,2,3")
     add("--processes", type=int, default=1, help="with --compare: runs at a time")
@@ -68,11 +68,12 @@ def build_parser():
     add("--gpus_per_trial", type=float, default=0.0, help="with --tune: may be a fraction")
     add("--quiet", action="store_true", help="with --tune: one line per finished trial, no live table")
     add("--plots", metavar="FOLDER", help="draw the pictures and the report of a comparison again")
-    add("--input", help="with --predict: CSV or Parquet with 'items', or 'user' and 'item'")
+    add("--input", help="with --predict: CSV or Parquet with 'items', or 'user' and 'item', or 'user' alone")
     add("--output", help="with --predict: CSV or Parquet file to write; with --compare: folder")
-    add("--k", type=int, default=10, help="with --predict: items per sequence")
+    add("--k", type=int, default=10, help="with --predict: items per sequence or user")
     add("--keep_seen", action="store_true", help="with --predict: seen items may be recommended")
-    add("--unknown", choices=("error", "skip"), default="error", help="with --predict: unknown items")
+    add("--unknown", choices=("error", "skip"), default="error", help="with --predict: unknown items or users")
+    add("--device", help="with --predict: cpu, cuda:0, ... as torch names it (cpu); training takes gpu_id")
     add("--nproc", type=int, default=1, help="processes on this machine that train together")
     add("--world_size", type=int, default=-1, help="processes on all machines; -1 for nproc")
     add("--ip", default="localhost", help="where the first process of all machines listens")
@@ -162,6 +163,8 @@ def _dispatch(options, settings):
         return 0
     if options.predict:
         data_path = settings.pop("data_path", None)
+        if "gpu_id" in settings:
+            raise PrefError("--gpu_id means nothing to --predict: name a device as torch does, --device=cuda:0.")
         _refuse_settings(settings, "predict")
         return _predict(options, data_path)
     if options.plots:
@@ -282,7 +285,14 @@ def _predict(options, data_path):
         if not getattr(options, option):
             raise PrefError(f"--predict needs --{option}: name a CSV or Parquet file.")
     frame = predict_file(
-        options.predict, options.input, options.output, options.k, not options.keep_seen, options.unknown, data_path
+        options.predict,
+        options.input,
+        options.output,
+        options.k,
+        not options.keep_seen,
+        options.unknown,
+        data_path,
+        "cpu" if options.device is None else options.device,
     )
     print(f"{len(frame)} recommendations for {(frame['rank'] == 1).sum()} sequences: {options.output}")
     return 0

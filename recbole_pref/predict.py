@@ -3,11 +3,13 @@
     python run_recbole_pref.py --predict=saved/...-best.pth --input=sequences.csv --output=top.csv --k=10
 
 A checkpoint of this package holds the settings, the weights and the items' tokens; the data set itself is
-not needed, but for models with item features, which are read from it.
+needed only for given users, whose histories are read from it, and for models with item features.
 """
 
 import os
+import re
 from contextlib import contextmanager
+from functools import cached_property
 from logging import getLogger
 from numbers import Integral
 from pathlib import Path
@@ -22,7 +24,7 @@ from recbole_pref.config import Config
 from recbole_pref.data_tool import read_parquet_file, read_text_table
 from recbole_pref.encoder.multimodal import Multimodal
 from recbole_pref.errors import PrefError, suggest
-from recbole_pref.quick_start import load_data_and_model, settings_of
+from recbole_pref.quick_start import load_data, load_data_and_model, settings_of
 from recbole_pref.registry import method_of, model_class
 
 
@@ -53,6 +55,47 @@ class Vocabulary:
         return self.item_num if field == self.iid_field else self.user_num
 
 
+class Histories:
+    """What each user of a data set had, in the order in which RecBole trains on it.
+
+    Args:
+        dataset (Dataset): sequential and not split yet.
+
+    Attributes:
+        ids (dict of str to int): user ids by token.
+        items (int array [N]): the item ids of all interactions, user by user, the latest last.
+        starts (int array [n_users + 1]): where the users' items start in there.
+    """
+
+    def __init__(self, dataset):
+        user, item, time = dataset.uid_field, dataset.iid_field, dataset.time_field
+        rows = dataset._dataframe_to_interaction(dataset.inter_feat[[user, item, time]])
+        rows.sort(by=[user, time])  # RecBole's own sorting, of its rounded times: equal ones keep the file's order
+        self.ids = {token: number for number, token in enumerate(dataset.field2id_token[user])}
+        self.items = rows[item].numpy()
+        self.starts = np.searchsorted(rows[user].numpy(), np.arange(dataset.user_num + 1))
+
+    def of(self, token):
+        """Return the item ids of a user: int array, empty for a user without interactions or not in the data."""
+        number = self.ids.get(token, 0)
+        return self.items[self.starts[number] : self.starts[number + 1]]
+
+
+def usable_device(device):
+    """Return the torch device of a name; a PrefError says why torch cannot use it here."""
+    try:
+        found = torch.device(device)
+        torch.zeros(1, device=found).cpu()
+    except Exception as error:  # each kind of device refuses in its own way
+        accelerator = torch.accelerator.current_accelerator()
+        usable = ["cpu", *(f"{accelerator.type}:{n}" for n in range(torch.accelerator.device_count()))]
+        reason = re.split(r"\.\s|\.?\n|\.$", str(error) or type(error).__name__)[0]
+        raise PrefError(
+            f"device={str(device)!r} cannot be used by torch here ({reason}): set it to {' or '.join(usable)}."
+        ) from None
+    return found
+
+
 @contextmanager
 def _visible_gpus_kept():
     """RecBole's ``Config`` hides from this process and its children the GPUs that ``gpu_id`` does not name."""
@@ -67,18 +110,20 @@ def _visible_gpus_kept():
 
 
 class Recommender:
-    """A trained model that recommends items for sequences of item tokens.
+    """A trained model that recommends items for sequences of item tokens, or for users of its data set.
 
     Args:
         model_file (path-like): a checkpoint written by this package.
-        device (str or torch.device): where the model runs.
-        data_path (str, optional): where the data set is now, for models with item features.
+        device (str or torch.device): where the model runs, such as ``cpu`` or ``cuda:0``.
+        data_path (str, optional): where the data set is now, for given users and for models with item features.
 
     Raises:
-        PrefError: the file is missing, damaged, or not one of a sequential model of this package.
+        PrefError: a device that torch cannot use; a file that is missing, damaged, or not one of a sequential
+            model of this package.
     """
 
     def __init__(self, model_file, device="cpu", data_path=None):
+        device = usable_device(device)
         state = checkpoint.load(model_file, setting="predict")
         if not isinstance(state, dict) or "item_tokens" not in state:
             raise PrefError(
@@ -101,65 +146,63 @@ class Recommender:
                 "recommend from sequences (CESASRec is SASRec with cross-entropy)."
             )
         self.tokens = state["item_tokens"]
-        self.ids = {token: number for number, token in enumerate(self.tokens)}
-        self.device = self.config["device"] = torch.device(device)
+        self.ids = {token: number for number, token in enumerate(self.tokens) if token != "[PAD]"}
+        self.device = self.config["device"] = device
+        self._model_file = str(model_file)
+        self._trained = {part: state[part] for part in ("model", "config", "data")}
+        self._overrides = {"gpu_id": ""} if data_path is None else {"gpu_id": "", "data_path": data_path}
         if issubclass(cls, Multimodal):
-            moved = {} if data_path is None else {"data_path": data_path}
             with _visible_gpus_kept():
-                model = load_data_and_model(str(model_file), gpu_id="", **moved)[1]
+                model = load_data_and_model(self._model_file, **self._overrides)[1]
             self.model = model.to(self.device)
         else:
             self.model = cls(self.config, Vocabulary(self.config, state)).to(self.device)
             self.model.load_state_dict(state["state_dict"])
         self.model.eval()
         self.max_length = self.config["MAX_ITEM_LIST_LENGTH"]
-        if self._reads_users(state["data"]["n_users"]):
-            getLogger().warning(
-                f"{state['model']} scores with a vector per user, and sequences name no user of the training data: "
-                "the vector of nobody is used. load_data_and_model and RecBole's full_sort_topk rank for known users."
-            )
+        self._warned = False
 
+    @cached_property
     @torch.no_grad()
-    def _reads_users(self, n_users):
-        """Return whether scores differ between two users with the same sequence."""
-        if self.model.backbone is not None or n_users < 2:
+    def _reads_users(self):
+        """Whether scores differ between two users with the same sequence."""
+        if self._trained["data"]["n_users"] < 2:
             return False
-        rows, lengths = self._encode_tokens([self.tokens[1:5]] * 2)
-        scores = self.model.full_sort_predict(self._interaction(rows, lengths, torch.arange(2)))
+        scores = self.model.full_sort_predict(self._interaction([range(1, min(5, len(self.tokens)))] * 2, [0, 1]))
         scores = scores.view(2, -1)
         return not torch.allclose(scores[0], scores[1])
 
-    def _interaction(self, rows, lengths, users):
+    def _interaction(self, histories, users):
+        """Return the model's input: the last L items of B histories, right-padded [B, L], lengths and users [B]."""
         model = self.model
-        fields = {model.ITEM_SEQ: rows, model.ITEM_SEQ_LEN: lengths, model.USER_ID: users}
-        return Interaction(fields).to(self.device)
-
-    def _encode_tokens(self, sequences, first=1):
-        """Return item ids [B, L] right-padded, lengths [B]; only the last L items are kept.
-
-        ``first`` is the number of the first sequence in messages.
-        """
-        rows = torch.zeros(len(sequences), self.max_length, dtype=torch.int64)
-        lengths = torch.zeros(len(sequences), dtype=torch.int64)
-        for number, sequence in enumerate(sequences):
-            if isinstance(sequence, str):
-                raise PrefError(f"sequence {first + number} is a text: give a list of item tokens.")
-            sequence = [str(token) for token in sequence]
-            unknown = [token for token in sequence if token not in self.ids or token == "[PAD]"]
-            if unknown:
-                raise PrefError(
-                    f"sequence {first + number} holds the item {unknown[0]!r}, which the model does not know: remove "
-                    "it or skip unknown items (--unknown=skip, unknown='skip')."
-                    f"{suggest(unknown[0], self.tokens[:5000])}"
-                )
-            if not sequence:
-                raise PrefError(f"sequence {first + number} holds no item.")
-            kept = torch.tensor([self.ids[token] for token in sequence[-self.max_length :]])
+        rows = torch.zeros(len(histories), self.max_length, dtype=torch.int64)
+        lengths = torch.zeros(len(histories), dtype=torch.int64)
+        for number, history in enumerate(histories):
+            kept = torch.as_tensor(history[-self.max_length :])
             rows[number, : len(kept)] = kept
             lengths[number] = len(kept)
-        return rows, lengths
+        fields = {model.ITEM_SEQ: rows, model.ITEM_SEQ_LEN: lengths, model.USER_ID: torch.as_tensor(users)}
+        return Interaction(fields).to(self.device)
 
-    @torch.no_grad()
+    def _ids_of(self, sequence, number, unknown):
+        """Return the item ids of a sequence of tokens, the one of this ``number`` in messages."""
+        if isinstance(sequence, str):
+            raise PrefError(f"sequence {number} is a text: give a list of item tokens.")
+        tokens = [str(token) for token in sequence]
+        ids = [self.ids[token] for token in tokens if token in self.ids]
+        if unknown == "skip":
+            return ids
+        if len(ids) < len(tokens):
+            stranger = next(token for token in tokens if token not in self.ids)
+            raise PrefError(
+                f"sequence {number} holds the item {stranger!r}, which the model does not know: remove "
+                "it or skip unknown items (--unknown=skip, unknown='skip')."
+                f"{suggest(stranger, self.tokens[:5000])}"
+            )
+        if not tokens:
+            raise PrefError(f"sequence {number} holds no item.")
+        return ids
+
     def recommend(self, sequences, k=10, exclude_seen=True, unknown="error", batch_size=1024):
         """Return the best items for sequences of item tokens, the latest last.
 
@@ -172,34 +215,107 @@ class Recommender:
             batch_size (int): sequences encoded at a time.
 
         Returns:
-            DataFrame: row (number of the sequence, from 0), rank (from 1), item, score.
+            DataFrame: row (place of the sequence in the list, from 0), rank (from 1), item, score.
 
         Raises:
-            PrefError: an unknown item, an empty sequence, k above the number of items.
+            PrefError: an unknown item, an empty sequence (both with the number of the sequence, from 1), k above
+                the number of items.
         """
-        if not isinstance(k, Integral) or not 0 < k < len(self.tokens):
-            raise PrefError(f"k={k!r} is not a whole number from 1 to the {len(self.tokens) - 1} items of the model.")
+        self._check_k(k)
         if isinstance(sequences, str):
             raise PrefError("sequences is a text: give a list of lists of item tokens.")
-        numbers = np.arange(len(sequences))
-        if unknown == "skip":
-            sequences = [[t for t in map(str, s) if t in self.ids and t != "[PAD]"] for s in sequences]
-            numbers = np.flatnonzero([len(sequence) > 0 for sequence in sequences])
-            if len(numbers) < len(sequences):
-                getLogger().warning(
-                    f"{len(sequences) - len(numbers)} of {len(sequences)} sequences hold no item that the model knows "
-                    "and get no recommendations."
-                )
-            sequences = [sequences[number] for number in numbers]
+        histories = [self._ids_of(sequence, number, unknown) for number, sequence in enumerate(sequences, 1)]
+        if self._reads_users and not self._warned:
+            self._warned = True
+            getLogger().warning(
+                f"{self._trained['model']} scores with a vector per user, and sequences name no user of the training "
+                "data: the vector of nobody is used. Given users of the data set have theirs (recommend_users)."
+            )
+        without = sum(not history for history in histories)
+        if without:
+            getLogger().warning(
+                f"{without} of {len(histories)} sequences hold no item that the model knows and get no recommendations."
+            )
+        return self._recommend(histories, np.zeros(len(histories), np.int64), k, exclude_seen, batch_size)
+
+    def recommend_users(self, users, k=10, exclude_seen=True, unknown="error", batch_size=1024):
+        """Return the best items for users of the data set that the model was trained on.
+
+        A user's history is everything that the data set holds, in time order, the items of validation and test
+        included: all that a recommender in use would know, so these lists are not for measuring a model. Its last
+        ``MAX_ITEM_LIST_LENGTH`` items count. Models with a vector per user score with the user's own. The first
+        call loads the data set.
+
+        Args:
+            users (list of str): user tokens.
+            k (int): items per user.
+            exclude_seen (bool): leave the items of the whole history out.
+            unknown (str): ``error`` or ``skip`` users without interactions in the data set; those then get no
+                recommendations, and a warning tells how many there are.
+            batch_size (int): users at a time.
+
+        Returns:
+            DataFrame: user, rank (from 1), item, score.
+
+        Raises:
+            PrefError: an unknown user, k above the number of items, a data set that is missing or not the one
+                that the model was trained on.
+        """
+        self._check_k(k)
+        if isinstance(users, str):
+            raise PrefError("users is a text: give a list of user tokens.")
+        users = [str(user) for user in users]
+        histories = [self._histories.of(user) for user in users]
+        without = [number for number, history in enumerate(histories) if not len(history)]
+        if without and unknown == "skip":
+            getLogger().warning(
+                f"{len(without)} of {len(users)} users have no interactions in the data set and get no recommendations."
+            )
+        elif without:
+            stranger = users[without[0]]
+            raise PrefError(
+                f"user {without[0] + 1} is {stranger!r}, which has no interactions in the data set "
+                f"{self.config['dataset']!r}: remove it or skip unknown users (--unknown=skip, unknown='skip')."
+                f"{suggest(stranger, list(self._histories.ids)[1:5001])}"
+            )
+        ids = np.array([self._histories.ids.get(user, 0) for user in users], np.int64)
+        frame = self._recommend(histories, ids, k, exclude_seen, batch_size)
+        frame.insert(0, "user", [users[row] for row in frame.pop("row")])
+        return frame
+
+    @cached_property
+    def _histories(self):
+        if self.config["benchmark_filename"]:
+            raise PrefError(
+                f"benchmark_filename={self.config['benchmark_filename']!r} gives sequences without the users' whole "
+                "histories: recommend for sequences of items instead."
+            )
+        found = []
+        with _visible_gpus_kept():
+            load_data(
+                self._trained,
+                self._model_file,
+                {**self._overrides, "state": "WARNING"},
+                log=False,
+                unsplit=lambda dataset: found.append(Histories(dataset)),
+            )
+        return found[0]
+
+    def _check_k(self, k):
+        if not isinstance(k, Integral) or not 0 < k < len(self.tokens):
+            raise PrefError(f"k={k!r} is not a whole number from 1 to the {len(self.tokens) - 1} items of the model.")
+
+    def _recommend(self, histories, users, k, exclude_seen, batch_size):
+        """Return row, rank, item and score for histories of item ids [N] of users [N]; empty ones get nothing."""
+        numbers = np.flatnonzero([len(history) > 0 for history in histories])
         frames = []
-        chunk = scoring.chunk_rows(len(self.tokens), self.config["logits_memory_mb"], self.device.type)
-        for start in range(0, len(sequences), batch_size):
-            part = sequences[start : start + batch_size]
-            scores, items = self._best(part, k, exclude_seen, chunk, start + 1)
+        for start in range(0, len(numbers), batch_size):
+            part = numbers[start : start + batch_size]
+            scores, items = self._best([histories[number] for number in part], users[part], k, exclude_seen)
             frames.append(
                 pd.DataFrame(
                     {
-                        "row": numbers[start : start + len(part)].repeat(k),
+                        "row": part.repeat(k),
                         "rank": torch.arange(1, k + 1).repeat(len(part)).numpy(),
                         "item": [self.tokens[item] for item in items.flatten().tolist()],
                         "score": scores.flatten().numpy(),
@@ -210,87 +326,108 @@ class Recommender:
         # A short catalogue can run out of unseen items.
         return frame[frame["score"] > -float("inf")].reset_index(drop=True)
 
-    def _best(self, sequences, k, exclude_seen, chunk, first):
-        rows, lengths = self._encode_tokens(sequences, first)
+    @torch.no_grad()
+    def _best(self, histories, users, k, exclude_seen):
         model = self.model
-        interaction = self._interaction(rows, lengths, torch.zeros_like(lengths))
+        interaction = self._interaction(histories, users)
         whole = model.backbone is None
         hidden = None if whole else model.encode(interaction)
         best = []
-        for start in range(0, len(sequences), chunk):
-            part = slice(start, min(start + chunk, len(sequences)))
+        chunk = scoring.chunk_rows(len(self.tokens), self.config["logits_memory_mb"], self.device.type)
+        for start in range(0, len(histories), chunk):
+            part = slice(start, min(start + chunk, len(histories)))
             rows = interaction[part]
             scores = model.full_sort_predict(rows) if whole else model.score_items(hidden[part], rows)
             scores = scores.view(-1, len(self.tokens)).float()
             scores[:, 0] = -torch.inf
             if exclude_seen:
-                seen = [[self.ids[str(token)] for token in sequence] for sequence in sequences[part]]
-                row = torch.arange(len(seen)).repeat_interleave(torch.tensor([len(ids) for ids in seen]))
-                scores[row, torch.tensor([item for ids in seen for item in ids])] = -torch.inf
+                seen = histories[part]
+                row = np.arange(len(seen)).repeat([len(history) for history in seen])
+                scores[torch.from_numpy(row), torch.from_numpy(np.concatenate(seen))] = -torch.inf
             best.append(scores.topk(k, dim=1))
         return torch.cat([b.values for b in best]).cpu(), torch.cat([b.indices for b in best]).cpu()
 
 
+def _ending(path, option):
+    """Return how a table's name ends, ``.csv`` or ``.parquet``, or refuse it."""
+    ending = Path(path).suffix.lower()
+    if ending not in (".csv", ".parquet"):
+        raise PrefError(f"{option}={str(path)!r} is no CSV or Parquet file: name one that ends in .csv or .parquet.")
+    return ending
+
+
 def read_sequences(path):
-    """Read sequences of item tokens from a CSV or Parquet file.
+    """Read sequences of item tokens, or users, from a CSV or Parquet file.
 
     Either a column ``items`` (tokens separated by spaces) and, optionally, ``user``; or columns ``user`` and
-    ``item``, one interaction a row in time order.
+    ``item``, one interaction a row in time order; or ``user`` as the only column.
 
     Returns:
-        tuple: names (list of str, the users or row numbers), sequences (list of list of str).
+        tuple: names (list of str, the users, or the numbers of the rows from 1), sequences (list of list of str,
+        None for users alone).
     """
     path = Path(path)
     if not path.is_file():
         raise PrefError(f"input={str(path)!r} {'is a folder' if path.is_dir() else 'does not exist'}: name a file.")
+    ending = _ending(path, "input")
     try:
-        frame = read_parquet_file(path) if path.suffix == ".parquet" else read_text_table(path, ",")
+        frame = read_parquet_file(path) if ending == ".parquet" else read_text_table(path, ",")
     except PrefError as error:
         raise PrefError(
             f"input is no table with one header line and as many fields in each row (a field with commas goes in "
             f"quotes, the items of a sequence are separated by spaces): {error}"
         ) from None
     columns = [name for name in ("user", "item", "items") if name in frame]
-    if columns not in (["items"], ["user", "items"], ["user", "item"]):
+    alone = list(frame) == ["user"]  # beside other columns, one of them may be a misspelt 'items'
+    if not alone and columns not in (["items"], ["user", "items"], ["user", "item"]):
         raise PrefError(
-            f"input={str(path)!r} has the columns {', '.join(map(str, frame))}: it needs 'items', or 'user' and 'item'."
+            f"input={str(path)!r} has the columns {', '.join(map(str, frame))}: it needs 'items', or 'user' and "
+            "'item', or 'user' alone."
         )
     empty = frame[columns].isna().any(axis=1)
     if empty.any():
         raise PrefError(f"input={str(path)!r}: row {int(empty.argmax()) + 1} is not complete: remove it.")
+    if alone:
+        return list(map(str, frame["user"])), None
     if columns[-1] == "items":
-        names = frame["user"] if "user" in frame else frame.index
+        names = frame["user"] if "user" in frame else range(1, len(frame) + 1)
         listed = [value.split() if isinstance(value, str) else list(map(str, value)) for value in frame["items"]]
         return list(map(str, names)), listed
     grouped = frame.astype(str).groupby("user", sort=False)["item"].agg(list)
     return list(grouped.index), list(grouped)
 
 
-def predict_file(model_file, source, target, k=10, exclude_seen=True, unknown="error", data_path=None):
-    """Recommend for every sequence of a file and write user, rank, item and score.
+def predict_file(model_file, source, target, k=10, exclude_seen=True, unknown="error", data_path=None, device="cpu"):
+    """Recommend for every sequence or user of a file and write user, rank, item and score.
 
     Args:
         model_file (path-like): checkpoint.
         source (path-like): see ``read_sequences``.
         target (path-like): CSV or Parquet file to write.
-        k, exclude_seen, unknown: see ``Recommender.recommend``.
-        data_path: see ``Recommender``.
+        k, exclude_seen, unknown: see ``Recommender.recommend`` and ``Recommender.recommend_users``.
+        data_path, device: see ``Recommender``.
 
     Returns:
-        DataFrame: what was written.
+        DataFrame: what was written; ``user`` is the number of the row, from 1, where the file names none.
 
     Raises:
-        PrefError: what those two refuse, or a target that is one of the files to read.
+        PrefError: what those refuse, or a target that is one of the files to read or neither CSV nor Parquet.
     """
     for option, path in (("predict", model_file), ("input", source)):
         if os.path.exists(path) and os.path.exists(target) and os.path.samefile(path, target):
             raise PrefError(f"output={str(target)!r} is the file of --{option}: name another one.")
+    ending = _ending(target, "output")
+    device = usable_device(device)
     names, sequences = read_sequences(source)
-    frame = Recommender(model_file, data_path=data_path).recommend(sequences, k, exclude_seen, unknown)
-    frame.insert(0, "user", [names[row] for row in frame.pop("row")])
+    recommender = Recommender(model_file, device, data_path)
+    if sequences is None:
+        frame = recommender.recommend_users(names, k, exclude_seen, unknown)
+    else:
+        frame = recommender.recommend(sequences, k, exclude_seen, unknown)
+        frame.insert(0, "user", [names[row] for row in frame.pop("row")])
 
     def write(file):
-        if str(target).endswith(".parquet"):
+        if ending == ".parquet":
             frame.to_parquet(file, index=False)
         else:
             file.write(frame.to_csv(index=False).encode())

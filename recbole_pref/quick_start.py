@@ -248,13 +248,14 @@ def _reason(error):
     return f"{type(error).__name__} {text[:300]}".strip()
 
 
-def prepare_data(config, log=True, dataset=None):
+def prepare_data(config, log=True, dataset=None, unsplit=None):
     """Check, load and split the data of a configuration.
 
     Args:
         config (Config): ours.
         log (bool): whether to log the configuration and the data.
         dataset (Dataset, optional): loaded before, instead of the files.
+        unsplit (callable, optional): is given the data set before RecBole makes rows of its interactions, in place.
 
     Returns:
         tuple: the data set, and a tuple of the training, validation and test loaders.
@@ -268,6 +269,8 @@ def prepare_data(config, log=True, dataset=None):
             getLogger().info(note)
         if dataset is None:
             dataset = create_dataset(config)
+            if unsplit is not None:
+                unsplit(dataset)
             if not os.path.exists(_pickles(config)["dataloaders_save_path"]):
                 # RecBole splits a data set in place, once; so it can serve several runs.
                 dataset.build = partial(_same, dataset.build())
@@ -442,20 +445,7 @@ def load_data_and_model(model_file, **overrides):
         raise PrefError(
             f"model_file={model_file!r} holds no settings of RecBole-Pref: name a checkpoint that it wrote."
         )
-    config = Config(
-        state["model"], state["config"].get("dataset"), config_dict=settings_of(state, **overrides)
-    )
-    dataset, loaders = prepare_data(config)
-    from recbole_pref.reference import fingerprint_of
-
-    differences = checkpoint.compare_fingerprints(
-        state["data"], fingerprint_of(loaders[0]._dataset)
-    )
-    if differences:
-        raise PrefError(
-            f"model_file={model_file!r} was trained on other data ({'; '.join(differences)}): set "
-            "data_path to the data it was made with."
-        )
+    config, dataset, loaders = load_data(state, model_file, overrides)
     cls = model_class(config["model"])
     model = _build_model(cls, config, loaders[0]._dataset).to(config["device"])
     try:
@@ -464,6 +454,34 @@ def load_data_and_model(model_file, **overrides):
         raise PrefError(f"model_file={model_file!r} does not fit its model: {_reason(error)}") from error
     model.load_other_parameter(state.get("other_parameter"))
     return (config, model, dataset, *loaders)
+
+
+def load_data(state, model_file, overrides, log=True, unsplit=None):
+    """Load the data that a checkpoint was trained on.
+
+    Args:
+        state (Mapping): of a checkpoint of ours, ``model``, ``config`` and ``data``.
+        model_file (path-like): its file, for messages.
+        overrides (dict): settings to change.
+        log, unsplit: see ``prepare_data``.
+
+    Returns:
+        tuple: config, data set, and a tuple of the training, validation and test loaders.
+
+    Raises:
+        PrefError: data that are missing or not those of the checkpoint.
+    """
+    config = Config(state["model"], state["config"].get("dataset"), config_dict=settings_of(state, **overrides))
+    dataset, loaders = prepare_data(config, log, unsplit=unsplit)
+    from recbole_pref.reference import fingerprint_of
+
+    differences = checkpoint.compare_fingerprints(state["data"], fingerprint_of(loaders[0]._dataset))
+    if differences:
+        raise PrefError(
+            f"model_file={str(model_file)!r} was trained on other data ({'; '.join(differences)}): set "
+            "data_path to the data it was made with."
+        )
+    return config, dataset, loaders
 
 
 # What RecBole computes by itself and would refuse or misread when it is given.

@@ -33,7 +33,7 @@ NOTES = {
     "GRU4RecCPR": "its probabilities enter as log-probabilities; needs more than 100 items",
     "SASRecCPR": "its probabilities enter as log-probabilities; needs more than 100 items",
 }
-OF_USERS = ("FOSSIL", "FPMC", "HGN", "HRM", "NPE", "SHAN", "TransRec")  # which hold a vector per user
+OF_USERS = ("Caser", "FOSSIL", "FPMC", "HGN", "HRM", "NPE", "SHAN", "TransRec")  # which hold a vector per user
 NAMES = [cls.__name__ for _, cls in sorted(sequential_models().items())]
 
 

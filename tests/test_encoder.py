@@ -621,5 +621,7 @@ def test_evaluation_computes_the_table_once(shop):
 
 def test_recommendations_from_a_checkpoint(shop):
     path = run_recbole_pref("LPOMMSASRec", config_dict={**shop, "epochs": 1})["checkpoint"]
-    frame = Recommender(path).recommend([["i3", "i4"]], k=5)
+    recommender = Recommender(path)
+    frame = recommender.recommend([["i3", "i4"]], k=5)
     assert len(frame) == 5 and not {"i3", "i4"} & set(frame["item"])
+    assert len(recommender.recommend_users(["u1"], k=5)) == 5

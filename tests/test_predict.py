@@ -7,11 +7,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from recbole.data.interaction import Interaction
+from recbole.utils.case_study import full_sort_topk
 
 from recbole_pref import cli
+from recbole_pref.config import Config
 from recbole_pref.errors import PrefError
 from recbole_pref.predict import Recommender, predict_file, read_sequences
-from recbole_pref.quick_start import load_data_and_model, run_recbole_pref
+from recbole_pref.quick_start import load_data_and_model, prepare_data, run_recbole_pref
+from tests.conftest import tiny_sequences, write_atomic
 
 
 @pytest.fixture(params=["LPOSASRec", "SDPOGRU4Rec", "CECaser", "LPONARM"])
@@ -60,8 +64,6 @@ def test_scores_are_those_of_the_model_and_seen_items_are_left_out(trained):
             "item_length": torch.tensor([len(kept)]),
             "user_id": torch.tensor([0]),
         }
-        from recbole.data.interaction import Interaction
-
         with torch.no_grad():
             scores = model.full_sort_predict(Interaction(batch)).view(-1).clone()
         scores[[0, *ids]] = -torch.inf
@@ -109,6 +111,136 @@ def test_mistakes_are_named(recommender, sequences, options, match):
         recommender[0].recommend(sequences, **options)
 
 
+def test_a_text_is_no_sequence_when_unknown_items_are_skipped_either(recommender):
+    with pytest.raises(PrefError, match="sequence 1 is a text"):
+        recommender[0].recommend(["i1"], unknown="skip")
+
+
+def write_backwards(folder, sequences):
+    """Write the data set ``tiny`` with the latest interaction first and return its file."""
+    file = write_atomic(folder, "tiny", sequences)
+    header, *lines = file.read_text().splitlines()
+    file.write_text("\n".join([header, *lines[::-1], ""]))
+    return file
+
+
+@pytest.mark.parametrize("model", ["LPOSASRec", "CECaser", "CEFPMC"])
+def test_given_users_have_their_whole_history_and_vector(tiny_dataset, tmp_path, model, caplog):
+    sequences = [*tiny_sequences(), [7]]  # the last user has no row to train on
+    file = write_backwards(tmp_path / "data", sequences)
+    path = run_recbole_pref(
+        model, config_dict={**tiny_dataset, "data_path": str(tmp_path / "data"), "learning_rate": 0.05}
+    )["checkpoint"]
+    users = [60, 5, 59, 0, 5]
+    names = [f"u{user}" for user in users]
+    caplog.clear()
+    recommender = Recommender(path)
+    frame = recommender.recommend_users(names, k=6)
+    assert not caplog.records and list(frame) == ["user", "rank", "item", "score"]
+    assert frame["user"].tolist() == [name for name in names for _ in range(6)]
+    in_parts = recommender.recommend_users(["u99", *names], k=6, unknown="skip", batch_size=2)
+    assert in_parts["item"].tolist() == frame["item"].tolist() and "1 of 6 users" in caplog.text
+    caplog.clear()
+
+    # RecBole's model, on sequences made by hand
+    _, trained, dataset, *_ = load_data_and_model(path, state="ERROR")
+    trained.eval()
+    for place, user in enumerate(users):
+        ids = [int(dataset.token2id("item_id", f"i{item}")) for item in sequences[user]]
+        kept = ids[-8:]
+        batch = {
+            "item_id_list": torch.tensor([kept + [0] * (8 - len(kept))]),
+            "item_length": torch.tensor([len(kept)]),
+            "user_id": torch.tensor([dataset.token2id("user_id", f"u{user}")]),
+        }
+        with torch.no_grad():
+            scores = trained.full_sort_predict(Interaction(batch)).view(-1).clone()
+        scores[[0, *ids]] = -torch.inf
+        own = frame.iloc[6 * place : 6 * place + 6]
+        np.testing.assert_allclose(own["score"], scores.topk(6).values.numpy(), rtol=1e-4, atol=1e-5)
+        assert not set(own["item"]) & {f"i{item}" for item in sequences[user]}
+
+    # the same as sequences: equal where the model holds no vector per user, else with a warning and others
+    tokens = [[f"i{item}" for item in sequences[user]] for user in users]
+    by_items = recommender.recommend(tokens, k=6)
+    recommender.recommend(tokens)  # warns once
+    same = np.allclose(by_items["score"], frame["score"], rtol=1e-4, atol=1e-5)
+    assert same == (model == "LPOSASRec") == ("a vector per user" not in caplog.text)
+    assert len(caplog.records) <= 1
+
+    # RecBole's own lists of the test rows, after one more interaction of each user
+    more = [f"u{user}\ti1\t1000" for user in range(60)]
+    later = write_atomic(tmp_path / "later", "tiny", [])
+    later.write_text(file.read_text() + "\n".join([*more, ""]))
+    config = Config(model, config_dict={**tiny_dataset, "data_path": str(tmp_path / "later")})
+    grown, (_, _, test_data) = prepare_data(config, log=False)
+    ids = grown.token2id("user_id", [f"u{user}" for user in range(60)])
+    best = full_sort_topk(ids, trained, test_data, 6, torch.device("cpu"))
+    frame = recommender.recommend_users([f"u{user}" for user in range(60)], k=6, exclude_seen=False)
+    np.testing.assert_allclose(frame["score"], best[0].flatten().numpy(), rtol=1e-4, atol=1e-5)
+    assert (frame["item"] == grown.id2token("item_id", best[1].flatten().numpy())).mean() > 0.99
+
+
+def test_equal_times_stand_in_the_order_that_training_has(tiny_dataset, tmp_path):
+    sequences = [[(user + 3 * place) % 40 for place in range(7)] for user in range(60)]
+    file = write_backwards(tmp_path / "data", sequences)
+    header, *lines = file.read_text().splitlines()
+    cells = [line.split("\t") for line in lines]
+    # RecBole rounds times to 32 bits, here to multiples of 64.
+    lines = [f"{user}\t{item}\t{881250900 + 25 * int(place)}" for user, item, place in cells]
+    file.write_text("\n".join([header, *lines, ""]))
+    path = run_recbole_pref(
+        "CESASRec", config_dict={**tiny_dataset, "epochs": 1, "data_path": str(tmp_path / "data")}
+    )["checkpoint"]
+    dataset, test_data = (load_data_and_model(path)[place] for place in (2, 5))
+    histories = Recommender(path)._histories
+    rows = test_data._dataset.inter_feat
+    orders = set()
+    for user, items, length, last in zip(
+        rows["user_id"], rows["item_id_list"], rows["item_length"], rows["item_id"], strict=True
+    ):
+        token = dataset.id2token("user_id", int(user))
+        history = histories.of(token)
+        assert history.tolist() == [*items[:length].tolist(), int(last)]
+        tokens = dataset.id2token("item_id", history)
+        orders.add(tuple(sequences[int(token[1:])].index(int(item[1:])) for item in tokens))
+    assert orders != {tuple(range(7))}, "no times were equal"
+
+
+def test_users_that_the_data_set_does_not_know(recommender, caplog):
+    model, _ = recommender
+    with pytest.raises(PrefError, match="user 2 is 'u99', which has no interactions in the data set 'tiny'.*'u9'"):
+        model.recommend_users(["u1", "u99"])
+    with pytest.raises(PrefError, match=r"user 1 is '\[PAD\]'"):
+        model.recommend_users(["[PAD]"])
+    with pytest.raises(PrefError, match="users is a text"):
+        model.recommend_users("u1")
+    with pytest.raises(PrefError, match="k=41 is not a whole number"):
+        model.recommend_users(["u1"], k=41)
+    frame = model.recommend_users(["u99", "u1", "u98"], k=2, unknown="skip")
+    assert frame["user"].tolist() == ["u1", "u1"] and "2 of 3 users have no interactions" in caplog.text
+    assert not len(model.recommend_users(["u99"], unknown="skip"))
+    pd.testing.assert_frame_equal(
+        model.recommend_users(["u1", "u2", "u3"]), model.recommend_users(["u1", "u2", "u3"], batch_size=2)
+    )
+
+
+def test_given_users_need_the_data_of_the_training(recommender, tiny_folder, tmp_path):
+    _, path = recommender
+    model = Recommender(path, data_path=str(tmp_path))
+    with pytest.raises(PrefError, match="data_path"):
+        model.recommend_users(["u1"])
+    write_atomic(tmp_path, "tiny", tiny_sequences(seed=1))
+    with pytest.raises(PrefError, match="was trained on other data .*set data_path"):
+        model.recommend_users(["u1"])
+    write_atomic(tmp_path, "tiny", tiny_sequences())
+    assert len(model.recommend_users(["u1"])) == 10
+    model = Recommender(path)
+    model.config["benchmark_filename"] = ["train", "valid", "test"]
+    with pytest.raises(PrefError, match="benchmark_filename=.*sequences of items instead"):
+        model.recommend_users(["u1"])
+
+
 def test_sequences_of_unknown_items_alone_get_nothing(recommender, caplog):
     frame = recommender[0].recommend([["i99"], ["i1", "i98"], []], k=2, unknown="skip")
     assert frame["row"].tolist() == [1, 1] and "2 of 3 sequences hold no item" in caplog.text
@@ -121,6 +253,7 @@ def test_sequences_of_unknown_items_alone_get_nothing(recommender, caplog):
         ("user,item\na,242,4\na,302,5\n", "as many fields"),
         ("items\n242, 302\n", "as many fields"),
         ("user,item,items\na,1,2\n", "columns user, item, items"),
+        ("user,itms\na,1\n", "columns user, itms: .* or 'user' alone"),
         ("", "as many fields"),
         ("user;items\na;1\n", "columns user;items"),
     ],
@@ -136,7 +269,7 @@ def test_tables_that_would_be_misread_are_refused(tmp_path, text, match):
 def test_parquet_holds_lists_and_no_gaps(tmp_path):
     pytest.importorskip("pyarrow")
     pd.DataFrame({"items": [["i1", "i2"], ["i3"]]}).to_parquet(tmp_path / "a.parquet")
-    assert read_sequences(tmp_path / "a.parquet") == (["0", "1"], [["i1", "i2"], ["i3"]])
+    assert read_sequences(tmp_path / "a.parquet") == (["1", "2"], [["i1", "i2"], ["i3"]])
     pd.DataFrame({"user": ["a", "b"], "item": ["i1", None]}).to_parquet(tmp_path / "b.parquet")
     with pytest.raises(PrefError, match="row 2 is not complete"):
         read_sequences(tmp_path / "b.parquet")
@@ -166,6 +299,64 @@ def test_files(recommender, tmp_path, ending):
     assert read_sequences(source) == (["ann", "bob"], [["i3", "i4"], ["i1"]])
 
 
+@pytest.mark.parametrize("name", ["o.xlsx", "o", "o.csv.gz", "o.txt"])
+def test_files_that_are_neither_csv_nor_parquet_are_refused(recommender, tmp_path, name):
+    (tmp_path / name).write_text("items\ni3 i4\n")
+    (tmp_path / "in.CSV").write_text("items\ni3 i4\n")
+    with pytest.raises(PrefError, match="^input=[^:]* is no CSV or Parquet file: .* ends in .csv or .parquet"):
+        read_sequences(tmp_path / name)
+    with pytest.raises(PrefError, match="^output=[^:]* is no CSV or Parquet file: .* ends in .csv or .parquet"):
+        predict_file("no model is needed", tmp_path / "in.CSV", tmp_path / name)
+    assert len(predict_file(recommender[1], tmp_path / "in.CSV", tmp_path / "out.csv", k=2)) == 2
+
+
+def test_a_sequence_without_a_user_is_called_as_messages_call_it(recommender, tmp_path):
+    source, target = tmp_path / "in.csv", tmp_path / "o.csv"
+    source.write_text("items\ni3 i4\ni1\n")
+    assert predict_file(recommender[1], source, target, k=2)["user"].tolist() == ["1", "1", "2", "2"]
+    source.write_text("items\ni3 i4\ni99\n")
+    with pytest.raises(PrefError, match="sequence 2 holds"):
+        predict_file(recommender[1], source, target)
+
+
+def test_a_table_of_users(recommender, tmp_path, capsys, tiny_folder):
+    source, target = tmp_path / "in.csv", tmp_path / "o.csv"
+    source.write_text("user\nu3\nu1\n")
+    assert read_sequences(source) == (["u3", "u1"], None)
+    words = [f"--predict={recommender[1]}", f"--input={source}", f"--output={target}", "--k=2"]
+    assert cli.main([*words, f"--data_path={tiny_folder}"]) == 0
+    assert "4 recommendations for 2 sequences" in capsys.readouterr().out
+    expected = recommender[0].recommend_users(["u3", "u1"], k=2)
+    pd.testing.assert_frame_equal(pd.read_csv(target), expected, check_dtype=False)
+    assert cli.main([*words, f"--data_path={tmp_path}"]) == 2
+    assert "data_path" in capsys.readouterr().err
+    source.write_text("user\nu3\nu99\n")
+    assert cli.main([*words, "--unknown=skip"]) == 0
+    assert "2 recommendations for 1 sequences" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("device", ["meta", "gpu", "", "cuda:99", "cpu:x"])
+def test_devices_that_torch_cannot_use_are_refused_first(tmp_path, device, capsys):
+    with pytest.raises(PrefError, match=f"device='{device}' cannot be used by torch here .*set it to cpu"):
+        Recommender("no model is needed", device=device)
+    words = ["--predict=x.pth", "--input=x.csv", f"--output={tmp_path / 'o.csv'}"]
+    assert cli.main([*words, f"--device={device}"]) == 2
+    assert f"device='{device}'" in capsys.readouterr().err
+
+
+def test_the_device_reaches_the_model(recommender, tmp_path, monkeypatch):
+    source = tmp_path / "in.csv"
+    source.write_text("items\ni3 i4\n")
+    used = []
+    original = Recommender.__init__
+    monkeypatch.setattr(
+        Recommender, "__init__", lambda self, *given: (original(self, *given), used.append(self.device))[0]
+    )
+    words = [f"--predict={recommender[1]}", f"--input={source}", f"--output={tmp_path / 'o.csv'}"]
+    assert cli.main([*words, "--device=cpu:0"]) == cli.main(words) == 0
+    assert used == [torch.device("cpu:0"), torch.device("cpu")]
+
+
 def test_command_line(recommender, tmp_path, capsys):
     source = tmp_path / "in.csv"
     source.write_text("user,items\nann,i3 i4\n")
@@ -177,12 +368,13 @@ def test_command_line(recommender, tmp_path, capsys):
     assert cli.main([words[0], f"--input={tmp_path / 'no.csv'}", words[2]]) == 2
     capsys.readouterr()
     for more, match in (("--exclude_seen=False", "exclude_seen means nothing"), ("--k=a", "--k"),
+                        ("--gpu_id=0", "--device=cuda:0"),
                         ("--seeds=3", "--seeds goes with --compare")):  # fmt: skip
         assert cli.main([*words[:3], more]) == 2
         assert match in capsys.readouterr().err
     assert cli.main([f"--data_path={tmp_path}", *words]) == 0  # which models with item features need
     capsys.readouterr()
-    for alone in ("--input=x.csv", "--k=5", "--quiet", "--dataset="):
+    for alone in ("--input=x.csv", "--k=5", "--device=cpu", "--quiet", "--dataset="):
         assert cli.main(["--epochs=1", alone]) == 2
         assert alone.partition("=")[0] in capsys.readouterr().err
 
