@@ -15,13 +15,15 @@ user's history left out. --studies runs several by name one after the other: eac
 tables, pictures and report, and those on one data set and backbone share their runs, which lie in
 OUTPUT/<dataset>-<backbone>. A data set that is not under data_path is left out.
 
-studies: {studies}
-entries: {entries}
+studies:{studies}
+entries:
+{entries}
 """
 
 import argparse
 import json
 import sys
+import textwrap
 from pathlib import Path
 from typing import NamedTuple
 
@@ -288,7 +290,7 @@ def conduct_all(names, output, data_path, processes):
 
 def build_parser():
     """Return the parser of the command line."""
-    told = __doc__.format(studies=", ".join(STUDIES), entries=", ".join(ENTRIES))
+    told = __doc__.format(studies="\n  ".join(["", *STUDIES]), entries=textwrap.fill(", ".join(ENTRIES), 110))
     parser = argparse.ArgumentParser(description=told, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--studies", help="names of studies between commas, or all")
     parser.add_argument("--dataset", default="ml-100k")
