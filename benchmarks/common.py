@@ -1,6 +1,8 @@
 """What the benchmarks share."""
 
+import sys
 import time
+from pathlib import Path
 
 
 def seconds_of(call):
@@ -8,6 +10,18 @@ def seconds_of(call):
     started = time.perf_counter()
     call()
     return time.perf_counter() - started
+
+
+def exit_code_of(main):
+    """Return the exit code of ``main()``, None of which is 0; a mistake of the user is 2 and told in one sentence."""
+    from recbole_pref.errors import PrefError
+
+    script = Path(sys.argv[0]).name
+    try:
+        return main() or 0
+    except PrefError as error:
+        print(f"{script}: {error}", file=sys.stderr)
+        return 2
 
 
 def ready_run(config):

@@ -2,6 +2,7 @@
 
     python benchmarks/popularity_control.py --folder=study/ml-100k-SASRec --entry="CE repeat bias SASRec" \\
         --against="LPO recommended SASRec"
+    python benchmarks/popularity_control.py --folder=study/recommended-ml-100k-SASRec    # of study.py --studies
 
 Logit adjustment after training (Menon et al., "Long-tail learning via logit adjustment", arXiv 2007.07314): no
 training, one number c, the same for all items and users; count is an item's number of training interactions.
@@ -11,12 +12,12 @@ prints test metrics, and p-values of the paired t-test over users against anothe
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
 import numpy as np
 import torch
+from common import exit_code_of
 from tabulate import tabulate
 
 STRENGTHS = [step / 50 for step in range(26)]  # c: 0 to 0.5
@@ -35,7 +36,7 @@ def ranks_by_strength(model, loader):
         scores = model.full_sort_predict(interaction).view(len(interaction), -1)[rows]  # [P, n_items]
         scores[:, 0] = -torch.inf  # padding
         own = scores.gather(1, items.unsqueeze(1))
-        # c (own's popularity - the other's) outweighs the score gap, or does not.
+        # The other item stays ahead where the score gap outweighs c (its popularity - own's).
         gap, lead = scores - own, popularity - popularity[items].unsqueeze(1)
         ranks.append(torch.stack([(gap > c * lead).sum(1) + 1 for c in strengths]))  # [C, P]
         targets.append(items)
@@ -58,9 +59,15 @@ def chosen(valid):
 
 
 def main():
-    """Adjust the runs of an entry and print the table."""
+    """Adjust the runs of an entry and print the table.
+
+    Raises:
+        PrefError: no comparison in the folder, or an entry that it does not have.
+    """
     from recbole_pref.compare import load_record
+    from recbole_pref.errors import PrefError, suggest
     from recbole_pref.evidence import user_values
+    from recbole_pref.plots import load_comparison
     from recbole_pref.quick_start import load_data_and_model
     from recbole_pref.significance import paired_t
 
@@ -71,8 +78,16 @@ def main():
     parser.add_argument("--data_path", default="dataset/")
     arguments = parser.parse_args()
     sys.argv = sys.argv[:1]
-    names = json.loads((arguments.folder / "comparison.json").read_text(encoding="utf-8"))["runs"]
-    runs = [load_record(arguments.folder, name) for name in names]
+    comparison = load_comparison(arguments.folder)
+    if comparison is None:
+        raise PrefError(
+            f"--folder={str(arguments.folder)!r} holds no comparison.json: name one that study.py or --compare wrote."
+        )
+    runs = [load_record(arguments.folder, name) for name in comparison["runs"]]
+    labels = {record["label"] for record, _ in runs}
+    for option, label in (("entry", arguments.entry), ("against", arguments.against)):
+        if label not in labels:
+            raise PrefError(f"--{option}={label!r} has no run in that comparison.{suggest(label, labels)}")
     others = {record["seed"]: arrays for record, arrays in runs if record["label"] == arguments.against}
     rows = {name: [] for name in (f"{arguments.entry} as it is", "less c log(1 + count)", arguments.against)}
     taken, adjusted = [], {}
@@ -102,4 +117,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code_of(main))

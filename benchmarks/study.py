@@ -1,26 +1,44 @@
-"""The study of docs/results.md: methods against a tuned baseline, several seeds, three readings of the tail.
+"""The studies of docs/results.md: methods against a tuned baseline, several seeds, three readings of the tail.
 
+    python benchmarks/study.py --studies=all --data_path=dataset/
     python benchmarks/study.py --dataset=ml-100k --seeds=5 --processes=2
     python benchmarks/study.py --dataset=amazon-beauty --data_path=dataset/ --seeds=5
     python benchmarks/study.py --dataset=ml-100k --backbones=GRU4Rec,Caser --entries=CE,LPO
     python benchmarks/study.py --dataset=ml-100k --seeds=5 --masked
+    python benchmarks/study.py --dataset=ml-100k --entries="LPO,LPO alpha_tail=0.5,LPO alpha_tail=2,LPO alpha_tail=3"
 
-Every entry trains until its validation score has not improved for ten epochs. Finished
-runs are not repeated. Writes what ``--compare`` writes to OUTPUT/<dataset>-<backbone>; prints its table and
-the metrics under three readings of the tail, from the stored ranks, without training again. --masked ranks the
-test set of the finished runs once more, items of the user's history left out.
+Every entry trains until its validation score has not improved for ten epochs; key=value behind its name
+changes a setting. Finished runs are not repeated. Writes what ``--compare`` writes to OUTPUT/<dataset>-<backbone>,
+prints its table and the metrics under three readings of the tail, from the stored ranks, without training
+again, and keeps both as study.md. --masked ranks the test set of the finished runs once more, items of the
+user's history left out. --studies runs several by name one after the other: each has a folder OUTPUT/<name> for its
+tables, pictures and report, and those on one data set and backbone share their runs, which lie in
+OUTPUT/<dataset>-<backbone>. A data set that is not under data_path is left out.
+
+studies:{studies}
+entries:
+{entries}
 """
 
 import argparse
 import json
 import sys
+import textwrap
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from common import exit_code_of
 from tabulate import tabulate
 
 SHARED = {"epochs": 100, "stopping_step": 10, "eval_step": 1, "state": "INFO"}
+# What LPO4Rec's authors trained, in SASRec's settings: for a GPU.
+PAPER_SIZE = {
+    "hidden_size": 768, "inner_size": 768, "n_layers": 1, "n_heads": 16, "hidden_dropout_prob": 0.8,
+    "attn_dropout_prob": 0.8, "MAX_ITEM_LIST_LENGTH": 10, "train_batch_size": 128, "learning_rate": 0.0005,
+    "lr_scheduler": "cosine", "warmup_ratio": 0.1,
+}  # fmt: skip
 # name -> method and settings; the label of the table is the name before the backbone's.
 ENTRIES = {
     "CE": ("CE", {}),
@@ -44,8 +62,48 @@ ENTRIES = {
     "ORPO": ("ORPO", {}),
     "LPO recommended": ("LPO", {}),
     "LPO recommended without repeat bias": ("LPO", {"repeat_bias": False}),
+    "CE paper size": ("CE", PAPER_SIZE),
+    "LPO paper size": ("LPO", PAPER_SIZE),
 }
 RECOMMENDED = "LPO recommended"  # entries that begin so start from the property file
+FIRST, PARTS = "CE,CE repeat bias,LPO recommended", "CE,CE reweighted,LPO,LPO log-probability"
+
+
+class Study(NamedTuple):
+    """One call of this script for one backbone; the fields are its options."""
+
+    dataset: str
+    backbone: str
+    entries: str
+    seeds: str
+    baseline: str | None = None
+    masked: bool = False
+
+
+# Every table of docs/results.md that this script makes, and the p-values against another baseline.
+STUDIES = {
+    "recommended-ml-100k-SASRec": Study("ml-100k", "SASRec", FIRST, "5", masked=True),
+    "recommended-ml-100k-GRU4Rec": Study("ml-100k", "GRU4Rec", FIRST, "5", masked=True),
+    "recommended-ml-100k-Caser": Study("ml-100k", "Caser", FIRST, "2"),
+    "against-bias-ml-100k-SASRec": Study("ml-100k", "SASRec", FIRST, "5", "CE repeat bias"),
+    "against-bias-ml-100k-GRU4Rec": Study("ml-100k", "GRU4Rec", FIRST, "5", "CE repeat bias"),
+    "against-bias-ml-100k-Caser": Study("ml-100k", "Caser", "CE repeat bias,LPO recommended", "2020,2021,2023"),
+    "parts-ml-100k": Study(
+        "ml-100k", "SASRec", f"{PARTS},LPO without reweighting,LPO top-K negatives,LPO random negatives", "5"
+    ),
+    "methods-ml-100k": Study(
+        "ml-100k", "SASRec", "CE,DPO,DMPO,SDPO,DynamicPO,RoDPO,TAWin,SimPO,MPPO,ORPO,LPO", "5"
+    ),
+    "tawin-kl-ml-100k": Study("ml-100k", "SASRec", "CE,TAWin KL", "5"),
+    "without-bias-ml-100k": Study("ml-100k", "SASRec", "CE,LPO recommended without repeat bias", "3"),
+    "recommended-amazon-beauty-SASRec": Study("amazon-beauty", "SASRec", FIRST, "5", masked=True),
+    "recommended-amazon-beauty-GRU4Rec": Study("amazon-beauty", "GRU4Rec", FIRST, "2020,", masked=True),
+    "against-bias-amazon-beauty-SASRec": Study("amazon-beauty", "SASRec", FIRST, "5", "CE repeat bias"),
+    "against-bias-amazon-beauty-GRU4Rec": Study("amazon-beauty", "GRU4Rec", FIRST, "2020,", "CE repeat bias"),
+    "methods-amazon-beauty": Study("amazon-beauty", "SASRec", "CE,SDPO,DynamicPO,SimPO,RoDPO,TAWin", "2"),
+    "parts-amazon-beauty": Study("amazon-beauty", "SASRec", PARTS, "2020,"),
+}
+SHARED_FOLDERS = ("runs", "logs", "tasks", "checkpoints", "reference")
 # The two numbers of tail_split and head_ratio.
 TAILS = {
     "outside the most popular 20% of items": ("items", 0.2),
@@ -55,19 +113,36 @@ TAILS = {
 
 
 def entries_for(backbone, names):
-    """Return the entries of the comparison for a backbone."""
+    """Return the entries of the comparison for a backbone.
+
+    Args:
+        backbone (str): such as ``SASRec``.
+        names (str): keys of ``ENTRIES`` between commas, each with any number of ``key=value`` behind it.
+
+    Raises:
+        PrefError: a name that is no entry, or not one for this backbone.
+    """
     import yaml
 
     from recbole_pref.compare import Entry
-    from recbole_pref.config import properties_dir
+    from recbole_pref.config import parse_value, properties_dir
+    from recbole_pref.errors import PrefError, suggest
 
     found = []
-    for name in names:
+    for text in filter(str.strip, names.split(",")):
+        words = text.split()
+        name = " ".join(word for word in words if "=" not in word)
+        if name not in ENTRIES:
+            raise PrefError(f"--entries: {name!r} does not exist: --help lists them.{suggest(name, ENTRIES)}")
         method, settings = ENTRIES[name]
+        if settings is PAPER_SIZE and not backbone.endswith("SASRec"):
+            raise PrefError(f"--entries: {name!r} is in settings of SASRec: leave it out for {backbone}.")
         if name.startswith(RECOMMENDED):
             file = properties_dir() / "recommended" / f"{method}.yaml"
             settings = {**yaml.safe_load(file.read_text(encoding="utf-8")), **settings}
-        found.append(Entry(f"{name} {backbone}", method + backbone, settings))
+        own = (word.partition("=") for word in words if "=" in word)
+        settings = {**settings, **{key: parse_value(value) for key, _, value in own}}
+        found.append(Entry(" ".join([*words, backbone]), method + backbone, settings))
     return found
 
 
@@ -123,40 +198,143 @@ def with_masked_history(folder, labels, data_path):
     return tabulate(rows, ["history masked", "seeds", *metrics], "github", disable_numparse=True)
 
 
-def main():
-    """Run what is missing and print both tables for each backbone."""
+def check_data(dataset, data_path):
+    """Read the files of a data set once, before any run is started.
+
+    Raises:
+        PrefError: they are not there, or malformed.
+    """
+    from recbole_pref.config import Config
+    from recbole_pref.data_check import check_atomic_files
+
+    config = Config("CESASRec", dataset, config_dict={"data_path": data_path})
+    check_atomic_files(config["data_path"], dataset, config)
+
+
+def sharing_folder(output, name, study):
+    """Return the folder OUTPUT/<name>, whose runs are those of OUTPUT/<dataset>-<backbone>.
+
+    Raises:
+        PrefError: the folder cannot be written.
+    """
+    from recbole_pref.errors import PrefError
+
+    folder = Path(output, name)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for part in SHARED_FOLDERS:
+            shared = Path(f"{study.dataset}-{study.backbone}", part)
+            Path(output, shared).mkdir(parents=True, exist_ok=True)
+            if not Path(folder, part).exists():
+                Path(folder, part).symlink_to(Path("..", shared))  # relative: OUTPUT may be moved
+    except OSError as error:
+        raise PrefError(f"--output={output!r} cannot be written: {error.strerror}.") from None
+    return folder
+
+
+def conduct(study, folder, data_path, processes):
+    """Run what is missing, print the tables, draw the pictures; return the runs that failed, as compare does."""
+    from recbole_pref.checkpoint import write_atomically
     from recbole_pref.compare import compare
     from recbole_pref.plots import draw_all
     from recbole_pref.report import write_report
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    baseline = study.baseline and " ".join([*study.baseline.split(), study.backbone])
+    done = compare(
+        entries_for(study.backbone, study.entries), study.dataset, study.seeds, processes=processes, output=folder,
+        baseline=baseline, config_dict={**SHARED, "data_path": data_path},
+    )  # fmt: skip
+    labels = [row["label"] for row in done.rows]
+    tables = [done.text.rstrip(), by_tail(folder, labels)]
+    if study.masked:
+        tables.append(with_masked_history(folder, labels, data_path))
+    text = "\n\n".join(tables)
+    print(text)
+    write_atomically(folder / "study.md", lambda file: file.write(f"{text}\n".encode()), "output")
+    draw_all(folder)
+    print(f"report: {write_report(folder)}", flush=True)
+    return done.failed
+
+
+def conduct_all(names, output, data_path, processes):
+    """Conduct studies by name, each in a folder of its own; one that fails does not end the others.
+
+    Returns:
+        int: exit code, 2 where anything failed or all were left out.
+
+    Raises:
+        PrefError: a name that is no study.
+    """
+    from recbole_pref.errors import PrefError, suggest
+
+    for name in names:
+        if name not in STUDIES:
+            raise PrefError(f"--studies: {name!r} does not exist: --help lists them.{suggest(name, STUDIES)}")
+    for dataset in dict.fromkeys(STUDIES[name].dataset for name in names):
+        try:
+            check_data(dataset, data_path)
+        except PrefError as error:
+            print(f"The studies on {dataset} are left out: {error}", file=sys.stderr)
+            names = [name for name in names if STUDIES[name].dataset != dataset]
+    failed = not names
+    for name in names:
+        print(f"\n## {name}\n", flush=True)
+        try:
+            folder = sharing_folder(output, name, STUDIES[name])
+            failed |= bool(conduct(STUDIES[name], folder, data_path, processes))
+        except PrefError as error:
+            print(f"{name}: {error}", file=sys.stderr)
+            failed = True
+    return 2 if failed else 0
+
+
+def build_parser():
+    """Return the parser of the command line."""
+    told = __doc__.format(studies="\n  ".join(["", *STUDIES]), entries=textwrap.fill(", ".join(ENTRIES), 110))
+    parser = argparse.ArgumentParser(description=told, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--studies", help="names of studies between commas, or all")
     parser.add_argument("--dataset", default="ml-100k")
     parser.add_argument("--data_path", default="dataset/")
     parser.add_argument("--backbones", default="SASRec")
-    parser.add_argument("--entries", default=",".join(ENTRIES))
+    sized = ",".join(name for name, (_, settings) in ENTRIES.items() if settings is not PAPER_SIZE)
+    parser.add_argument("--entries", default=sized, help="by default all but those of the paper's size")
     parser.add_argument("--seeds", default="5")
     parser.add_argument("--baseline", help="entry that the tests compare with, by default the first")
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--output", default="study")
     parser.add_argument("--masked", action="store_true", help="rank without the user's history as well")
+    return parser
+
+
+def main():
+    """Do what the command line says; return the exit code.
+
+    Raises:
+        PrefError: a mistake in the command line or the data.
+    """
+    from recbole_pref.errors import PrefError
+
+    parser = build_parser()
     arguments = parser.parse_args()
     sys.argv = sys.argv[:1]
-    for backbone in arguments.backbones.split(","):
-        entries = entries_for(backbone, arguments.entries.split(","))
-        folder = Path(arguments.output, f"{arguments.dataset}-{backbone}")
-        done = compare(
-            entries, arguments.dataset, arguments.seeds, processes=arguments.processes, output=folder,
-            baseline=arguments.baseline and f"{arguments.baseline} {backbone}",
-            config_dict={**SHARED, "data_path": arguments.data_path},
-        )  # fmt: skip
-        print(done.text)
-        labels = [row["label"] for row in done.rows]
-        print(by_tail(folder, labels))
-        if arguments.masked:
-            print(with_masked_history(folder, labels, arguments.data_path))
-        draw_all(folder)
-        print(f"report: {write_report(folder)}")
+    shared = (arguments.output, arguments.data_path, arguments.processes)
+    if arguments.studies is not None:
+        for key in ("dataset", "backbones", "entries", "seeds", "baseline", "masked"):
+            if getattr(arguments, key) != parser.get_default(key):
+                raise PrefError(f"--{key} is part of what --studies names: leave one of them out.")
+        names = [name.strip() for name in arguments.studies.split(",") if name.strip()]
+        return conduct_all(list(STUDIES) if names == ["all"] else names, *shared)
+    backbones = [name.strip() for name in arguments.backbones.split(",")]
+    options = (arguments.entries, arguments.seeds, arguments.baseline, arguments.masked)
+    studies = [Study(arguments.dataset, backbone, *options) for backbone in backbones]
+    for study in studies:
+        entries_for(study.backbone, study.entries)  # the last one's mistakes too, before the first one's runs
+    check_data(arguments.dataset, arguments.data_path)
+    failed = [
+        conduct(study, Path(arguments.output, f"{study.dataset}-{study.backbone}"), *shared[1:]) for study in studies
+    ]
+    return 2 if any(failed) else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code_of(main))

@@ -23,7 +23,15 @@ from recbole_pref import checkpoint
 from recbole_pref.config import Config
 from recbole_pref.errors import PrefError
 from recbole_pref.quick_start import run_recbole_pref
-from recbole_pref.tune import _cross_entropy_score, _fixed_settings, _keep_defaults, _objective, _shared, tune
+from recbole_pref.tune import (
+    _check_corners,
+    _cross_entropy_score,
+    _fixed_settings,
+    _keep_defaults,
+    _objective,
+    _shared,
+    tune,
+)
 from recbole_pref.tune.algorithms import make_scheduler, make_searcher
 from recbole_pref.tune.results import finish
 from recbole_pref.tune.space import SCHEDULERS, Domain, as_setting, read_plan
@@ -51,6 +59,15 @@ def test_a_sweep_file(tmp_path):
 def test_the_shipped_sweep_file_is_one():
     file = Path(__file__).resolve().parents[1] / "properties" / "tune" / "lpo.yaml"
     assert set(read_plan(file, "LPOSASRec").space) == {"tau", "lambda", "alpha_tail", "num_negatives"}
+
+
+@pytest.mark.parametrize("backbone", ["SASRec", "GRU4Rec", "Caser"])
+def test_the_sweep_of_a_baseline_searches_what_its_backbone_has(backbone):
+    file, model = f"properties/tune/ce-{backbone}.yaml", f"CE{backbone}"
+    plan = read_plan(Path(__file__).resolve().parents[1] / file, model)
+    assert (plan.objective, plan.scheduler) == ("NDCG@10", "asha")
+    assert set(plan.space) <= set(Config(model, "ml-100k").final_config_dict)
+    _check_corners(model, "ml-100k", {}, plan)
 
 
 def test_recboles_own_files_are_read(tmp_path):

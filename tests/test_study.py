@@ -1,0 +1,190 @@
+"""The studies of docs/results.md: their entries, folders, readings of the tail and the popularity control."""
+
+import json
+import sys
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+
+from recbole_pref import compare, plots
+from recbole_pref.config import Config
+from recbole_pref.errors import PrefError
+from tests.test_plots import benchmark, make_run, write_run
+
+with mock.patch.object(sys, "path", [str(Path(__file__).parents[1] / "benchmarks"), *sys.path]):
+    study, control = benchmark("study"), benchmark("popularity_control")
+    from common import exit_code_of
+
+
+# -- entries and studies
+
+
+def test_an_entry_takes_settings_behind_its_name():
+    plain, sized, recommended = study.entries_for("SASRec", " CE, LPO  tau=0.5 lambda=2 ,LPO recommended alpha_tail=1,")
+    assert (plain.label, plain.model, plain.settings) == ("CE SASRec", "CESASRec", {})
+    assert (sized.label, sized.settings) == ("LPO tau=0.5 lambda=2 SASRec", {"tau": 0.5, "lambda": 2})
+    assert recommended.settings["alpha_tail"] == 1 and recommended.settings["repeat_bias"] is True
+    assert study.ENTRIES["LPO"] == ("LPO", {})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--entries=CE,LOP"], "'LOP' does not exist: --help lists them. Did you mean 'LPO'?"),
+        (["--entries=CE,LPO tua=1"], "tua=1 is not a setting of RecBole or RecBole-Pref. Did you mean 'tau'?"),
+        (["--entries="], "names no model"),
+        (["--entries=CE,LPO", "--baseline=LOP"], "Did you mean 'LPO SASRec'?"),
+        (["--backbones=SASRec,GRU4Rec", "--entries=CE paper size"], "'CE paper size' is in settings of SASRec"),
+        (["--dataset=ml-100"], "dataset='ml-100' was not found"),
+        (["--studies=parts-ml-100"], "Did you mean 'parts-ml-100k'?"),
+        (["--studies=all", "--seeds=2"], "--seeds is part of what --studies names"),
+    ],
+)
+def test_a_mistake_is_one_sentence_before_anything_is_trained(arguments, sentence, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["benchmarks/study.py", *arguments])
+    monkeypatch.setattr(compare, "_run_missing", lambda *_: pytest.fail("a run was started"))
+    assert exit_code_of(study.main) == 2
+    told = capsys.readouterr().err.strip()
+    assert sentence in told and told.startswith("study.py: ") and "\n" not in told
+
+
+def test_every_study_names_entries_whose_settings_are_accepted():
+    for name, planned in study.STUDIES.items():
+        labels = [entry.label for entry in study.entries_for(planned.backbone, planned.entries)]
+        assert planned.baseline is None or f"{planned.baseline} {planned.backbone}" in labels, name
+        assert compare.parse_seeds(planned.seeds) and len(set(labels)) == len(labels)
+        assert name not in {f"{other.dataset}-{other.backbone}" for other in study.STUDIES.values()}
+    wanted = {(s.dataset, s.backbone, entry) for s in study.STUDIES.values() for entry in s.entries.split(",")}
+    for dataset, backbone, name in {*wanted, *(("ml-100k", "SASRec", name) for name in study.ENTRIES)}:
+        (entry,) = study.entries_for(backbone, name)
+        config = Config(entry.model, dataset, config_dict={**study.SHARED, **entry.settings})
+        assert all(config[key] == value for key, value in entry.settings.items())
+
+
+def test_studies_share_their_runs_and_keep_tables_of_their_own(tmp_path, monkeypatch, capsys):
+    trained, reported = [], {}
+
+    def run_missing(tasks, folder, processes):
+        for task in tasks:
+            if not compare._record_path(folder, task["id"]).is_file():
+                trained.append(task["label"])
+                full = {"mode": {"test": "full"}}
+                record, arrays = make_run(task["label"], task["seed"], 0.05, 0.03, rows=20, eval_args=full)
+                np.savez(folder / "runs" / f"{task['id']}.npz", **arrays)
+                compare._record_path(folder, task["id"]).write_text(json.dumps({**record, "id": task["id"]}))
+        return {}
+
+    def report(folder):
+        reported[folder.name] = list(plots.by_label(plots.load_runs(folder)))
+
+    monkeypatch.setattr(compare, "_run_missing", run_missing)
+    monkeypatch.setattr(plots, "draw_all", lambda folder: None)
+    monkeypatch.setattr("recbole_pref.report.write_report", report)
+    studies = {
+        "one": study.Study("ml-100k", "SASRec", "CE,LPO", "2"),
+        "two": study.Study("ml-100k", "SASRec", "CE,DPO", "2020,2021", "DPO"),
+        "absent": study.Study("amazon-beauty", "SASRec", "CE", "2"),
+    }
+    monkeypatch.setattr(study, "STUDIES", studies)
+    monkeypatch.setattr(sys, "argv", ["study.py", "--studies=all", f"--output={tmp_path}"])
+    assert study.main() == 0
+    told = capsys.readouterr()
+    assert told.err.startswith("The studies on amazon-beauty are left out: dataset='amazon-beauty' was not found")
+    assert told.err.count("\n") == 1
+    assert trained == ["CE SASRec"] * 2 + ["LPO SASRec"] * 2 + ["DPO SASRec"] * 2
+    assert reported == {"one": ["CE SASRec", "LPO SASRec"], "two": ["CE SASRec", "DPO SASRec"]}
+    tables = [json.loads((tmp_path / name / "comparison.json").read_text()) for name in ("one", "two")]
+    assert [table["baseline"] for table in tables] == ["CE SASRec", "DPO SASRec"]
+    assert tables[0]["runs"][:2] == tables[1]["runs"][:2]
+    assert "items with the last 20% of interactions" in (tmp_path / "two" / "study.md").read_text()
+    assert len(list((tmp_path / "ml-100k-SASRec" / "runs").glob("*.json"))) == 6
+    assert not (tmp_path / "ml-100k-SASRec" / "comparison.json").exists()
+
+    moved = tmp_path.rename(tmp_path.with_name("moved"))
+    monkeypatch.setattr(sys, "argv", ["study.py", "--studies=one", f"--output={moved}"])
+    assert study.main() == 0 and len(trained) == 6
+
+
+def test_a_study_that_fails_does_not_end_the_others(tmp_path, monkeypatch, capsys):
+    def conduct(planned, folder, data_path, processes):
+        if planned.entries == "CE":
+            raise PrefError("no run was finished.")
+        print("done")
+        return {}
+
+    monkeypatch.setattr(study, "conduct", conduct)
+    monkeypatch.setattr(study, "check_data", lambda *_: None)
+    studies = {"bad": study.Study("tiny", "SASRec", "CE", "1"), "good": study.Study("tiny", "SASRec", "LPO", "1")}
+    monkeypatch.setattr(study, "STUDIES", studies)
+    assert study.conduct_all(["bad", "good"], tmp_path, "dataset/", 1) == 2
+    told = capsys.readouterr()
+    assert "bad: no run was finished." in told.err and "done" in told.out
+
+
+# -- readings of the tail
+
+
+def test_by_tail_worked_by_hand(tmp_path):
+    count = np.array([0, 100, 50, 20, 10, 8, 6, 4, 3, 2, 1])
+    target = np.array([1, 3, 4, 9, 10])
+    names = []
+    for seed, rank in ((1, [1, 1, 3, 11, 1]), (2, [1, 11, 11, 11, 11])):
+        record, _ = make_run("CE SASRec", seed, 0.05, 0.03)
+        names.append(write_run(tmp_path, record, {"count": count, "target": target, "rank": np.array(rank)}).stem)
+    (tmp_path / "comparison.json").write_text(json.dumps({"runs": names}))
+    cells = [cell.strip() for cell in study.by_tail(tmp_path, ["CE SASRec"]).splitlines()[-1].strip("|").split("|")]
+    # Tails: all but items 1 and 2; items 9 and 10; all but 1, 2 and 3, which have 170 of 204 interactions.
+    # First seed: (1 + 1/2 + 0 + 1) / 4, (0 + 1) / 2, (1/2 + 0 + 1) / 3; second: 0.
+    assert cells == ["CE SASRec", "2", "0.3125 / 0.3750 (4)", "0.2500 / 0.2500 (2)", "0.2500 / 0.3333 (3)"]
+
+
+# -- the control
+
+
+class ThreeItems:
+    """Scores .3, .1, 0 for items seen 3, 1 and 0 times: log(1 + count) is 1.386, .693 and 0."""
+
+    train_count = torch.tensor([0, 3, 1, 0])
+    head_mask = torch.tensor([False, True, False, False])
+
+    def full_sort_predict(self, interaction):
+        return torch.tensor([[9.0, 0.3, 0.1, 0.0]]).repeat(len(interaction), 1)
+
+
+def test_ranks_less_the_penalty_worked_by_hand():
+    # Two users, the first with two targets; item 1 falls behind 3 at c = .3 / 1.386 = .216, behind 2 at .289,
+    # item 2 behind 3 at .144.
+    loader = [(range(2), None, torch.tensor([0, 0, 1]), torch.tensor([3, 1, 2]))]
+    found = control.ranks_by_strength(ThreeItems(), loader)
+    assert len(found) == len(control.STRENGTHS)
+    for c, arrays in zip(control.STRENGTHS, found):
+        ahead = (c < 0.144, c < 0.216, c < 0.289)  # 2 of 3, 1 of 3, 1 of 2
+        expected = [1 + ahead[0] + ahead[1], 3 - ahead[1] - ahead[2], 2 + ahead[2] - ahead[0]]
+        assert arrays["rank"].tolist() == expected, c
+        assert arrays["target"].tolist() == [3, 1, 2] and arrays["tail"].tolist() == [True, False, True, True]
+
+
+def test_the_strength_with_the_best_tail_that_keeps_the_overall_is_chosen(monkeypatch):
+    def arrays(*rank):  # one head target and two of the tail
+        return {"target": np.array([1, 2, 3]), "tail": np.array([True, False, True, True]), "rank": np.array(rank)}
+
+    # NDCG@10 overall: (1 + 0 + 1/2) / 3 = .5, .54, .46, .5; on the tail .25, .32, .69, .25
+    valid = [arrays(1, 11, 3), arrays(1, 11, 2), arrays(11, 2, 2.5), arrays(1, 3, 11)]
+    assert control.chosen(valid) == 1
+    monkeypatch.setattr(control, "KEPT", 0.5)
+    assert control.chosen(valid) == 2
+
+
+def test_the_control_names_what_it_does_not_find(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["popularity_control.py", f"--folder={tmp_path}"])
+    assert exit_code_of(control.main) == 2
+    assert "holds no comparison.json" in capsys.readouterr().err
+    record, arrays = make_run("CE repeat bias SASRec", 1, 0.05, 0.03)
+    table = {"runs": [write_run(tmp_path, record, arrays).stem], "rows": [{"label": record["label"]}]}
+    (tmp_path / "comparison.json").write_text(json.dumps(table))
+    monkeypatch.setattr(sys, "argv", ["popularity_control.py", f"--folder={tmp_path}", "--entry=CE repeat bais SASRec"])
+    assert exit_code_of(control.main) == 2
+    assert "Did you mean 'CE repeat bias SASRec'?" in capsys.readouterr().err
