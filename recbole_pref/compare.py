@@ -28,7 +28,6 @@ from recbole_pref.config import Config, absolute_paths, digest_of_defaults, pars
 from recbole_pref.environment import environment, python_path, threads_per_process, write_result
 from recbole_pref.errors import PrefError, suggest
 from recbole_pref.memory import explained, peak_mb
-from recbole_pref.popularity import head_tail_split
 from recbole_pref.quick_start import build_run, check_files
 from recbole_pref.significance import TESTS, holm
 
@@ -640,11 +639,11 @@ def _groups(record, arrays, metrics):
     if not any(name.startswith(("head", "tail")) for name in metrics):
         return []
     rule, ratio = (record["config"][key] for key in ("tail_split", "head_ratio"))
-    head = head_tail_split(torch.from_numpy(arrays["count"]), rule, ratio).numpy()[arrays["target"]]
+    tail = arrays["tail"][arrays["target"]]
     what = {"items": "the most popular {} of the items", "interactions": "the fewest items with {} of the interactions"}
     return [
         f"Head: {what[rule].format(f'{100 * ratio:g}%')} (tail_split: {rule}), tail: the rest, "
-        f"{(~head).sum()} of the {len(head)} test rows."
+        f"{tail.sum()} of the {len(tail)} test rows."
     ]
 
 
