@@ -357,7 +357,8 @@ def ray_here():
     ray.shutdown()
 
 
-def test_a_sweep_with_early_stopping_and_a_constraint(settings, tmp_path, ray_here, capsys):
+def test_a_sweep_with_early_stopping_and_a_constraint(settings, tmp_path, ray_here, capsys, caplog):
+    caplog.set_level("INFO")
     sweep = wrong(
         num_samples=6,
         max_concurrent=1,  # what is stopped depends on the order
@@ -383,6 +384,7 @@ def test_a_sweep_with_early_stopping_and_a_constraint(settings, tmp_path, ray_he
         assert (folder / name).stat().st_size > 0
     told = capsys.readouterr()
     assert "6/6" in told.err and "best trial" in told.out
+    assert "is illegal" not in caplog.text  # a line per metric and report otherwise
     # the exported file trains the winner again, to the same scores
     exported = json.loads((folder / "best.json").read_text())
     again = run_recbole_pref(

@@ -5,6 +5,7 @@ run the trials and writes the table, the pictures and the winner.
 """
 
 import json
+import logging
 import os
 import pickle
 import sys
@@ -316,6 +317,8 @@ def _trial_id(trial):
 
 
 def _start_ray(ray, address):
+    # Ray's writer tells at every report how it renames the tags of metrics, which hold an @.
+    logging.getLogger("tensorboardX").setLevel(logging.WARNING)
     if ray.is_initialized():
         return
     # Ray's own restarts of a whole sweep need a recent snapshot.
