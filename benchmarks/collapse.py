@@ -44,13 +44,12 @@ def train(model, k, arguments):
     run.trainer.fit(run.train_data, run.valid_data)
     last = run.trainer.evaluate(run.test_data, load_best_model=False)
     best = run.trainer.evaluate(run.test_data)
-    rows = len(run.train_data._dataset) / run.train_data.step
     return {
         "dataset": arguments.dataset, "model": model, "K": k, "seed": arguments.seed,
         "reference": reference["score"],
         "best": float(best["ndcg@10"]), "last": float(last["ndcg@10"]),
         "tail_best": float(best["tailndcg@10"]),
-        "loss": run.trainer.train_loss_dict[arguments.epochs - 1] / rows,
+        "loss": run.trainer.losses_per_row()[-1],
         "mean_beta": run.trainer.history[-1].get("mean_beta", ""),
     }  # fmt: skip
 

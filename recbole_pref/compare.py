@@ -461,6 +461,7 @@ def _train_and_record(task, folder):
         "epochs": len(trainer.epoch_times),
         "epochs_to_best": to_best,
         "peak_memory_mb": peak_mb(),
+        "train_loss_per_row": trainer.losses_per_row(),
         "history": trainer.history,
         "mask_history": bool(config["mask_history"]),
         "data": trainer._data_fingerprint,

@@ -219,6 +219,24 @@ def register():
             recbole_register.smaller_metrics.append(name)
 
 
+def display_name(key):
+    """Return the key of a result as documents write it.
+
+    Args:
+        key (str): such as ``ndcg@10`` or ``tailhit@5``.
+
+    Returns:
+        str: ``NDCG@10``, ``tail Hit@5``; a key of no known metric as it is.
+    """
+    name, at, k = key.partition("@")
+    cls = recbole_register.metrics_dict.get(name)
+    if cls is None:
+        return key
+    group = next((group for group, classes in GROUP_METRICS.items() if cls in classes), None)
+    shown = f"{group} {cls.__base__.__name__}" if group else cls.__name__
+    return f"{shown}{at}{k}"
+
+
 def group_metrics_in(config):
     """Return the configured metrics that need a group, ``{'tail': [...], 'head': [...]}`` by name."""
     asked = {metric.lower() for metric in config["metrics"]}

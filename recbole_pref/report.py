@@ -12,13 +12,15 @@ import numpy as np
 
 from recbole_pref import plots
 from recbole_pref.errors import PrefError
+from recbole_pref.metrics import display_name
 
 ALPHA = 0.05
 ABSENT = "–"
+# key of a record -> its name in the tables, and the decimals shown, as in table.md
 COSTS = {
-    "seconds_per_epoch": "seconds per epoch",
-    "epochs_to_best": "epochs to best",
-    "peak_memory_mb": "peak memory (MiB)",
+    "seconds_per_epoch": ("seconds per epoch", 2),
+    "epochs_to_best": ("epochs to best", 1),
+    "peak_memory_mb": ("peak memory (MiB)", 0),
 }
 TITLES = {
     "trade_off": "Overall against tail",
@@ -57,8 +59,11 @@ figure img { max-width: 100%; background: #ffffff; border-radius: 4px; padding: 
 pre { background: var(--head); padding: .6rem .8rem; white-space: pre-wrap; overflow-wrap: anywhere;
   border-radius: 4px; }
 summary { cursor: pointer; padding: .2rem 0; } .chart { width: 100%; }
+@page { size: landscape; margin: 12mm; }
 @media print { body { max-width: none; padding: 0; font-size: 10pt; } nav, .interactive { display: none; }
-  figure, tr { break-inside: avoid; } h2, h3 { break-after: avoid; } .scroll { overflow: visible; } }
+  figure, tr { break-inside: avoid; } h2, h3 { break-after: avoid; } .scroll { overflow: visible; }
+  figure img { max-height: 14cm; }
+  table { font-size: 7.5pt; } th, td { padding: 2pt 4pt; } td.number { white-space: normal; } }
 """
 
 # Colours of the page are read when a chart is drawn, and again when the reader turns dark mode on or off.
@@ -195,7 +200,7 @@ def _page(runs, table, pictures):
     seeds = sorted({str(run.get("seed")) for run in runs})
     title = f"{', '.join(labels) if len(labels) < 4 else f'{len(labels)} methods'} on {dataset}"
     sections = {
-        "results": ("Results", _results(table) + _differences(table) + _run_table(runs)),
+        "results": ("Results", _results(table) + _costs(table) + _differences(table) + _run_table(runs)),
         "pictures": ("Pictures", pictures),
         "charts": ("Interactive charts", _charts(runs)),
         "settings": ("Settings", _settings(runs)),
@@ -207,7 +212,8 @@ def _page(runs, table, pictures):
         f"<h2>{_html(head)}</h2>\n{content}</section>"
         for name, (head, content) in sections.items()
     )
-    told = f"{len(runs)} runs, {len(labels)} labels, seeds {', '.join(seeds)}."
+    parts = [f"{len(runs)} runs, {len(labels)} labels", f"seeds {', '.join(seeds)}", plots.tail_definition(runs)]
+    told = "; ".join(filter(None, parts)) + "."
     return (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
@@ -239,27 +245,35 @@ def _results(table):
     """Return the table of means: the best value per metric bold, significant differences with an arrow."""
     metrics, rows = table["metrics"], table["rows"]
     best = {key: _best(rows, key) for key in metrics}
-    costs = [key for key in COSTS if any(row.get(key) is not None for row in rows)]
     lines = []
     for row in rows:
         line = [row["label"], _seeds(row.get("seeds"))]
         for key in metrics:
             cell = row.get(key) or {}
             line.append((_cell(cell, key), "best" if _shown(cell.get("mean")) == best[key] != ABSENT else ""))
-        lines.append([*line, *(_cost(row.get(key)) for key in costs)])
-    smaller = [key for key in metrics if _smaller_is_better(key)]
-    notes = ["Test set: mean ± standard deviation over the seeds. Bold: the best mean of a metric."]
+        lines.append(line)
+    smaller = [display_name(key) for key in metrics if _smaller_is_better(key)]
+    tested = any(_p(row, key) is not None for row in rows for key in metrics)
+    if tested:  # "test" says what the values and the * are
+        notes = [table.get("test") or f"* differs from {table.get('baseline')}, corrected p < {ALPHA}."]
+        notes.append("↑: better, ↓: worse.")
+    else:
+        notes = ["Test set: mean ± standard deviation over the seeds. No test of significance was made."]
+    notes.append("Bold: the best mean of a metric.")
     if smaller:
         notes.append(f"Lower is better for {', '.join(smaller)}.")
-    if any(_p(row, key) is not None for row in rows for key in metrics):
-        notes.append(
-            f"*: differs from {table.get('baseline')}, corrected p < {ALPHA}, ↑ for better and ↓ for worse. "
-            f"{table.get('test') or ''}"
-        )
-    else:
-        notes.append("No test of significance was made.")
-    header = ["label", "seeds", *metrics, *(COSTS[key] for key in costs)]
+    header = ["label", "seeds", *map(display_name, metrics)]
     return _table(header, lines, range(1, len(header))) + f'<p class="note">{_html(" ".join(notes))}</p>'
+
+
+def _costs(table):
+    """Return the table of costs, apart so that either fits on a page; nothing where no cost is known."""
+    costs = [key for key in COSTS if any(row.get(key) is not None for row in table["rows"])]
+    if not costs:
+        return ""
+    lines = [[row["label"], *(_cost(row.get(key), key) for key in costs)] for row in table["rows"]]
+    header = ["label", *(COSTS[key][0] for key in costs)]
+    return _table(header, lines, range(1, len(header))) + '<p class="note">Costs: mean over the seeds.</p>'
 
 
 def _differences(table):
@@ -276,7 +290,7 @@ def _differences(table):
                 p = ABSENT if p is None else "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
                 line.append(f"{difference:+.4f}, {p}".replace("-", "−") if math.isfinite(difference) else p)
             lines.append(line)
-    shown = _table(["label", *metrics], lines, range(1, len(metrics) + 1))
+    shown = _table(["label", *map(display_name, metrics)], lines, range(1, len(metrics) + 1))
     return _details(f"Differences from {table.get('baseline')} and corrected p values", shown)
 
 
@@ -286,11 +300,12 @@ def _run_table(runs):
     lines = [
         [
             run["label"], run.get("seed"), *(_shown(run["test_result"].get(key)) for key in metrics),
-            run.get("epochs", ABSENT), *(_cost(run.get(key)) for key in COSTS),
+            run.get("epochs", ABSENT), *(_cost(run.get(key), key) for key in COSTS),
         ]
         for run in runs
     ]  # fmt: skip
-    header = ["label", "seed", *metrics, "epochs", *COSTS.values()]
+    names = [name for name, _ in COSTS.values()]
+    header = ["label", "seed", *map(display_name, metrics), "epochs", *names]
     return _details(f"All {len(runs)} runs", _table(header, lines, range(1, len(header))))
 
 
@@ -299,9 +314,9 @@ def _shown(value):
     return f"{value:.4f}".replace("-", "−") if math.isfinite(value) else ABSENT
 
 
-def _cost(value):
-    value = plots.number(value)
-    return f"{value:,.1f}" if math.isfinite(value) else ABSENT
+def _cost(value, key):
+    value, decimals = plots.number(value), COSTS[key][1]
+    return f"{value:,.{decimals}f}" if math.isfinite(value) else ABSENT
 
 
 def _seeds(value):
@@ -462,7 +477,7 @@ def _trade_off_chart(runs, metric):
             "x": [p[0] for p in front], "y": [p[1] for p in front],
             "line": {"shape": "vh", "dash": "dash", "width": 1, "color": "#888888"},
         })  # fmt: skip
-    axes = {"xaxis": _axis(f"test {metric}"), "yaxis": _axis(f"test {tail}")}
+    axes = {"xaxis": _axis(f"test {display_name(metric)}"), "yaxis": _axis(f"test {display_name(tail)}")}
     return {"data": data, "layout": _layout(**axes)}
 
 
@@ -503,7 +518,7 @@ def _curve_chart(runs, metric):
         number = "" if place == 0 else str(place + 1)
         domain = [0, 1] if len(keys) == 1 else [[0, 0.46], [0.54, 1]][place]
         axes[f"xaxis{number}"] = _axis("epoch", domain=domain, anchor=f"y{number}", **ticks)
-        axes[f"yaxis{number}"] = _axis(f"valid {key}", anchor=f"x{number}")
+        axes[f"yaxis{number}"] = _axis(f"valid {display_name(key)}", anchor=f"x{number}")
     return {"data": data, "layout": _layout(**axes)}
 
 

@@ -183,6 +183,16 @@ class TrainerMixin(EvaluationMixin):
         self.epoch_times.append(time.perf_counter() - started)
         return total
 
+    def losses_per_row(self):
+        """Return the training loss of each epoch so far, as a mean over its rows: list of float.
+
+        RecBole sums the losses of an epoch's steps, each a mean over the rows of the step; here the sum is divided
+        by the number of steps, so that runs with other batch sizes can be compared. Nats where the loss is a
+        log-likelihood, as those of this package are.
+        """
+        steps = len(self._train_data if self._loader is None else self._loader)
+        return [self.train_loss_dict[epoch] / steps for epoch in sorted(self.train_loss_dict)]
+
     def _preference_epoch(self, epoch_idx, show_progress):
         model, config = self.model, self.config
         model.train()

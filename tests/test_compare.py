@@ -288,6 +288,7 @@ def test_a_comparison_runs_once_and_agrees_with_the_evaluator(settings, tmp_path
         assert arrays["top"].shape == (60, 10) and arrays["count"][0] == 0
         assert np.all((arrays["rank"] <= 10) == (arrays["top"] == arrays["target"][:, None]).any(1))
         assert record["peak_memory_mb"] > 50 and record["environment"]["torch"]
+        assert len(record["train_loss_per_row"]) == record["epochs"] and 0 < min(record["train_loss_per_row"]) < 9
         assert not list((folder / "checkpoints" / path.stem).glob("*-last-*"))
         assert (folder / record["checkpoint"]).is_file()
     times = [path.stat().st_mtime_ns for path in records]

@@ -47,6 +47,18 @@ def struct(**tables):
     return data
 
 
+@pytest.mark.parametrize(
+    ("key", "shown"),
+    [
+        ("ndcg@10", "NDCG@10"), ("tailhit@5", "tail Hit@5"), ("headndcg@20", "head NDCG@20"), ("wpauc@10", "WPAUC@10"),
+        ("tailpercentage@10", "TailPercentage@10"), ("gauc", "GAUC"), ("tailmine@10", "tailmine@10"), ("score", "score"),
+    ],
+)  # fmt: skip
+def test_metrics_are_shown_as_documents_write_them(key, shown):
+    metrics.register()
+    assert metrics.display_name(key) == shown
+
+
 # -- the definitions, one user at a time
 
 

@@ -56,7 +56,8 @@ def make_run(label, seed, overall, tail, steepness=1.0, epochs=12, n_items=401, 
         "seconds_per_epoch": 2.5, "epochs": len(history), "epochs_to_best": epochs, "peak_memory_mb": 640.0,
         "history": history, "environment": ENVIRONMENT, "data": DATA, "mask_history": False,
         "config": {"model": label.split()[0], "seed": seed, "valid_metric": "NDCG@10", "tau": 0.1, "topk": [5, 10],
-                   "learning_rate": 0.001, "run_stem": f"{label}-{seed}", **config},
+                   "learning_rate": 0.001, "run_stem": f"{label}-{seed}", "head_ratio": 0.2, "tail_split": "items",
+                   **config},
     }  # fmt: skip
     tail_mask = np.ones(n_items, dtype=bool)
     tail_mask[by_count[: n_items // 5]] = False
@@ -103,7 +104,10 @@ def write_comparison(folder, labels=tuple(LEVELS)[:4], seeds=(2020, 2021, 2022))
         rows.append(row)
     table = {
         "baseline": labels[0], "metrics": metrics, "rows": rows,
-        "test": "paired randomization test over users, Holm correction over methods",
+        "test": (
+            f"ml-100k, test set; mean and standard deviation over seeds. * differs from {labels[0]} (p < 0.05, paired "
+            "t-test over users, corrected after Holm)."
+        ),
         "command": "python run_recbole_pref.py --compare=mine.yaml",
     }  # fmt: skip
     Path(folder, "comparison.json").write_text(json.dumps(table), encoding="utf-8")
@@ -127,6 +131,11 @@ def lines_of(axis):
     """Return {label: (x, y)} of the lines of an axis that have a label."""
     lines = {line.get_label(): line for line in axis.lines}
     return {label: tuple(map(np.asarray, line.get_data())) for label, line in lines.items() if label[0] != "_"}
+
+
+def scope_of(figure):
+    """Return the small line above the panels."""
+    return figure.get_suptitle()
 
 
 def legend_texts(figure):
@@ -343,7 +352,7 @@ def test_the_table_of_methods_keeps_to_one_data_set_and_seed(tmp_path, monkeypat
 
 def test_learning_curves_hold_the_mean_over_seeds(runs):
     figure = plots.learning_curves(runs)
-    assert [axis.get_ylabel() for axis in figure.axes] == ["valid ndcg@10", "valid tailndcg@10"]
+    assert [axis.get_ylabel() for axis in figure.axes] == ["valid NDCG@10", "valid tail NDCG@10"]
     for axis, key in zip(figure.axes, ("ndcg@10", "tailndcg@10")):
         assert axis.get_xlabel() == "epoch"
         lines = lines_of(axis)
@@ -375,7 +384,7 @@ def test_learning_curves_without_tail_and_with_missing_numbers(runs):
 def test_trade_off_holds_runs_means_and_front(runs):
     figure = plots.trade_off(runs)
     (axis,) = figure.axes
-    assert (axis.get_xlabel(), axis.get_ylabel()) == ("test ndcg@10", "test tailndcg@10")
+    assert (axis.get_xlabel(), axis.get_ylabel()) == ("test NDCG@10", "test tail NDCG@10")
     means = []
     containers = {bars.get_label(): bars for bars in axis.containers}
     dots = {dots.get_label(): dots.get_offsets() for dots in axis.collections}
@@ -444,6 +453,47 @@ def test_exposure_picture_holds_mean_shares(runs):
     assert legend_texts(figure)[-1] == "uniform"
 
 
+@pytest.mark.parametrize("empty", [1, 2, 3])  # seeds of three that recommend nothing from the last decile
+def test_an_empty_decile_stands_on_the_lower_end_of_a_log_axis(empty):
+    runs = []
+    for seed in range(3):
+        record, arrays = make_run("A", seed, 0.05, 0.03, steepness=1.5)
+        last = np.argsort(-arrays["count"][1:], kind="stable")[360:] + 1
+        top = np.where(np.isin(arrays["top"], last), 0, arrays["top"])
+        top[0, 0] = 0 if seed < empty else last[0]
+        runs.append({**record, "arrays": {**arrays, "top": top}})
+    shares = np.array([plots.exposure(run["arrays"]["top"], run["arrays"]["count"])[0] for run in runs])
+    (axis,) = plots.popularity_exposure(runs).axes
+    low, mean = axis.get_ylim()[0], shares.mean(axis=0)
+    assert axis.get_yscale() == "log" and 0 < low < shares[shares > 0].min() and low < mean[mean > 0].min()
+    band = axis.collections[0].get_paths()[0].vertices
+    assert band[:, 1].min() == pytest.approx(low)
+    assert sorted(band[band[:, 1] < 1.001 * low][:, 0])[0] == 10  # nothing drops before the decile that is empty
+    assert lines_of(axis)["A"][1][-1] == pytest.approx(max(mean[-1], low))
+    assert "lower end has share 0" in plots.caption("exposure")
+
+
+def test_pictures_name_data_set_and_tail(runs):
+    told = "ml-100k; tail: all items but the most popular 20%"
+    assert scope_of(plots.trade_off(runs)) == scope_of(plots.learning_curves(runs)) == told
+    assert scope_of(plots.tail_gap(runs)).replace("\n", " ") == told
+    assert scope_of(plots.popularity_exposure(runs)) == "ml-100k"
+    assert scope_of(plots.sensitivity(sweep_runs("tau", (0.1, 0.5)), "tau")) == told
+    figure = plots.trade_off(runs)
+    figure.draw_without_rendering()
+    (axis,), line = figure.axes, figure.texts[0].get_window_extent()
+    assert line.y0 >= axis.get_window_extent().y1 and line.x1 <= figure.bbox.x1 and line.y1 <= figure.bbox.y1
+
+
+def test_only_what_all_runs_have_in_common_is_named():
+    config = {"head_ratio": 0.8, "tail_split": "interactions"}
+    runs = [{"dataset": "d", "config": config}, {"dataset": "d", "config": {**config, "head_ratio": 0.2}}]
+    assert plots.scope(runs, tail=True) == plots.scope(runs) == "d"
+    named = "tail: all items but the most popular ones with 80% of the interactions"
+    assert plots.tail_definition(runs[:1]) == named and plots.scope(runs[:1], tail=True) == f"d; {named}"
+    assert plots.scope([{"config": config}, *runs], tail=True) == plots.scope([{}], tail=True) == ""
+
+
 def test_collapse_averages_seeds_over_a_log_axis():
     rows = [
         {"method": method, "K": k, "metric": 0.06 - slope * k / 100 + seed / 1000, "loss": 1 / k, "reference": 0.06}
@@ -451,7 +501,7 @@ def test_collapse_averages_seeds_over_a_log_axis():
     ]  # fmt: skip
     figure = plots.collapse(rows[::-1], "ndcg@20")
     upper, lower = figure.axes
-    assert (upper.get_ylabel(), lower.get_xscale()) == ("test ndcg@20", "log")
+    assert (upper.get_ylabel(), lower.get_xscale()) == ("test NDCG@20", "log")
     x, y = lines_of(upper)["DMPO"]
     assert x.tolist() == [1, 5, 50]
     np.testing.assert_allclose(y, [0.06 - 0.001 * k + 0.001 for k in x])
@@ -466,8 +516,12 @@ def test_the_table_of_a_sweep_over_k_is_read(tmp_path):
     path = tmp_path / "collapse-beauty.csv"
     path.write_text("model,K,seed,reference,best,last,tail_best,loss,mean_beta\nDMPOSASRec,5,1,.06,.07,.05,.01,.3,\n")
     (row,) = plots.read_collapse(path)
-    assert row == {"method": "DMPOSASRec", "K": 5, "metric": 0.05, "loss": 0.3, "reference": 0.06}
-    assert plots.read_collapse(path, "best")[0]["metric"] == 0.07
+    numbers = {"method": "DMPOSASRec", "K": 5, "metric": 0.05, "loss": 0.3, "reference": 0.06}
+    assert row == {**numbers, "dataset": None, "epochs": "after the last epoch"}
+    best = plots.read_collapse(path, "best")[0]
+    assert best["metric"] == 0.07 and best["epochs"] == "metric of the best epoch, loss of the last"
+    path.write_text("dataset,model,K,last,loss\nbeauty,DMPOSASRec,5,.05,.3\n")
+    assert scope_of(plots.collapse(plots.read_collapse(path))) == "beauty; after the last epoch"
     with pytest.raises(PrefError, match="'worst'"):
         plots.read_collapse(path, "worst")
     path.write_text("model,K,last,loss\nDMPOSASRec,five,1,1\n")
@@ -481,6 +535,44 @@ def test_the_table_of_a_sweep_over_k_is_read(tmp_path):
     path.write_text("")
     with pytest.raises(PrefError, match="no column"):
         plots.read_collapse(path)
+
+
+def collapse_runs(label="DMPOSASRec", ks=(1, 3, 8), **more):
+    """Return runs that differ in the number of negatives and the seed, with the losses of two epochs."""
+    runs = []
+    for k in ks:
+        for seed in (1, 2):
+            record, _ = make_run(label, seed, 0.05, 0.03, epochs=1, rows=1, **{**more, "num_negatives": k})
+            result = {"ndcg@10": 0.1 * k + seed}
+            losses = {"epochs_to_best": 1, "train_loss_per_row": [1 / k + seed, 0.0]}
+            runs.append({**record, **losses, "test_result": result, "arrays": {}})
+    return runs
+
+
+def test_runs_that_differ_in_k_make_a_collapse_curve(tmp_path):
+    runs = collapse_runs() + collapse_runs("SDPOSASRec", (1, 3)) + collapse_runs("DMPOGRU4Rec", (8, 1, 3, 20))
+    figure = plots.collapse(plots.collapse_rows(runs), "ndcg@10")
+    upper, lower = map(lines_of, figure.axes)
+    assert list(upper) == list(lower) == ["DMPOSASRec", "DMPOGRU4Rec"]  # two values are no curve
+    assert upper["DMPOSASRec"][0].tolist() == [1, 3, 8] and upper["DMPOGRU4Rec"][0].tolist() == [1, 3, 8, 20]
+    np.testing.assert_allclose(upper["DMPOSASRec"][1], [1.6, 1.8, 2.3])
+    np.testing.assert_allclose(lower["DMPOSASRec"][1], [2.5, 1 / 3 + 1.5, 1.625])  # of the best epoch
+    assert scope_of(figure) == "ml-100k; metric and loss of the best epoch"
+    for place, run in enumerate(runs):
+        write_run(tmp_path, {**{key: run[key] for key in run if key != "arrays"}, "seed": place})
+    assert "collapse" in plots.figures(tmp_path)
+    (tmp_path / "collapse.csv").write_text("model,K,last,loss\nDMPO,1,0.1,0.2\n")
+    assert scope_of(plots.figures(tmp_path)["collapse"]) == "after the last epoch"
+
+
+def test_records_without_a_loss_have_no_collapse_curve():
+    old = [{key: run[key] for key in run if key != "train_loss_per_row"} for run in collapse_runs()]
+    assert plots.collapse_rows(old) == [] == plots.collapse_rows(collapse_runs(ks=(1, 3)))
+    assert plots.collapse_rows([{"label": "A", "test_result": {}}]) == []
+    rows = plots.collapse_rows(old[:2] + collapse_runs()[2:])
+    assert [math.isnan(row["loss"]) for row in rows] == [True, True, False, False, False, False]
+    (_, lower) = plots.collapse(rows).axes
+    assert lines_of(lower)["DMPOSASRec"][0].tolist() == [3, 8]
 
 
 # -- one setting
@@ -504,7 +596,7 @@ def sweep_runs(setting, sweep, **more):
 def test_sensitivity_scale_and_values(sweep, scale):
     upper, lower = plots.sensitivity(sweep_runs("lambda", sweep[::-1]), "lambda").axes
     assert lower.get_xscale() == scale and lower.get_xlabel() == "lambda"
-    assert (upper.get_ylabel(), lower.get_ylabel()) == ("test ndcg@10", "test tailndcg@10")
+    assert (upper.get_ylabel(), lower.get_ylabel()) == ("test NDCG@10", "test tail NDCG@10")
     x, y = lines_of(lower)["LPOSASRec"]
     assert x.tolist() == list(sweep)
     assert y.tolist() == [len(str(value)) + 1.5 for value in sweep]
@@ -546,7 +638,10 @@ def test_sweep_pareto_marks_the_front():
     dots = {dots.get_label(): dots.get_offsets().tolist() for dots in axis.collections}
     assert dots == {"trials": [[0.04, 0.015]], "on the front": [[0.05, 0.02], [0.06, 0.01]]}
     assert [text.get_text() for text in axis.texts] == ["1", "2"]
-    assert (axis.get_xlabel(), axis.get_ylabel()) == ("ndcg", "tail")
+    assert (axis.get_xlabel(), axis.get_ylabel()) == ("NDCG", "tail")
+    rows = [{"valid/mrr@5": 1, "valid/tailmrr@5": 1}]
+    (axis,) = plots.sweep_pareto(rows, "valid/mrr@5", "valid/tailmrr@5").axes
+    assert (axis.get_xlabel(), axis.get_ylabel()) == ("valid MRR@5", "valid tail MRR@5")
     with pytest.raises(PrefError, match="'mrr'"):
         plots.sweep_pareto(TRIALS, "mrr", "tail")
 
@@ -560,7 +655,7 @@ def test_parallel_coordinates_scale_each_axis():
     np.testing.assert_allclose(lines, expected, atol=1e-12)
     assert axis.collections[0].get_array().tolist() == [0.04, 0.05, 0.06]
     np.testing.assert_allclose(lines_of(axis)["best trial"][1], expected[-1], atol=1e-12)
-    assert [text.get_text() for text in axis.get_xticklabels()] == ["tau", "K", "sampler", "ndcg"]
+    assert [text.get_text() for text in axis.get_xticklabels()] == ["tau", "K", "sampler", "NDCG"]
     assert {"0.01", "0.1", "1", "5", "10", "20", "gumbel", "uniform"} <= {text.get_text() for text in axis.texts}
     for columns in ([], ["config/tau", "absent"]):
         with pytest.raises(PrefError, match="No trial"):

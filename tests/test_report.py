@@ -2,8 +2,12 @@
 
 import base64
 import json
+import os
 import re
+import shutil
+import subprocess
 import sys
+from html import unescape
 from html.parser import HTMLParser
 
 import numpy as np
@@ -99,29 +103,30 @@ def test_results_are_those_of_the_table(written):
     folder, _, page = written
     table = json.loads((folder / "comparison.json").read_text())
     header, *lines = page.tables[0]
-    assert header == ["label", "seeds", *table["metrics"], "seconds per epoch", "epochs to best", "peak memory (MiB)"]
+    assert header == ["label", "seeds", "NDCG@10", "Hit@10", "tail NDCG@10", "head NDCG@10"]
     for line, row in zip(lines, table["rows"], strict=True):
         assert line[:2] == [row["label"], "2"]
-        for text, key in zip(line[2:], table["metrics"]):
+        for text, key in zip(line[2:], table["metrics"], strict=True):
             cell = row[key]
             shown, _, mark = text.partition(f" ± {cell['std']:.4f}")
             assert shown == f"{cell['mean']:.4f}"
             significant = cell["p"] is not None and cell["p"] < 0.05
             assert mark == ("" if not significant else " ↑*" if cell["difference"] > 0 else " ↓*")
-        assert line[-3:] == ["2.5", "9.0", "640.0"]
-    assert "paired randomization test over users, Holm correction" in page.text
-    assert "differs from CESASRec" in page.text
+    assert page.tables[1][0] == ["label", "seconds per epoch", "epochs to best", "peak memory (MiB)"]
+    assert page.tables[1][1:] == [[row["label"], "2.50", "9.0", "640"] for row in table["rows"]]
+    assert page.text.count("differs from CESASRec") == page.text.count("standard deviation over") == 1
+    assert table["test"] in page.text
 
 
 def test_differences_and_runs_are_those_of_the_records(written):
     folder, records, page = written
     table = json.loads((folder / "comparison.json").read_text())
-    differences, singles = page.tables[1], page.tables[2]
+    differences, singles = page.tables[2], page.tables[3]
     assert [line[0] for line in differences[1:]] == [row["label"] for row in table["rows"][1:]]
     cell = table["rows"][1]["ndcg@10"]
     assert differences[1][1] == f"{cell['difference']:+.4f}, p = 0.004".replace("-", "−")
     assert len(singles) == 1 + len(records)
-    key = singles[0].index("tailndcg@10")
+    key = singles[0].index("tail NDCG@10")
     expected = [[r["label"], str(r["seed"]), f"{r['test_result']['tailndcg@10']:.4f}"] for r in records]
     assert [[line[0], line[1], line[key]] for line in singles[1:]] == expected
 
@@ -147,7 +152,7 @@ def test_best_values_are_bold_also_where_lower_is_better(tmp_path):
     path = report.write_report(tmp_path)
     assert bold(path) == ["0.5000", "0.5000", "0.2000 ↑*"]
     page = Page(path)
-    assert "Lower is better for giniindex@10." in page.text
+    assert "Lower is better for GiniIndex@10." in page.text
     assert page.tables[0][3][2:] == ["–", "–"]
     assert page.tables[1][1][1:] == ["+0.0000, p = 0.900", "−0.7000, p < 0.001"]
 
@@ -178,7 +183,7 @@ def test_interactive_charts_hold_the_numbers(written):
     both = [[row["ndcg@10"] for row in r["history"][: len(first["x"])]] for r in own]
     np.testing.assert_allclose(first["y"], np.mean(both, axis=0))
     assert first["x"] == list(range(1, 1 + min(r["epochs"] for r in own)))  # as epochs_to_best
-    assert curves["layout"]["yaxis2"]["title"]["text"] == "valid tailndcg@10"
+    assert curves["layout"]["yaxis2"]["title"]["text"] == "valid tail NDCG@10"
     targets = {attributes.get("id") for attributes in page.of("div")}
     assert set(charts) <= targets
 
@@ -210,14 +215,14 @@ def test_without_comparison_json_the_table_comes_from_the_runs(tmp_path):
     assert page.tables[0][1][:4] == [
         "CESASRec", "2", page.tables[0][1][2], f"{np.mean(values):.4f} ± {np.std(values, ddof=1):.4f}",
     ]  # fmt: skip
-    assert page.tables[0][1][-3:] == ["2.5", "12.0", "640.0"]
+    assert page.tables[1][1] == ["CESASRec", "2.50", "12.0", "640"]
 
 
 def test_bare_records_make_a_page(tmp_path):
     record = {"label": "A", "dataset": "d", "test_result": {"hit@10": 0.1}}
     write_run(tmp_path, {**record, "seed": 1})
     page = Page(report.write_report(tmp_path))
-    assert page.tables[0] == [["label", "seeds", "hit@10"], ["A", "1", "0.1000"]]
+    assert page.tables[0] == [["label", "seeds", "Hit@10"], ["A", "1", "0.1000"]]
     assert "no data for a picture" in page.text and "no data for a chart" in page.text
     assert "do not say where they come from" in page.text and "same settings" in page.text
 
@@ -267,6 +272,77 @@ def test_a_table_that_cannot_be_drawn_is_told_in_the_page(tmp_path, capsys):
     page = Page(tmp_path / "report.html")
     assert "A picture is left out: " in page.text and "collapse.csv' has no column 'model'" in page.text
     assert page.of("img") and page.charts() and page.tables[0][1][0] == "A"
+
+
+# -- in a browser
+
+CHROMIUM = os.environ.get("CHROME_PATH") or next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome"))),
+    None,
+)
+in_a_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the PATH nor in CHROME_PATH")
+# What the page made of itself, written into it: charts, tables that are wider than their place, what was asked for.
+PROBE = """
+<script>
+const refused = [];
+addEventListener("securitypolicyviolation", event => refused.push(event.blockedURI));
+addEventListener("load", () => {
+  const all = (query, of) => Array.from(document.querySelectorAll(query), of);
+  const seen = {refused, loaded: performance.getEntriesByType("resource").map(entry => entry.name)};
+  seen.charts = Object.fromEntries(all(".chart", chart => [
+    chart.id, [chart.classList.contains("js-plotly-plot"), chart.querySelectorAll("g.trace").length]
+  ]));
+  seen.tables = all(".scroll", place => place.scrollWidth - place.clientWidth);
+  seen.hidden = all("section", part => part).filter(part => !part.offsetHeight).map(part => part.id);
+  document.body.appendChild(document.createElement("pre")).id = "seen";
+  document.getElementById("seen").textContent = JSON.stringify(seen);
+});
+</script>"""
+
+
+def seen_by_a_browser(page, folder, width, media="screen"):
+    """Return what PROBE sees in a report (text) in a window of some pixels' width."""
+    path = folder / "probed.html"
+    page = page.replace("@media print", f"@media {'all' if media == 'print' else 'print'}")
+    path.write_text(page.replace("</title>", f"</title>{PROBE}", 1), encoding="utf-8")
+    command = [
+        CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'profile'}",
+        "--no-first-run", "--disable-background-networking", "--virtual-time-budget=10000",
+        f"--window-size={width},900", "--dump-dom", path.as_uri(),
+    ]  # fmt: skip
+    dom = subprocess.run(command, capture_output=True, timeout=120, check=True).stdout.decode()
+    return json.loads(unescape(re.search(r'<pre id="seen">(.*?)</pre>', dom, re.DOTALL)[1]))
+
+
+@in_a_browser
+def test_a_browser_draws_the_charts_and_loads_nothing(written, tmp_path):
+    folder, _, page = written
+    source = (folder / "report.html").read_text(encoding="utf-8")
+    seen = seen_by_a_browser(source, tmp_path, 1300)
+    assert seen["charts"] == {name: [True, len(chart["data"])] for name, chart in page.charts().items()}
+    assert set(seen["charts"]) == {"chart-trade_off", "chart-learning_curves"} and not seen["hidden"]
+    # the pictures are no requests; a browser's own files are none of the page
+    assert not [name for name in seen["loaded"] if not name.startswith("data:")] and not seen["refused"]
+    asking = source.replace("<body>", '<body><img src="http://127.0.0.1:9/x.png">', 1)
+    assert seen_by_a_browser(asking, tmp_path, 1300)["refused"] == ["http://127.0.0.1:9/x.png"]  # the probe works
+
+
+@in_a_browser
+def test_tables_fit_a_window_and_a_printed_page(tmp_path):
+    """1300 pixels; and a landscape sheet of Letter paper, 279 mm less twice 12 mm, at 96 pixels an inch."""
+    labels = ("CESASRec", "LPOSASRec recommended", "SDPOSASRec")
+    records = write_comparison(tmp_path, labels, seeds=(1, 2))
+    table = json.loads((tmp_path / "comparison.json").read_text())
+    for row in table["rows"]:
+        row |= {key: {**row["hit@10"], "p": 0.001} for key in ("tailhit@10", "headhit@10")}
+    table["metrics"] += ["tailhit@10", "headhit@10"]
+    (tmp_path / "comparison.json").write_text(json.dumps(table))
+    source = report.write_report(tmp_path).read_text(encoding="utf-8")
+    assert "size: landscape" in source and len(records) == 6
+    opened = source.replace("<details>", "<details open>")
+    assert set(seen_by_a_browser(source, tmp_path, 1300)["tables"]) == {0}
+    printed = seen_by_a_browser(opened, tmp_path, 963, "print")
+    assert set(printed["tables"]) == {0} and printed["hidden"] == ["charts"]
 
 
 def test_mistakes_are_one_sentence(tmp_path):

@@ -72,6 +72,19 @@ def test_nothing_changed_means_stock_recbole_bit_for_bit(tiny_dataset, backbone)
     assert run.trainer.best_valid_result == trainer.best_valid_result
 
 
+@pytest.mark.parametrize("model", ["SASRec", "CESASRec", "CEGRU4Rec"])
+def test_losses_per_row_do_not_depend_on_the_size_of_a_step(tiny_dataset, model):
+    settings = {**tiny_dataset, "learning_rate": 1e-12, "hidden_dropout_prob": 0, "attn_dropout_prob": 0, "dropout_prob": 0}
+    losses = []
+    for size in (16, 64, 10_000):
+        run = build_run(Config(model, config_dict={**settings, "train_batch_size": size}), log=False)
+        run.trainer.fit(run.train_data, run.valid_data, saved=False)
+        losses.append(run.trainer.losses_per_row())
+    (whole,) = {round(loss, 4) for loss in losses[-1]}  # one step an epoch, so the mean over all rows
+    assert [len(own) for own in losses] == [2, 2, 2]
+    assert sum(losses, []) == pytest.approx([whole] * 6, rel=0.01)
+
+
 @pytest.mark.parametrize("model", ["LPOSASRec", "SDPOGRU4Rec", "RoDPOCaser", "DynamicPOSASRec"])
 def test_same_seed_same_result(tiny_dataset, tmp_path, model):
     folders = [str(tmp_path / name) for name in "ab"]

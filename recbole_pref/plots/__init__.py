@@ -26,15 +26,18 @@ from recbole_pref.plots.records import (
     number,
     pareto_front,
     read_collapse,
+    scope,
+    tail_definition,
 )
-from recbole_pref.plots.settings import RUN_SETTINGS, sensitivity, swept_settings, variants
+from recbole_pref.plots.settings import RUN_SETTINGS, collapse_rows, sensitivity, swept_settings, variants
 from recbole_pref.plots.sweeps import parallel_coordinates, sweep_pareto
 
 __all__ = [
-    "LINES", "MARKERS", "RUN_SETTINGS", "as_svg", "by_label", "caption", "collapse", "curve_of", "draw_all",
-    "exposure", "figures", "learning_curves", "load_comparison", "load_runs", "main_metric", "number",
-    "parallel_coordinates", "pareto_front", "popularity_exposure", "read_collapse", "save", "sensitivity",
-    "shared_epochs", "styles", "swept_settings", "sweep_pareto", "tail_gap", "trade_off", "variants",
+    "LINES", "MARKERS", "RUN_SETTINGS", "as_svg", "by_label", "caption", "collapse", "collapse_rows",
+    "curve_of", "draw_all", "exposure", "figures", "learning_curves", "load_comparison", "load_runs", "main_metric",
+    "number", "parallel_coordinates", "pareto_front", "popularity_exposure", "read_collapse", "save", "scope",
+    "sensitivity", "shared_epochs", "styles", "swept_settings", "sweep_pareto", "tail_definition", "tail_gap",
+    "trade_off", "variants",
 ]  # fmt: skip
 
 CAPTIONS = {
@@ -55,11 +58,11 @@ CAPTIONS = {
     "exposure": (
         "Share of the recommendation slots that goes to each tenth of the items, ordered by their number of "
         "training interactions; mean over the seeds, band from lowest to highest. Dashed: all items equally "
-        "often."
+        "often. Where the axis is logarithmic, a line or band on its lower end has share 0 there."
     ),
     "collapse": (
-        "Test metric and final training loss against the number of negatives K; mean over the seeds, band "
-        "from lowest to highest."
+        "Test metric and training loss per row against the number of negatives K, all other settings equal; mean "
+        "over the seeds, band from lowest to highest. The line above says which epochs they are of."
     ),
     "sensitivity": (
         "Test metric against one setting, all others equal; mean over the seeds, band from lowest to highest."
@@ -82,7 +85,8 @@ def figures(folder, runs=None, refused=None):
 
     Returns:
         dict: name -> Figure, among ``learning_curves``, ``trade_off``, ``tail_gap``, ``exposure``,
-        ``sensitivity_<setting>`` for each setting with three values or more, and the names of the CSV files.
+        ``sensitivity_<setting>`` for each setting with three values or more, ``collapse`` where ``num_negatives``
+        is one of them, and the names of the CSV files, of which a ``collapse.csv`` takes the place of ``collapse``.
 
     Raises:
         PrefError: see :func:`load_runs` and :func:`read_collapse`; matplotlib is not installed.
@@ -104,6 +108,9 @@ def figures(folder, runs=None, refused=None):
         drawn["exposure"] = popularity_exposure(runs)
     for setting in swept_settings(runs):
         drawn[f"sensitivity_{setting}"] = sensitivity(runs, setting, metric)
+    rows = collapse_rows(runs, metric)
+    if rows:
+        drawn["collapse"] = collapse(rows, metric)
     for path in sorted(Path(folder).glob("collapse*.csv")):
         try:
             drawn[path.stem] = collapse(read_collapse(path))

@@ -5,10 +5,12 @@ import math
 import numpy as np
 
 from recbole_pref.errors import PrefError
+from recbole_pref.metrics import display_name
 from recbole_pref.plots.drawing import (
     GREY,
     LOG_SPAN,
     add_legend,
+    add_scope,
     dark,
     draw_mean,
     front_steps,
@@ -20,7 +22,7 @@ from recbole_pref.plots.drawing import (
     styles,
     value_axis,
 )
-from recbole_pref.plots.records import by_label, check_metric, exposure, number
+from recbole_pref.plots.records import by_label, check_metric, exposure, number, scope
 
 
 @styled
@@ -45,13 +47,14 @@ def learning_curves(runs, metric="ndcg@10"):
             "again."
         )
     figure, axes = panels(4.3 * len(keys), 3.4, columns=len(keys))
+    add_scope(figure, scope(runs, tail=len(keys) > 1))
     groups = by_label(runs)
     look = styles(groups)
     for axis, key in zip(axes, keys):
         for label, own in groups.items():
             _draw_curve(axis, own, key, look[label], label)
         axis.set_xlabel("epoch")
-        axis.set_ylabel(f"valid {key}")
+        axis.set_ylabel(f"valid {display_name(key)}")
         axis.xaxis.get_major_locator().set_params(integer=True)
     add_legend(figure, [(label, line_handle(look[label])) for label in groups])
     return figure
@@ -115,6 +118,7 @@ def trade_off(runs, metric="ndcg@10"):
         raise PrefError(f"No run has both {metric} and {tail}: add them to 'metrics' and run again.")
     room = 0.25 * max(len(points) - 10, 0)  # names need it
     figure, (axis,) = panels(6.4 + room, 4.8 + room)
+    add_scope(figure, scope(runs, tail=True))
     look = styles(by_label(runs))
     means = np.array([own.mean(axis=0) for own in points.values()])  # [labels, 2]
     spread = np.array([own.std(axis=0, ddof=1) if len(own) > 1 else [0, 0] for own in points.values()])
@@ -128,8 +132,8 @@ def trade_off(runs, metric="ndcg@10"):
             markeredgecolor="white", elinewidth=1, capsize=2, linestyle="none", label=label,
         )  # fmt: skip
     axis.margins(0.14)
-    axis.set_xlabel(f"test {metric}")
-    axis.set_ylabel(f"test {tail}")
+    axis.set_xlabel(f"test {display_name(metric)}")
+    axis.set_ylabel(f"test {display_name(tail)}")
     handles = front_steps(axis, means, "Pareto front of the means") if len(means) > 1 else []
     if any(len(own) > 1 for own in points.values()):
         from matplotlib.lines import Line2D
@@ -171,6 +175,7 @@ def tail_gap(runs):
     edges = np.linspace(low - room, high + room, bins + 1)
     power = min(0, math.floor(math.log10(max(abs(low), abs(high)) or 1.0)))
     figure, (axis,) = panels(6.4, 1.1 + 0.55 * len(values))
+    add_scope(figure, scope(runs, tail=True))
     look = styles(by_label(runs))
     axis.axvline(0, color=GREY, linestyle="--", linewidth=1, label="0")
     beside = {
@@ -224,30 +229,38 @@ def popularity_exposure(runs):
     """
     groups = _with_array(runs, "top")
     figure, (axis,) = panels(6.4, 3.9)
+    add_scope(figure, scope(runs))
     look = styles(by_label(runs))
     deciles = np.arange(1, 11)
-    every = []
-    for label, arrays in groups.items():
-        pairs = [exposure(own["top"], own["count"]) for own in arrays]
-        shares, uniform = np.array([slots for slots, _ in pairs]), pairs[0][1]
-        draw_mean(axis, deciles, shares, {**look[label]}, label)
-        every.append(shares.mean(axis=0))
+    pairs = {label: [exposure(own["top"], own["count"]) for own in arrays] for label, arrays in groups.items()}
+    shares = {label: np.array([slots for slots, _ in own]) for label, own in pairs.items()}  # [seeds, 10]
+    uniform = next(iter(pairs.values()))[0][1]
+    floor = _exposure_axis(axis, shares.values())
+    for label, own in shares.items():
+        draw_mean(axis, deciles, own, look[label], label, floor=floor)
     (line,) = axis.plot(deciles, uniform, color=GREY, linestyle=(0, (5, 3)), linewidth=1.2, label="uniform")
-    positive = np.concatenate(every)
-    positive = positive[positive > 0]
-    if len(positive) and positive.max() > LOG_SPAN * positive.min():
-        # An empty decile has no place on a logarithmic axis: its line leaves the picture below.
-        axis.set_yscale("log", nonpositive="clip", subs=[])
-        axis.set_ylim(bottom=positive.min() / 2)
-        axis.yaxis.get_major_locator().set_params(subs=(1, 3))
-        axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    else:
-        axis.set_ylim(bottom=0)
+    axis.set_ylim(bottom=floor)
     axis.set_xticks(deciles)
     axis.set_xlabel("decile of the items by training count (1 = most popular)")
     axis.set_ylabel(f"share of top-{next(iter(groups.values()))[0]['top'].shape[1]} slots")
     add_legend(figure, [*((label, line_handle(look[label])) for label in groups), ("uniform", line)])
     return figure
+
+
+def _exposure_axis(axis, shares):
+    """Scale the y axis for the shares of the labels, each [seeds, 10], and return its lower end.
+
+    An empty decile has no place on a logarithmic axis: it stands on the lower end, which is below all shares that
+    are not 0.
+    """
+    shares = list(shares)
+    means, every = np.stack([own.mean(axis=0) for own in shares]), np.concatenate(shares)
+    if not means.any() or means.max() <= LOG_SPAN * means[means > 0].min():
+        return 0
+    axis.set_yscale("log", subs=[])
+    axis.yaxis.get_major_locator().set_params(subs=(1, 3))
+    axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    return min(own[own > 0].min() for own in (means, every)) / 2
 
 
 @styled
@@ -256,7 +269,8 @@ def collapse(rows, metric="ndcg@10"):
 
     Args:
         rows (list of dict): ``method``, ``K``, ``metric``, ``loss`` and perhaps ``reference``, the metric
-            before training; several rows of one method and K are seeds. See :func:`read_collapse`.
+            before training, ``dataset`` and ``epochs``, the words that say which epochs metric and loss are of;
+            several rows of one method and K are seeds. See :func:`read_collapse` and :func:`collapse_rows`.
         metric (str): what ``metric`` is, for the axis.
 
     Returns:
@@ -268,6 +282,8 @@ def collapse(rows, metric="ndcg@10"):
     if not rows:
         raise PrefError("The collapse curve has no rows: give a row per method and number of negatives K.")
     figure, (upper, lower) = panels(6.0, 5.4, rows=2, sharex=True)
+    told = dict.fromkeys(str(row[key]) for key in ("dataset", "epochs") for row in rows if row.get(key))
+    add_scope(figure, "; ".join(told))
     methods = list(dict.fromkeys(row["method"] for row in rows))
     look = styles(methods)
     for axis, key in ((upper, "metric"), (lower, "loss")):
@@ -282,7 +298,7 @@ def collapse(rows, metric="ndcg@10"):
     if np.isfinite(reference).any():
         line = upper.axhline(np.nanmean(reference), color=GREY, linewidth=1, linestyle=":", label="reference")
         entries.append(("reference, before training", line))
-    upper.set_ylabel(f"test {metric}")
+    upper.set_ylabel(f"test {display_name(metric)}")
     lower.set_ylabel("training loss per row (nats)")
     lower.set_xlabel("negatives per positive, num_negatives K")
     value_axis(lower, [int(row["K"]) for row in rows])

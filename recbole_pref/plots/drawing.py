@@ -92,6 +92,16 @@ def shortened(label, width=34):
     return "\n".join(textwrap.wrap(str(label), width)).replace("$", r"\$")
 
 
+def add_scope(figure, text):
+    """Write a small line above the panels, before the legend is added and names are placed."""
+    if not text:
+        return
+    width, height = figure.get_size_inches()
+    lines = shortened(text, int(14 * width))
+    figure.set_size_inches(width, height + 0.18 * (1 + lines.count("\n")))
+    figure.suptitle(lines, x=0.02, ha="left", fontsize=9, color=GREY)
+
+
 def add_legend(figure, entries):
     """Add a legend outside the axes: below them up to six entries, on the right beyond.
 
@@ -125,16 +135,18 @@ def line_handle(style):
     return Line2D([], [], **style)
 
 
-def draw_mean(axis, x, values, style, label, markevery=1):
+def draw_mean(axis, x, values, style, label, markevery=1, floor=-math.inf):
     """Draw the mean over seeds with a band from the lowest to the highest.
 
     Args:
         x (array [P]): ascending.
         values (array [S, P]): NaN where a seed has no value; every column has one at least.
+        floor (float): line and band stand here where they are lower, for a logarithmic axis, which would draw
+            a step to 0 as a drop at the point before.
     """
-    axis.plot(x, np.nanmean(values, axis=0), label=label, **style, markevery=markevery)
+    mean, low, high = (np.maximum(of(values, axis=0), floor) for of in (np.nanmean, np.nanmin, np.nanmax))
+    axis.plot(x, mean, label=label, **style, markevery=markevery)
     if len(values) > 1:
-        low, high = np.nanmin(values, axis=0), np.nanmax(values, axis=0)
         axis.fill_between(x, low, high, color=style["color"], alpha=0.15, linewidth=0)
 
 

@@ -9,8 +9,14 @@ import numpy as np
 
 from recbole_pref.errors import PrefError, suggest
 from recbole_pref.evidence import DAMAGED
+from recbole_pref.metrics import DEFAULT_SPLIT
 
 ARRAYS = ("tail_gap", "top", "count")
+# tail_split -> what head_ratio makes of it
+TAILS = {
+    "items": lambda ratio: f"all items but the most popular {100 * ratio:.4g}%",
+    "interactions": lambda ratio: f"all items but the most popular ones with {100 * ratio:.4g}% of the interactions",
+}
 
 
 def load_runs(folder):
@@ -110,7 +116,8 @@ def read_collapse(path, metric="last"):
 
     Args:
         path (path-like): CSV with the columns model, K, loss and ``metric``, perhaps reference.
-        metric (str): column of the metric: ``last`` (last epoch), ``best`` or ``tail_best``.
+        metric (str): column of the metric: ``last`` (last epoch), ``best`` or ``tail_best``. The loss is the
+            last epoch's.
 
     Raises:
         PrefError: the file, a column or a number is missing.
@@ -129,9 +136,12 @@ def read_collapse(path, metric="last"):
             f"'{path}' has no column {', '.join(map(repr, missing))} with values: give a CSV file with the "
             f"columns {', '.join(columns)}."
         )
+    epochs = "after the last epoch" if metric == "last" else "metric of the best epoch, loss of the last"
     try:
         return [
             {
+                "dataset": row.get("dataset"),
+                "epochs": epochs,
                 "method": row["model"],
                 "K": int(row["K"]),
                 "metric": float(row[metric]),
@@ -158,6 +168,29 @@ def by_label(runs):
     for run in runs:
         groups.setdefault(run["label"], []).append(run)
     return groups
+
+
+def scope(runs, tail=False):
+    """Return the line that lets a picture stand alone: the data set and, where they count, what tail items are.
+
+    Args:
+        runs (list of dict): see :func:`load_runs`.
+        tail (bool): whether the picture tells tail items from others.
+
+    Returns:
+        str: only what all runs have in common; empty where they say nothing.
+    """
+    datasets = {run.get("dataset") for run in runs}
+    name = str(datasets.pop() or "") if len(datasets) == 1 else ""
+    return "; ".join(filter(None, (name, tail_definition(runs) if tail else "")))
+
+
+def tail_definition(runs):
+    """Return what ``tail_split`` and ``head_ratio`` call the tail; empty where runs differ or do not say."""
+    splits = {tuple(run.get("config", {}).get(key) for key in DEFAULT_SPLIT) for run in runs}
+    rule, ratio = splits.pop()
+    known = not splits and rule in TAILS and math.isfinite(number(ratio))
+    return f"tail: {TAILS[rule](number(ratio))}" if known else ""
 
 
 def main_metric(runs):

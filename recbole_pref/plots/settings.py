@@ -5,9 +5,11 @@ import math
 from numbers import Real
 
 from recbole_pref.errors import PrefError, suggest
+from recbole_pref.metrics import display_name
 from recbole_pref.plots.comparisons import draw_cells
 from recbole_pref.plots.drawing import (
     add_legend,
+    add_scope,
     line_handle,
     panels,
     shortened,
@@ -15,7 +17,7 @@ from recbole_pref.plots.drawing import (
     styles,
     value_axis,
 )
-from recbole_pref.plots.records import check_metric, number
+from recbole_pref.plots.records import check_metric, number, scope
 
 # Settings that name a run or its machine and say nothing about what was trained.
 RUN_SETTINGS = frozenset(
@@ -105,6 +107,7 @@ def sensitivity(runs, setting, metric="ndcg@10"):
     place = (lambda value: value) if numeric else {v: i for i, v in enumerate(values)}.__getitem__
     keys = [key for key in (metric, f"tail{metric}") if any(key in run["test_result"] for run in runs)]
     figure, axes = panels(5.6, 0.8 + 2.2 * len(keys), rows=len(keys), sharex=True)
+    add_scope(figure, scope(runs, tail=len(keys) > 1))
     look = styles(lines)
     for axis, key in zip(axes, keys):
         for name, cells in lines.items():
@@ -113,7 +116,7 @@ def sensitivity(runs, setting, metric="ndcg@10"):
                 for value, own in cells.items()
             }
             draw_cells(axis, points, look[name], name)
-        axis.set_ylabel(f"test {key}")
+        axis.set_ylabel(f"test {display_name(key)}")
     if numeric:
         value_axis(axes[-1], values)
     else:
@@ -141,3 +144,36 @@ def swept_settings(runs, least=3):
             if any(sum(map(is_number, cells)) >= least for cells in lines.values()):
                 swept.append(key)
     return swept
+
+
+def collapse_rows(runs, metric="ndcg@10", least=3):
+    """Return the rows of a collapse curve from runs that differ in ``num_negatives`` (and the seed) alone.
+
+    Args:
+        runs (list of dict): see :func:`load_runs`; needs ``train_loss_per_row``.
+        metric (str): RecBole's key.
+        least (int): numbers of negatives that a line of :func:`variants` has to have.
+
+    Returns:
+        list of dict: see :func:`collapse`; metric and loss are those of the best epoch. Empty where no line is long
+        enough or no run tells its loss.
+    """
+    try:
+        lines = variants(runs, "num_negatives")
+    except PrefError:
+        return []
+    rows = [
+        {
+            "method": name, "K": int(k), "metric": number(run["test_result"].get(metric)), "loss": _loss_at_best(run),
+            "dataset": run.get("dataset"), "epochs": "metric and loss of the best epoch",
+        }
+        for name, cells in lines.items() if sum(map(is_number, cells)) >= least
+        for k, own in cells.items() if is_number(k)
+        for run in own
+    ]  # fmt: skip
+    return rows if any(math.isfinite(row["loss"]) for row in rows) else []
+
+
+def _loss_at_best(run):
+    losses = run.get("train_loss_per_row")  # records of earlier versions have none
+    return number(losses[(run.get("epochs_to_best") or len(losses)) - 1]) if losses else math.nan

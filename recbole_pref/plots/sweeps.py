@@ -5,6 +5,7 @@ import math
 import numpy as np
 
 from recbole_pref.errors import PrefError
+from recbole_pref.metrics import display_name
 from recbole_pref.plots.drawing import (
     COLOURS,
     add_legend,
@@ -46,8 +47,8 @@ def sweep_pareto(rows, overall="ndcg@10", tail="tailndcg@10"):
     others = axis.scatter(*points[~front].T, s=24, color=COLOURS[5], label="trials", **edge)
     best = axis.scatter(*points[front].T, s=52, color=COLOURS[4], marker="D", label="on the front", **edge)
     axis.margins(0.1)
-    axis.set_xlabel(overall)
-    axis.set_ylabel(tail)
+    axis.set_xlabel(_metric_of(overall))
+    axis.set_ylabel(_metric_of(tail))
     entries = front_steps(axis, points, "Pareto front")
     kinds = [(f"on the front ({front.sum()})", best), (f"other trials ({(~front).sum()})", others)]
     add_legend(figure, [*kinds, *entries])
@@ -111,7 +112,8 @@ def parallel_coordinates(rows, columns, objective):
             )  # fmt: skip
     axis.set_xlim(-0.5, len(columns) - 0.5)
     axis.set_ylim(-0.05, 1.05)
-    axis.set_xticks(x, [shortened(key.removeprefix("config/"), 14) for key in columns])
+    names = [*(key.removeprefix("config/") for key in columns[:-1]), _metric_of(objective)]
+    axis.set_xticks(x, [shortened(name, 14) for name in names])
     axis.tick_params(axis="x", length=0, labelsize=10)
     axis.set_yticks([])
     axis.grid(False)
@@ -119,8 +121,14 @@ def parallel_coordinates(rows, columns, objective):
     # The colour bar is the objective's axis: the lines end on it.
     strip = axis.inset_axes([x[-1], 0, 0.08, 1], transform=axis.transData)
     figure.colorbar(ScalarMappable(norm, "viridis_r"), cax=strip)
-    add_legend(figure, [(f"best trial, {objective} {score[-1]:.4g}", axis.lines[0])])
+    add_legend(figure, [(f"best trial, {_metric_of(objective)} {score[-1]:.4g}", axis.lines[0])])
     return figure
+
+
+def _metric_of(key):
+    """Return the key of a trial's metric, such as ``valid/ndcg@10``, in words."""
+    *where, name = key.split("/")
+    return " ".join([*where, display_name(name)])
 
 
 def _is_known(value):
