@@ -254,11 +254,12 @@ def _results(table):
         lines.append(line)
     smaller = [display_name(key) for key in metrics if _smaller_is_better(key)]
     tested = any(_p(row, key) is not None for row in rows for key in metrics)
-    if tested:  # "test" says what the values and the * are
-        notes = [table.get("test") or f"* differs from {table.get('baseline')}, corrected p < {ALPHA}."]
-        notes.append("↑: better, ↓: worse.")
-    else:
-        notes = ["Test set: mean ± standard deviation over the seeds. No test of significance was made."]
+    notes = ["Test set: mean ± standard deviation over the seeds."]
+    if tested:
+        notes.append(f"* differs from {table.get('baseline')}, corrected p < {ALPHA}.")
+    if table.get("test"):  # says both, and more
+        notes = [table["test"]]
+    notes.append("↑: better, ↓: worse." if tested else "No test of significance was made.")
     notes.append("Bold: the best mean of a metric.")
     if smaller:
         notes.append(f"Lower is better for {', '.join(smaller)}.")

@@ -245,10 +245,11 @@ def test_runs_that_cannot_be_compared_and_failed_runs_are_told(tmp_path):
     text = Page(report.write_report(tmp_path)).text
     assert "C-1 failed: no <mem>" in text and "mask_history" in text.split("Results")[0]
     assert "different data" in text
-    table["runs"] = [path.stem]
+    table |= {"runs": [path.stem], "test": "A starts from a reference that is not CE."}
     (tmp_path / "comparison.json").write_text(json.dumps(table))
     text = Page(report.write_report(tmp_path)).text
     assert "different data" not in text and other.is_file()
+    assert f"{table['test']} No test of significance was made." in text
 
 
 def test_missing_packages_are_told_in_the_page(written, monkeypatch):
