@@ -97,10 +97,12 @@ STUDIES = {
     "tawin-kl-ml-100k": Study("ml-100k", "SASRec", "CE,TAWin KL", "5"),
     "without-bias-ml-100k": Study("ml-100k", "SASRec", "CE,LPO recommended without repeat bias", "3"),
     "recommended-amazon-beauty-SASRec": Study("amazon-beauty", "SASRec", FIRST, "5", masked=True),
-    "recommended-amazon-beauty-GRU4Rec": Study("amazon-beauty", "GRU4Rec", FIRST, "2020,", masked=True),
+    "recommended-amazon-beauty-GRU4Rec": Study("amazon-beauty", "GRU4Rec", FIRST, "2", masked=True),
+    "recommended-amazon-beauty-Caser": Study("amazon-beauty", "Caser", FIRST, "2", masked=True),
     "against-bias-amazon-beauty-SASRec": Study("amazon-beauty", "SASRec", FIRST, "5", "CE repeat bias"),
-    "against-bias-amazon-beauty-GRU4Rec": Study("amazon-beauty", "GRU4Rec", FIRST, "2020,", "CE repeat bias"),
-    "methods-amazon-beauty": Study("amazon-beauty", "SASRec", "CE,SDPO,DynamicPO,SimPO,RoDPO,TAWin", "2"),
+    "against-bias-amazon-beauty-GRU4Rec": Study("amazon-beauty", "GRU4Rec", FIRST, "2", "CE repeat bias"),
+    "against-bias-amazon-beauty-Caser": Study("amazon-beauty", "Caser", FIRST, "2", "CE repeat bias"),
+    "methods-amazon-beauty": Study("amazon-beauty", "SASRec", "CE,SDPO,DynamicPO,SimPO,RoDPO,TAWin", "5"),
     "parts-amazon-beauty": Study("amazon-beauty", "SASRec", PARTS, "2020,"),
 }
 SHARED_FOLDERS = ("runs", "logs", "tasks", "checkpoints", "reference")
