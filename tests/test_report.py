@@ -281,7 +281,6 @@ CHROMIUM = os.environ.get("CHROME_PATH") or next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome"))),
     None,
 )
-in_a_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the PATH nor in CHROME_PATH")
 # What the page made of itself, written into it: charts, tables that are wider than their place, what was asked for.
 PROBE = """
 <script>
@@ -301,22 +300,37 @@ addEventListener("load", () => {
 </script>"""
 
 
+def dump_of(address, folder, width=1300):
+    """Return the document that a browser makes of an address: text."""
+    command = [
+        CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'profile'}",
+        "--no-first-run", "--disable-background-networking", "--virtual-time-budget=10000",
+        f"--window-size={width},900", "--dump-dom", address,
+    ]  # fmt: skip
+    return subprocess.run(command, capture_output=True, timeout=120, check=True).stdout.decode()
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    """Skip where there is no browser, or one that cannot start (in a container, say)."""
+    if CHROMIUM is None:
+        pytest.skip("no Chromium on the PATH nor in CHROME_PATH")
+    try:
+        assert "works" in dump_of("data:text/html,<p>works</p>", tmp_path_factory.mktemp("browser"))
+    except (OSError, subprocess.SubprocessError, AssertionError) as error:
+        pytest.skip(f"{CHROMIUM} does not start here: {error}")
+
+
 def seen_by_a_browser(page, folder, width, media="screen"):
     """Return what PROBE sees in a report (text) in a window of some pixels' width."""
     path = folder / "probed.html"
     page = page.replace("@media print", f"@media {'all' if media == 'print' else 'print'}")
     path.write_text(page.replace("</title>", f"</title>{PROBE}", 1), encoding="utf-8")
-    command = [
-        CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'profile'}",
-        "--no-first-run", "--disable-background-networking", "--virtual-time-budget=10000",
-        f"--window-size={width},900", "--dump-dom", path.as_uri(),
-    ]  # fmt: skip
-    dom = subprocess.run(command, capture_output=True, timeout=120, check=True).stdout.decode()
+    dom = dump_of(path.as_uri(), folder, width)
     return json.loads(unescape(re.search(r'<pre id="seen">(.*?)</pre>', dom, re.DOTALL)[1]))
 
 
-@in_a_browser
-def test_a_browser_draws_the_charts_and_loads_nothing(written, tmp_path):
+def test_a_browser_draws_the_charts_and_loads_nothing(browser, written, tmp_path):
     folder, _, page = written
     source = (folder / "report.html").read_text(encoding="utf-8")
     seen = seen_by_a_browser(source, tmp_path, 1300)
@@ -328,8 +342,7 @@ def test_a_browser_draws_the_charts_and_loads_nothing(written, tmp_path):
     assert seen_by_a_browser(asking, tmp_path, 1300)["refused"] == ["http://127.0.0.1:9/x.png"]  # the probe works
 
 
-@in_a_browser
-def test_tables_fit_a_window_and_a_printed_page(tmp_path):
+def test_tables_fit_a_window_and_a_printed_page(browser, tmp_path):
     """1300 pixels; and a landscape sheet of Letter paper, 279 mm less twice 12 mm, at 96 pixels an inch."""
     labels = ("CESASRec", "LPOSASRec recommended", "SDPOSASRec")
     records = write_comparison(tmp_path, labels, seeds=(1, 2))
