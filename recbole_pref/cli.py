@@ -294,7 +294,7 @@ def _predict(options, data_path):
         data_path,
         "cpu" if options.device is None else options.device,
     )
-    print(f"{len(frame)} recommendations for {(frame['rank'] == 1).sum()} sequences: {options.output}")
+    print(f"{len(frame)} recommendations for {(frame['rank'] == 1).sum()} users or sequences: {options.output}")
     return 0
 
 

@@ -28,6 +28,7 @@ from recbole_pref.config import Config, absolute_paths, digest_of_defaults, pars
 from recbole_pref.environment import environment, python_path, threads_per_process, write_result
 from recbole_pref.errors import PrefError, suggest
 from recbole_pref.memory import explained, peak_mb
+from recbole_pref.metrics import GROUP_METRICS
 from recbole_pref.quick_start import build_run, check_files
 from recbole_pref.significance import TESTS, holm
 
@@ -91,12 +92,12 @@ def parse_entries(text):
     Raises:
         PrefError: a word that is not understood, a file that cannot be used.
     """
-    found = [_parse_entry(part) for part in _split(text, ",")]
+    found = [_parse_entry(part) for part in split_text(text, ",")]
     labels = [entry.label for entry, _ in found]
     return [replace(entry, label=longer) if labels.count(entry.label) > 1 else entry for entry, longer in found]
 
 
-def _split(text, separators):
+def split_text(text, separators):
     """Return the parts of a text between separators that stand outside brackets."""
     parts, depth = [""], 0
     for character in text:
@@ -110,7 +111,7 @@ def _split(text, separators):
 
 def _parse_entry(text):
     """Return an entry, and its label with the folder of its file where it has one."""
-    first, *rest = _split(text, " \t\n")
+    first, *rest = split_text(text, " \t\n")
     settings, words = {}, []
     for word in rest:
         if word.endswith(_FILES) and "=" not in word:
@@ -267,6 +268,7 @@ def _plan(entries, dataset, seeds, files, shared, folder):
             )  # fmt: skip
     _check_different([task["id"] for task in tasks])
     if not all(_record_path(folder, task["id"]).is_file() for task in tasks):
+        some["checkpoint_dir"] = str(folder / "checkpoints" / tasks[0]["id"])  # where a run looks for pickles
         check_files(some)
     return tasks
 
@@ -287,6 +289,20 @@ def _reference_notes(tasks):
         unlike, label = min(found, key=lambda pair: len(pair[0]), default=((), None))
         if unlike:
             notes[task["label"]] = f"{task['label']} starts from a reference that is not {label}: {'; '.join(unlike)}."
+    return list(notes.values())
+
+
+def _longer_notes(tasks, runs):
+    """Return sentences on cross-entropy that trained for longer than the references like it: list of str."""
+    notes = {}
+    for task in tasks:
+        if task["offers"] and any(task["offers"] == other["asks"] for other in tasks):
+            most = task["offers"]["training"]["reference_epochs"]
+            record, _ = runs.get(task["label"], {}).get(task["seed"], ({"epochs": 0}, None))
+            if record["epochs"] > most:
+                notes[task["label"]] = (
+                    f"{task['label']} trained for more than reference_epochs={most}: the references end there."
+                )
     return list(notes.values())
 
 
@@ -607,7 +623,7 @@ def _write(entries, tasks, folder, baseline, test, failed):
     note = " ".join([note, *_groups(*next(iter(runs[baseline].values())), metrics)])
     if any(task["asks"] for task in tasks):
         note += " Seconds and epochs leave out the training of the references from which methods start."
-    note = " ".join([note, *_reference_notes(tasks)])
+    note = " ".join([note, *_reference_notes(tasks), *_longer_notes(tasks, runs)])
     text = table_text(rows, metrics, "github") + f"\n\n{note}\n"
     for name, reason in failed.items():
         text += f"\n{name} failed: {reason}"
@@ -637,7 +653,8 @@ def _check_same_data(records):
 
 def _groups(record, arrays, metrics):
     """Return what head and tail are, where a metric is about them: list of one str or none."""
-    if not any(name.startswith(("head", "tail")) for name in metrics):
+    known = {cls.__name__.lower() for classes in GROUP_METRICS.values() for cls in classes}
+    if not any(name.partition("@")[0] in known for name in metrics):
         return []
     rule, ratio = (record["config"][key] for key in ("tail_split", "head_ratio"))
     tail = arrays["tail"][arrays["target"]]

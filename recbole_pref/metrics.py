@@ -220,7 +220,7 @@ def register():
 
 
 def display_name(key):
-    """Return the key of a result as documents write it.
+    """Return the key of a result as pictures and reports write it, in RecBole's names.
 
     Args:
         key (str): such as ``ndcg@10`` or ``tailhit@5``.

@@ -290,7 +290,7 @@ class Recommender:
                 f"benchmark_filename={self.config['benchmark_filename']!r} gives sequences without the users' whole "
                 "histories: recommend for sequences of items instead."
             )
-        found = []
+        found, states = [], checkpoint.rng_state()
         with _visible_gpus_kept():
             load_data(
                 self._trained,
@@ -299,6 +299,7 @@ class Recommender:
                 log=False,
                 unsplit=lambda dataset: found.append(Histories(dataset)),
             )
+        checkpoint.set_rng_state(states)  # RecBole seeds them for the split
         return found[0]
 
     def _check_k(self, k):

@@ -187,12 +187,12 @@ def build_run(config, log=True, dataset=None):
     Returns:
         Run
     """
-    _check_outputs(config)
     dataset, loaders = prepare_data(config, log, dataset)
     init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
     torch.set_float32_matmul_precision(config["matmul_precision"])
     cls = model_class(config["model"]) if isinstance(config["model"], str) else config.model_class
     model = _build_model(cls, config, loaders[0]._dataset).to(config["device"])
+    _check_outputs(config)
     base = get_trainer(config["MODEL_TYPE"], config["model"])
     trainer = trainer_class(base)(config, model)
     if log:
@@ -204,10 +204,7 @@ def build_run(config, log=True, dataset=None):
 
 
 def _check_outputs(config):
-    """Make the output folders and refuse those that cannot be written, while no time is lost yet.
-
-    RecBole makes them too, but in a way that fails when two runs do it at once.
-    """
+    """Refuse output folders that cannot be written while no time is lost yet."""
     folders = {"checkpoint_dir": config["checkpoint_dir"], "log_tensorboard": "log_tensorboard"}
     if config["result_file"]:
         folders["result_file"] = os.path.dirname(os.path.abspath(config["result_file"]))
@@ -274,6 +271,7 @@ def prepare_data(config, log=True, dataset=None, unsplit=None):
             if not os.path.exists(_pickles(config)["dataloaders_save_path"]):
                 # RecBole splits a data set in place, once; so it can serve several runs.
                 dataset.build = partial(_same, dataset.build())
+        os.makedirs(config["checkpoint_dir"], exist_ok=True)  # as in _start_log
         loaders = data_preparation(config, dataset)
         _seed_again(loaders, config)
     except PrefError:
@@ -328,7 +326,7 @@ def _pickles(config):
 def _start_log(config, log):
     streams = sys.stdout, sys.stderr
     try:
-        os.makedirs(f"log/{config['model']}", exist_ok=True)  # as in _check_outputs
+        os.makedirs(f"log/{config['model']}", exist_ok=True)  # RecBole fails where two runs make it at once
         init_logger(config)
     except OSError as error:
         raise PrefError(

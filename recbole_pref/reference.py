@@ -208,10 +208,15 @@ def offered(trainer, train_data):
         yield nothing
         return
 
+    if path.is_file():
+        lock.release()
+        yield nothing
+        return
+
     def store():
         epochs, most = len(trainer.epoch_times), config["reference_epochs"]
         stopped_early = epochs < min(config["epochs"], most)
-        if (stopped_early or epochs == most) and not path.is_file():
+        if stopped_early or epochs == most:
             best = trainer.store.best() or trainer.store.last()
             state_dict = checkpoint.load(best)["state_dict"]
             try:

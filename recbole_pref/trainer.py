@@ -184,7 +184,7 @@ class TrainerMixin(EvaluationMixin):
         return total
 
     def losses_per_row(self):
-        """Return the training loss of each epoch so far, as a mean over its rows: list of float.
+        """Return the training loss per row of each epoch so far, as a mean over its steps: list of float.
 
         RecBole sums the losses of an epoch's steps, each a mean over the rows of the step; here the sum is divided
         by the number of steps, so that runs with other batch sizes can be compared. Nats where the loss is a

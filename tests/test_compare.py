@@ -302,6 +302,7 @@ def test_a_comparison_runs_once_and_agrees_with_the_evaluator(settings, tmp_path
     assert "corrected after Holm for 6 comparisons" in note
     head = torch.from_numpy(arrays["count"]).argsort(descending=True, stable=True)[: round(0.2 * (len(arrays["count"]) - 1))]
     tail = (~np.isin(arrays["target"], head)).sum()
+    assert not compare._groups(record, arrays, ["tailpercentage@10", "hit@10"])
     assert f"Head: the most popular 20% of the items (tail_split: items), tail: the rest, {tail} of the 60 test" in note
 
 
@@ -345,6 +346,23 @@ def test_references_unlike_the_cross_entropy_compared_with_are_told(tiny_dataset
     settings = {**tiny_dataset, "dataset": None, **shared}
     notes = compare._reference_notes(compare._plan(entries, "tiny", 2, None, settings, tmp_path))
     assert not notes if words is None else len(notes) == 1 and words in notes[0]
+
+
+def test_pickles_of_other_runs_do_not_matter(settings, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved" / "tiny-SequentialDataset.pth").write_bytes(b"what save_dataset left")
+    assert len(compare._plan(compare.parse_entries("CESASRec"), "tiny", 1, None, settings, tmp_path / "out")) == 1
+
+
+def test_cross_entropy_trained_for_longer_than_references_is_told(tiny_dataset, tmp_path):
+    settings = {**tiny_dataset, "dataset": None, "epochs": 9, "reference_epochs": 4}
+    tasks = compare._plan(compare.parse_entries("CESASRec,SDPOSASRec"), "tiny", 2, None, settings, tmp_path)
+    runs = {"CESASRec": {2020: ({"epochs": 4}, None), 2021: ({"epochs": 9}, None)}}
+    (note,) = compare._longer_notes(tasks, runs)
+    assert note.startswith("CESASRec trained for more than reference_epochs=4")
+    del runs["CESASRec"][2021]
+    assert not compare._longer_notes(tasks, runs)
 
 
 def test_a_mistake_in_the_data_is_told_once_and_before_any_run(settings, tmp_path):

@@ -325,14 +325,14 @@ def test_a_table_of_users(recommender, tmp_path, capsys, tiny_folder):
     assert read_sequences(source) == (["u3", "u1"], None)
     words = [f"--predict={recommender[1]}", f"--input={source}", f"--output={target}", "--k=2"]
     assert cli.main([*words, f"--data_path={tiny_folder}"]) == 0
-    assert "4 recommendations for 2 sequences" in capsys.readouterr().out
+    assert "4 recommendations for 2 users or sequences" in capsys.readouterr().out
     expected = recommender[0].recommend_users(["u3", "u1"], k=2)
     pd.testing.assert_frame_equal(pd.read_csv(target), expected, check_dtype=False)
     assert cli.main([*words, f"--data_path={tmp_path}"]) == 2
     assert "data_path" in capsys.readouterr().err
     source.write_text("user\nu3\nu99\n")
     assert cli.main([*words, "--unknown=skip"]) == 0
-    assert "2 recommendations for 1 sequences" in capsys.readouterr().out
+    assert "2 recommendations for 1 users or sequences" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("device", ["meta", "gpu", "", "cuda:99", "cpu:x"])
@@ -362,7 +362,7 @@ def test_command_line(recommender, tmp_path, capsys):
     source.write_text("user,items\nann,i3 i4\n")
     words = [f"--predict={recommender[1]}", f"--input={source}", f"--output={tmp_path / 'o.csv'}", "--k=2"]
     assert cli.main(words) == 0
-    assert "2 recommendations for 1 sequences" in capsys.readouterr().out
+    assert "2 recommendations for 1 users or sequences" in capsys.readouterr().out
     assert cli.main(words[:2]) == 2
     assert "--output" in capsys.readouterr().err
     assert cli.main([words[0], f"--input={tmp_path / 'no.csv'}", words[2]]) == 2

@@ -214,6 +214,18 @@ def test_a_run_that_is_no_reference_offers_none(tiny_dataset, model, more, waits
     assert not stored(tiny_dataset)
 
 
+def test_a_reference_that_is_there_keeps_nobody_waiting(tiny_dataset):
+    fit("SDPOSASRec", tiny_dataset)
+    (path,) = stored(tiny_dataset)
+    written = path.stat().st_mtime_ns
+    run = build_run(Config("CESASRec", config_dict=tiny_dataset), log=False)
+    with reference.offered(run.trainer, run.train_data) as store:
+        FileLock(f"{path}.lock").acquire(timeout=0).lock.release()
+        run.trainer.fit(run.train_data, run.valid_data)
+        store()
+    assert path.stat().st_mtime_ns == written
+
+
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_a_run_of_cross_entropy_needs_no_folder_of_references(tiny_dataset, tmp_path, monkeypatch, when, caplog):
     place = tmp_path / "references"

@@ -354,9 +354,10 @@ def test_tables_fit_a_window_and_a_printed_page(browser, tmp_path):
     source = report.write_report(tmp_path).read_text(encoding="utf-8")
     assert "size: landscape" in source and len(records) == 6
     opened = source.replace("<details>", "<details open>")
-    assert set(seen_by_a_browser(source, tmp_path, 1300)["tables"]) == {0}
+    # Pixels for fonts wider than usual; a lost column has more than 60.
+    assert max(seen_by_a_browser(source, tmp_path, 1300)["tables"]) <= 30
     printed = seen_by_a_browser(opened, tmp_path, 963, "print")
-    assert set(printed["tables"]) == {0} and printed["hidden"] == ["charts"]
+    assert max(printed["tables"]) <= 30 and printed["hidden"] == ["charts"]
 
 
 def test_mistakes_are_one_sentence(tmp_path):

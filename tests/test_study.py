@@ -92,7 +92,7 @@ def test_studies_share_their_runs_and_keep_tables_of_their_own(tmp_path, monkeyp
     monkeypatch.setattr(sys, "argv", ["study.py", "--studies=all", f"--output={tmp_path}"])
     assert study.main() == 0
     told = capsys.readouterr()
-    assert told.err.startswith("The studies on amazon-beauty are left out: dataset='amazon-beauty' was not found")
+    assert told.err.startswith("The studies on amazon-beauty are left out: it is not under data_path=")
     assert told.err.count("\n") == 1
     assert trained == ["CE SASRec"] * 2 + ["LPO SASRec"] * 2 + ["DPO SASRec"] * 2
     assert reported == {"one": ["CE SASRec", "LPO SASRec"], "two": ["CE SASRec", "DPO SASRec"]}
@@ -116,7 +116,7 @@ def test_a_study_that_fails_does_not_end_the_others(tmp_path, monkeypatch, capsy
         return {}
 
     monkeypatch.setattr(study, "conduct", conduct)
-    monkeypatch.setattr(study, "check_data", lambda *_: None)
+    monkeypatch.setattr(study, "is_there", lambda *_: True)
     studies = {"bad": study.Study("tiny", "SASRec", "CE", "1"), "good": study.Study("tiny", "SASRec", "LPO", "1")}
     monkeypatch.setattr(study, "STUDIES", studies)
     assert study.conduct_all(["bad", "good"], tmp_path, "dataset/", 1) == 2

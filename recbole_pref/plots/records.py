@@ -188,8 +188,10 @@ def scope(runs, tail=False):
 def tail_definition(runs):
     """Return what ``tail_split`` and ``head_ratio`` call the tail; empty where runs differ or do not say."""
     splits = {tuple(run.get("config", {}).get(key) for key in DEFAULT_SPLIT) for run in runs}
+    if len(splits) != 1:
+        return ""
     rule, ratio = splits.pop()
-    known = not splits and rule in TAILS and math.isfinite(number(ratio))
+    known = rule in TAILS and math.isfinite(number(ratio))
     return f"tail: {TAILS[rule](number(ratio))}" if known else ""
 
 
