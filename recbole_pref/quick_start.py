@@ -204,7 +204,7 @@ def build_run(config, log=True, dataset=None):
 
 
 def _check_outputs(config):
-    """Refuse output folders that cannot be written while no time is lost yet."""
+    """Make the output folders, before RecBole does, and refuse those that cannot be written."""
     folders = {"checkpoint_dir": config["checkpoint_dir"], "log_tensorboard": "log_tensorboard"}
     if config["result_file"]:
         folders["result_file"] = os.path.dirname(os.path.abspath(config["result_file"]))
@@ -271,7 +271,6 @@ def prepare_data(config, log=True, dataset=None, unsplit=None):
             if not os.path.exists(_pickles(config)["dataloaders_save_path"]):
                 # RecBole splits a data set in place, once; so it can serve several runs.
                 dataset.build = partial(_same, dataset.build())
-        os.makedirs(config["checkpoint_dir"], exist_ok=True)  # as in _start_log
         loaders = data_preparation(config, dataset)
         _seed_again(loaders, config)
     except PrefError:
