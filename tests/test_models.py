@@ -88,6 +88,15 @@ def test_without_preference_terms_the_loss_is_recboles(tiny_dataset, backbone):
     assert_same(gradients(loss, model), gradients(expected, stock))
 
 
+@pytest.mark.parametrize(
+    "name, positions, own", [("CECaser", "auto", False), ("CECaser", "last", True), ("CENARM", "auto", True)]
+)
+def test_recboles_own_loss_serves_where_asked_for_or_nothing_else_does(tiny_dataset, name, positions, own):
+    _, model, _ = build(name, tiny_dataset, train_positions=positions)
+    assert model.train_path == "last"
+    assert model.is_plain is own
+
+
 @pytest.mark.parametrize("method", ["CE", "LPO", "SDPO", "DynamicPO", "TAWin"])
 def test_chunks_change_neither_loss_nor_what_is_watched(tiny_dataset, method):
     settings = {

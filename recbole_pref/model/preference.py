@@ -150,7 +150,8 @@ class PreferenceMixin:
     def is_plain(self):
         """Whether the loss is RecBole's own cross-entropy on RecBole's own rows, nothing added.
 
-        RecBole stores the scores of a batch whole; where they outgrow memory the fused pass serves.
+        RecBole stores the scores of a batch whole; where they outgrow memory the fused pass serves, and where the
+        backbone has one unless ``train_positions: last`` asks for RecBole's rows.
         """
         return (
             distributed.world()[0] == 1
@@ -159,7 +160,7 @@ class PreferenceMixin:
             and self.settings["reweight"] == "none"
             and self.settings["ce_weight"] == 1
             and self.repeat_bias is None
-            and self.train_path == "last"
+            and (self.backbone is None or self.settings["train_positions"] == "last")
             and not self.needs_pairs
         )
 
