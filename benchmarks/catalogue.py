@@ -10,11 +10,11 @@ the plain backbone with its own cross-entropy on the same rows.
 
 import argparse
 import json
-import subprocess
 import sys
 import time
 
 import torch
+from common import attempt
 from tabulate import tabulate
 
 
@@ -102,11 +102,9 @@ def main():
                     "model": model, "items": items, "negatives": negatives, "rows": arguments.rows,
                     "steps": arguments.steps, "threads": arguments.threads, "settings": arguments.settings,
                 }  # fmt: skip
-                command = [sys.executable, __file__, f"--case={json.dumps(case)}"]
-                done = subprocess.run(command, capture_output=True, text=True)
-                cells = ["failed", done.stderr.strip().splitlines()[-1][-60:] if done.stderr else "", ""]
-                if done.returncode == 0:
-                    got = json.loads(done.stdout.splitlines()[-1])
+                got, told = attempt(__file__, f"--case={json.dumps(case)}")
+                cells = ["failed", told.strip().splitlines()[-1][-60:] if told else "", ""]
+                if got is not None:
                     cells = [f"{got['seconds']:.2f}", f"{got['mb']:.0f}", f"{got['peak']:.0f}"]
                 rows.append([model, f"{items:,}", negatives, *cells])
                 print(rows[-1], file=sys.stderr)

@@ -1,5 +1,7 @@
 """What the benchmarks share."""
 
+import json
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -10,6 +12,61 @@ def seconds_of(call):
     started = time.perf_counter()
     call()
     return time.perf_counter() - started
+
+
+def attempt(script, *options):
+    """Run a script in a process of its own.
+
+    Returns:
+        tuple: what it printed last, read as JSON, or None where it failed; and its error output.
+    """
+    done = subprocess.run([sys.executable, str(script), *options], capture_output=True, text=True)
+    return (None if done.returncode else json.loads(done.stdout.splitlines()[-1])), done.stderr
+
+
+def result_of(case, script, *options):
+    """Return what :func:`attempt` gives; where the script fails, exit with the name of the case and the error."""
+    result, told = attempt(script, *options)
+    if result is None:
+        sys.exit(f"{case} failed:\n{told[-2000:]}")
+    return result
+
+
+def generated_data(folder, users, items, times):
+    """Write interactions as the data set ``generated`` and return the settings that read it.
+
+    Args:
+        folder (path-like): exists.
+        users, items, times (int array [N]): a row each.
+    """
+    import pandas as pd
+
+    frame = pd.DataFrame({"user_id:token": users, "item_id:token": items, "timestamp:float": times})
+    Path(folder, "generated").mkdir()
+    frame.to_csv(Path(folder, "generated", "generated.inter"), sep="\t", index=False)
+    return {
+        "data_path": str(folder), "checkpoint_dir": str(folder), "state": "ERROR",
+        "USER_ID_FIELD": "user_id", "ITEM_ID_FIELD": "item_id", "TIME_FIELD": "timestamp",
+        "load_col": {"inter": ["user_id", "item_id", "timestamp"]}, "train_neg_sample_args": None,
+    }  # fmt: skip
+
+
+def compared_runs(folder):
+    """Return the runs that a comparison's folder lists: list of tuples of record and arrays.
+
+    Raises:
+        PrefError: no comparison in the folder, or a damaged file.
+    """
+    from recbole_pref.compare import load_record
+    from recbole_pref.errors import PrefError
+    from recbole_pref.plots import load_comparison
+
+    comparison = load_comparison(folder)
+    if comparison is None:
+        raise PrefError(
+            f"--folder={str(folder)!r} holds no comparison.json: name one that study.py or --compare wrote."
+        )
+    return [load_record(folder, name) for name in comparison["runs"]]
 
 
 def exit_code_of(main):

@@ -14,10 +14,9 @@ stock trains N batches and its epoch is extrapolated; the table says so.
 import argparse
 import json
 import os
-import subprocess
 import sys
 
-from common import ready_run, seconds_of
+from common import ready_run, result_of, seconds_of
 from tabulate import tabulate
 
 KEYS = ("dataset", "data_path", "train_batch_size", "threads", "stock_batches", "epochs", "settings")
@@ -83,15 +82,6 @@ class _Batches(list):
     shuffle = False
 
 
-def _in_process(case, model, options):
-    command = [sys.executable, __file__, f"--case={case}", f"--models={model}"]
-    command.append(f"--options={json.dumps(options)}")
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ})
-    if done.returncode:
-        sys.exit(f"{case} {model} failed:\n{done.stderr[-2000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 def main():
     """Run the cases and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -118,7 +108,8 @@ def main():
     cases += [("ours", model) for model in arguments.models.split(",") if model]
     rows, base = [], None
     for case, model in cases:
-        got = _in_process(case, model, options)
+        words = (f"--case={case}", f"--models={model}", f"--options={json.dumps(options)}")
+        got = result_of(f"{case} {model}", __file__, *words)
         base = base or got
         rows.append(
             [

@@ -10,28 +10,15 @@ catalogues of up to --stock_max_items. Both print the metrics of the same weight
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
-from pathlib import Path
 
+import numpy as np
 import torch
-from common import seconds_of
+from common import generated_data, result_of, seconds_of
 from tabulate import tabulate
 
 LENGTH = 10
-
-
-def write_sequences(folder, users, items):
-    """Write ``generated.inter``: a random order of the items, cut into one sequence per user."""
-    import numpy as np
-    import pandas as pd
-
-    order = np.random.default_rng(0).permutation(items)
-    user = np.arange(items) * users // items
-    frame = pd.DataFrame({"user_id:token": user, "item_id:token": order, "timestamp:float": np.arange(items)})
-    (folder / "generated").mkdir()
-    frame.to_csv(folder / "generated" / "generated.inter", sep="\t", index=False)
 
 
 def measure(kind, users, items, threads):
@@ -46,11 +33,10 @@ def measure(kind, users, items, threads):
     from recbole_pref.registry import model_class
 
     with tempfile.TemporaryDirectory() as folder:
-        write_sequences(Path(folder), users, items)
-        settings = {
-            "data_path": folder, "checkpoint_dir": folder, "state": "ERROR", "MAX_ITEM_LIST_LENGTH": LENGTH,
-            "USER_ID_FIELD": "user_id", "ITEM_ID_FIELD": "item_id", "TIME_FIELD": "timestamp",
-            "load_col": {"inter": ["user_id", "item_id", "timestamp"]}, "train_neg_sample_args": None,
+        order = np.arange(items)  # a random order of the items, cut into one sequence per user
+        settings = generated_data(folder, order * users // items, np.random.default_rng(0).permutation(items), order)
+        settings |= {
+            "MAX_ITEM_LIST_LENGTH": LENGTH,
             "metrics": ["NDCG", "MRR"], "topk": [100], "valid_metric": "NDCG@100", "metric_decimal_place": 8,
         }  # fmt: skip
         name = "CESASRec" if kind == "ours" else "SASRec"
@@ -87,11 +73,7 @@ def main():
             if kind == "RecBole" and items > arguments.stock_max_items:
                 continue
             case = {"kind": kind, "users": arguments.users, "items": items, "threads": arguments.threads}
-            command = [sys.executable, __file__, f"--case={json.dumps(case)}"]
-            done = subprocess.run(command, capture_output=True, text=True)
-            if done.returncode:
-                sys.exit(f"{case} failed:\n{done.stderr[-2000:]}")
-            got = json.loads(done.stdout.splitlines()[-1])
+            got = result_of(case, __file__, f"--case={json.dumps(case)}")
             metrics = ", ".join(f"{name} {value}" for name, value in got["metrics"].items())
             numbers = [f"{got['seconds']:.2f}", f"{got['more']:.0f}", f"{got['peak']:.0f}"]
             rows.append([f"{items:,}", kind, *numbers, metrics])

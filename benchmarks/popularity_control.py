@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import exit_code_of
+from common import compared_runs, exit_code_of
 from tabulate import tabulate
 
 STRENGTHS = [step / 50 for step in range(26)]  # c: 0 to 0.5
@@ -64,10 +64,8 @@ def main():
     Raises:
         PrefError: no comparison in the folder, or an entry that it does not have.
     """
-    from recbole_pref.compare import load_record
     from recbole_pref.errors import PrefError, suggest
     from recbole_pref.evidence import user_values
-    from recbole_pref.plots import load_comparison
     from recbole_pref.quick_start import load_data_and_model
     from recbole_pref.significance import paired_t
 
@@ -78,12 +76,7 @@ def main():
     parser.add_argument("--data_path", default="dataset/")
     arguments = parser.parse_args()
     sys.argv = sys.argv[:1]
-    comparison = load_comparison(arguments.folder)
-    if comparison is None:
-        raise PrefError(
-            f"--folder={str(arguments.folder)!r} holds no comparison.json: name one that study.py or --compare wrote."
-        )
-    runs = [load_record(arguments.folder, name) for name in comparison["runs"]]
+    runs = compared_runs(arguments.folder)
     labels = {record["label"] for record, _ in runs}
     for option, label in (("entry", arguments.entry), ("against", arguments.against)):
         if label not in labels:

@@ -13,14 +13,13 @@ it sits at. Writes OUTPUT.csv, OUTPUT.png, .pdf and .svg.
 import argparse
 import csv
 import json
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
-from common import ready_run, seconds_of
+from common import generated_data, ready_run, result_of, seconds_of
 from tabulate import tabulate
 
 ROWS, HIDDEN, LENGTH, LAYERS, INNER = 2048, 64, 10, 2, 256  # of a step; RecBole's SASRec
@@ -69,50 +68,23 @@ def step_case(model, items, negatives, threads):
     """Measure one training step in a process of its own."""
     case = {"model": model, "items": items, "negatives": negatives, "rows": ROWS, "steps": 3,
             "threads": threads, "settings": {"MAX_ITEM_LIST_LENGTH": LENGTH}}  # fmt: skip
-    script = Path(__file__).with_name("catalogue.py")
-    return _json_of([sys.executable, str(script), f"--case={json.dumps(case)}"])
+    return result_of(case, Path(__file__).with_name("catalogue.py"), f"--case={json.dumps(case)}")
 
 
 def sequence_case(model, sequences):
-    """Measure one epoch over generated sequences, in this process: seconds and peak MiB."""
+    """Measure one epoch over generated sequences of random items, in this process: seconds and peak MiB."""
     from recbole_pref.config import Config
     from recbole_pref.memory import peak_mb
 
     with tempfile.TemporaryDirectory() as folder:
-        write_sequences(Path(folder), sequences)
-        settings = {
-            "data_path": folder, "state": "ERROR", "MAX_ITEM_LIST_LENGTH": SEQUENCE_LENGTH,
-            "USER_ID_FIELD": "user_id", "ITEM_ID_FIELD": "item_id", "TIME_FIELD": "timestamp",
-            "load_col": {"inter": ["user_id", "item_id", "timestamp"]}, "train_neg_sample_args": None,
-            "reference_epochs": 1, "checkpoint_dir": folder,
-        }  # fmt: skip
+        users = np.repeat(np.arange(sequences), SEQUENCE_INTERACTIONS)
+        items = np.random.default_rng(0).integers(0, SEQUENCE_ITEMS, len(users))
+        times = np.tile(np.arange(SEQUENCE_INTERACTIONS), sequences)
+        settings = generated_data(folder, users, items, times)
+        settings |= {"MAX_ITEM_LIST_LENGTH": SEQUENCE_LENGTH, "reference_epochs": 1}
         trainer = ready_run(Config(model, "generated", config_dict=settings)).trainer
         seconds = seconds_of(lambda: trainer._preference_epoch(0, False))
     return {"seconds": seconds, "peak": peak_mb()}
-
-
-def write_sequences(folder, sequences):
-    """Write ``generated.inter``: sequences of random items."""
-    import pandas as pd
-
-    draw = np.random.default_rng(0)
-    number = sequences * SEQUENCE_INTERACTIONS
-    frame = pd.DataFrame(
-        {
-            "user_id:token": np.repeat(np.arange(sequences), SEQUENCE_INTERACTIONS),
-            "item_id:token": draw.integers(0, SEQUENCE_ITEMS, number),
-            "timestamp:float": np.tile(np.arange(SEQUENCE_INTERACTIONS), sequences),
-        }
-    )
-    (folder / "generated").mkdir()
-    frame.to_csv(folder / "generated" / "generated.inter", sep="\t", index=False)
-
-
-def _json_of(command):
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(f"{command} failed:\n{done.stderr[-2000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def draw(rows, output):
@@ -175,8 +147,8 @@ def main():
         return
     from recbole_pref.scoring import chunk_rows
 
-    own = [sys.executable, __file__, f"--threads={arguments.threads}"]
-    gflops, bandwidth = _json_of([*own, "--case={}"])
+    own = (__file__, f"--threads={arguments.threads}")
+    gflops, bandwidth = result_of("the machine's rates", *own, "--case={}")
     print(f"{arguments.threads} threads: {gflops:.0f} GFLOP/s of a product, {bandwidth:.1f} GB/s of a copy")
     rows = []
 
@@ -190,8 +162,8 @@ def main():
             got = step_case(model, items, 5, arguments.threads)
             add("items", model, items, got, step_costs(items, got["fused"], chunk_rows(items)))
         for sequences in map(int, arguments.sequences.split(",")):
-            case = json.dumps({"model": model, "sequences": sequences})
-            got = _json_of([*own, f"--case={case}"])
+            case = {"model": model, "sequences": sequences}
+            got = result_of(case, *own, f"--case={json.dumps(case)}")
             add("sequences", model, sequences, got)
         for negatives in map(int, arguments.negatives.split(",")):
             add("K", model, negatives, step_case(model, arguments.at_items, negatives, arguments.threads))

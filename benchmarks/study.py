@@ -21,7 +21,6 @@ entries:
 """
 
 import argparse
-import json
 import sys
 import textwrap
 from pathlib import Path
@@ -29,7 +28,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from common import exit_code_of
+from common import compared_runs, exit_code_of
 from tabulate import tabulate
 
 SHARED = {"epochs": 100, "stopping_step": 10, "eval_step": 1, "state": "INFO"}
@@ -153,12 +152,10 @@ def entries_for(backbone, names):
 
 def by_tail(folder, labels):
     """Return a table of NDCG@10 and HR@10 on each reading of the tail, mean over seeds."""
-    from recbole_pref.compare import load_record
     from recbole_pref.popularity import head_tail_split
 
     rows = []
-    names = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))["runs"]
-    runs = [load_record(folder, name) for name in names]
+    runs = compared_runs(folder)
     for label in labels:
         own = [arrays for record, arrays in runs if record["label"] == label]
         line = [label, len(own)]
@@ -180,13 +177,11 @@ def with_masked_history(folder, labels, data_path):
     """Return a table of test metrics with ``mask_history: true``, from the best checkpoints: mean +- std."""
     from recbole.utils import get_trainer
 
-    from recbole_pref.compare import load_record
     from recbole_pref.quick_start import load_data_and_model
 
     metrics = ("hit@10", "ndcg@10", "headndcg@10", "tailhit@10", "tailndcg@10")
     found = {label: [] for label in labels}
-    for name in json.loads((folder / "comparison.json").read_text(encoding="utf-8"))["runs"]:
-        record, _ = load_record(folder, name)
+    for record, _ in compared_runs(folder):
         config, model, _, train_data, _, test_data = load_data_and_model(
             str(folder / record["checkpoint"]), mask_history=True, data_path=data_path, state="ERROR"
         )

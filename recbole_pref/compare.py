@@ -28,7 +28,7 @@ from recbole_pref.config import Config, absolute_paths, digest_of_defaults, pars
 from recbole_pref.environment import environment, python_path, threads_per_process, write_result
 from recbole_pref.errors import PrefError, suggest
 from recbole_pref.memory import explained, peak_mb
-from recbole_pref.metrics import GROUP_METRICS
+from recbole_pref.metrics import group_of
 from recbole_pref.quick_start import build_run, check_files
 from recbole_pref.significance import TESTS, holm
 
@@ -653,8 +653,7 @@ def _check_same_data(records):
 
 def _groups(record, arrays, metrics):
     """Return what head and tail are, where a metric is about them: list of one str or none."""
-    known = {cls.__name__.lower() for classes in GROUP_METRICS.values() for cls in classes}
-    if not any(name.partition("@")[0] in known for name in metrics):
+    if not any(map(group_of, metrics)):
         return []
     rule, ratio = (record["config"][key] for key in ("tail_split", "head_ratio"))
     tail = arrays["tail"][arrays["target"]]
@@ -684,7 +683,7 @@ def table_text(rows, metrics, form):
     """
     header = ["model", "seeds", *metrics, "s / epoch", "epochs to best", "peak MiB"]
     if form == "latex":
-        header = [name.replace("_", r"\_") for name in header]
+        header = [name.translate(_LATEX) for name in header]
     plus_minus = r" $\pm$ " if form == "latex" else " ± "
     cells = []
     for row in rows:

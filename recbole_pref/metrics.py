@@ -219,6 +219,12 @@ def register():
             recbole_register.smaller_metrics.append(name)
 
 
+def group_of(key):
+    """Return ``tail`` or ``head`` for the key of a result that is about that group, such as ``tailhit@5``, or None."""
+    cls = recbole_register.metrics_dict.get(key.partition("@")[0])
+    return next((group for group, classes in GROUP_METRICS.items() if cls in classes), None)
+
+
 def display_name(key):
     """Return the key of a result as pictures and reports write it, in RecBole's names.
 
@@ -232,7 +238,7 @@ def display_name(key):
     cls = recbole_register.metrics_dict.get(name)
     if cls is None:
         return key
-    group = next((group for group, classes in GROUP_METRICS.items() if cls in classes), None)
+    group = group_of(key)
     shown = f"{group} {cls.__base__.__name__}" if group else cls.__name__
     return f"{shown}{at}{k}"
 

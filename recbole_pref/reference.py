@@ -123,15 +123,15 @@ def _completed(key, model):
     return {**key, "features": model.feature_digest()} if hasattr(model, "feature_digest") else key
 
 
-def key_asked(config, fingerprint=None):
+def key_asked(config):
     """Return the key of the reference that a run trains or finds, or None: see :func:`reference_key`.
 
-    Without the data's fingerprint it serves to compare the runs of one data set before the data are read.
+    Without the data's fingerprint, to compare the runs of one data set before the data are read.
     """
     backbone = getattr(config.model_class, "backbone_class", None)
     if backbone is None or config["reference"] != "auto":
         return None
-    return reference_key(config, backbone, fingerprint)
+    return reference_key(config, backbone, None)
 
 
 def key_offered(config, fingerprint=None):
@@ -175,6 +175,21 @@ def _locked(path, timeout=-1):
         ) from None
 
 
+def _claimed(path):
+    """Return the lock of a reference, held, or None where the reference is there, being trained or not storable."""
+    try:
+        lock = _locked(path, timeout=0)
+    except Timeout:
+        return None
+    except PrefError as error:  # a run of cross-entropy itself needs no reference
+        getLogger().warning(f"This run will not serve as a reference: {error}")
+        return None
+    if path.is_file():
+        lock.release()
+        return None
+    return lock
+
+
 @contextmanager
 def offered(trainer, train_data):
     """Let a run of cross-entropy be the reference of others, bit for bit what ``reference: auto`` trains for them.
@@ -190,37 +205,24 @@ def offered(trainer, train_data):
         callable: ``() -> None``, to be called after ``fit``; stores the best epoch unless a reference would have
         been trained for more epochs.
     """
-    config, nothing = trainer.config, lambda: None
+    config = trainer.config
     fingerprint = fingerprint_of(train_data._dataset)
     key = key_offered(config, fingerprint)
-    if key is None:
-        yield nothing
-        return
-    key = _completed(key, trainer.model)
-    path = reference_path(config, key)
-    try:
-        lock = _locked(path, timeout=0)
-    except Timeout:
-        yield nothing
-        return
-    except PrefError as error:  # this run itself needs no reference
-        getLogger().warning(f"This run will not serve as a reference: {error}")
-        yield nothing
-        return
-
-    if path.is_file():
-        lock.release()
-        yield nothing
+    if key is not None:
+        key = _completed(key, trainer.model)
+        path = reference_path(config, key)
+    lock = key and _claimed(path)
+    if lock is None:
+        yield lambda: None
         return
 
     def store():
         epochs, most = len(trainer.epoch_times), config["reference_epochs"]
         stopped_early = epochs < min(config["epochs"], most)
         if stopped_early or epochs == most:
-            best = trainer.store.best() or trainer.store.last()
-            state_dict = checkpoint.load(best)["state_dict"]
+            state = {"state_dict": trainer.best_parameters(), "data": fingerprint, "key": key, "epochs": epochs}
             try:
-                checkpoint.save({"state_dict": state_dict, "data": fingerprint, "key": key, "epochs": epochs}, path)
+                checkpoint.save(state, path)
             except PrefError as error:
                 getLogger().warning(f"This run does not serve as a reference: {error}")
 

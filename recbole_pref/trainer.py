@@ -183,6 +183,10 @@ class TrainerMixin(EvaluationMixin):
         self.epoch_times.append(time.perf_counter() - started)
         return total
 
+    def best_parameters(self):
+        """Return the stored state dict of the best epoch, or of the last one where none was validated."""
+        return checkpoint.load(self.store.best() or self.store.last(), setting="reference")["state_dict"]
+
     def losses_per_row(self):
         """Return the training loss per row of each epoch so far, as a mean over its steps: list of float.
 
@@ -563,8 +567,7 @@ def train_reference(config, backbone_class, train_data, valid_data, stem):
         file.unlink(missing_ok=True)
     trainer.logger.info(set_color("training the reference", "pink") + f": {own['model']}")
     score, result = trainer.fit(train_data, valid_data, saved=True)
-    best = trainer.store.best() or trainer.store.last()
-    state_dict = checkpoint.load(best, setting="reference")["state_dict"]
+    state_dict = trainer.best_parameters()
     for file in trainer.store.files():
         file.unlink(missing_ok=True)
     return state_dict, {"epochs": len(trainer.epoch_times), "valid": dict(result or {})}, trainer._signal
