@@ -527,7 +527,9 @@ def test_the_loss_is_that_of_the_vectors_plus_balance_and_z(shop):
 
 def test_recboles_own_loss_gets_the_experts_losses_too(shop):
     """Cross-entropy on RecBole's rows goes through RecBole's calculate_loss."""
-    _, model, loaders = build("CEMMCaser", shop, moe_balance_weight=0.0, moe_z_weight=0.0)
+    _, model, loaders = build(
+        "CEMMCaser", shop, train_positions="last", moe_balance_weight=0.0, moe_z_weight=0.0
+    )
     assert model.is_plain
     model.eval()
     batch = loaders[0]._dataset[torch.arange(10)]

@@ -114,10 +114,10 @@ def _caser(model, interaction):
         kernel, bias = model.conv_v.weight.flatten(1), model.conv_v.bias.unsqueeze(1)  # [n_v, L], [n_v, 1]
         parts.append((torch.matmul(kernel, items) + bias).flatten(1))  # [B, n_v * H]
     if model.n_h:
-        channels = items.transpose(1, 2)  # [B, H, L]
+        images = items.transpose(1, 2).unsqueeze(2)  # [B, H, 1, L], channels last: no convolution copies it
         for conv in model.conv_h:
-            kernel = conv.weight.squeeze(1).transpose(1, 2)  # [n_h, H, height]
-            parts.append(model.ac_conv(F.conv1d(channels, kernel, conv.bias).amax(dim=2)))  # [B, n_h]
+            kernel = conv.weight.permute(0, 3, 1, 2)  # [n_h, H, 1, height]
+            parts.append(model.ac_conv(F.conv2d(images, kernel, conv.bias).amax(dim=(2, 3))))  # [B, n_h]
     states = model.ac_fc(model.fc1(model.dropout(torch.cat(parts, dim=1))))
     users = model.user_embedding(interaction[model.USER_ID])
     return model.ac_fc(model.fc2(torch.cat([states, users], dim=1)))
