@@ -86,10 +86,10 @@ class Study(NamedTuple):
 STUDIES = {
     "recommended-ml-100k-SASRec": Study("ml-100k", "SASRec", FIRST, "5", masked=True),
     "recommended-ml-100k-GRU4Rec": Study("ml-100k", "GRU4Rec", FIRST, "5", masked=True),
-    "recommended-ml-100k-Caser": Study("ml-100k", "Caser", FIRST, "2"),
+    "recommended-ml-100k-Caser": Study("ml-100k", "Caser", FIRST, "5"),
     "against-bias-ml-100k-SASRec": Study("ml-100k", "SASRec", FIRST, "5", "CE repeat bias"),
     "against-bias-ml-100k-GRU4Rec": Study("ml-100k", "GRU4Rec", FIRST, "5", "CE repeat bias"),
-    "against-bias-ml-100k-Caser": Study("ml-100k", "Caser", "CE repeat bias,LPO recommended", "2020,2021,2023"),
+    "against-bias-ml-100k-Caser": Study("ml-100k", "Caser", FIRST, "5", "CE repeat bias"),
     "parts-ml-100k": Study(
         "ml-100k", "SASRec", f"{PARTS},LPO without reweighting,LPO top-K negatives,LPO random negatives", "5"
     ),
@@ -99,11 +99,11 @@ STUDIES = {
     "tawin-kl-ml-100k": Study("ml-100k", "SASRec", "CE,TAWin KL", "5"),
     "without-bias-ml-100k": Study("ml-100k", "SASRec", "CE,LPO recommended without repeat bias", "3"),
     "recommended-amazon-beauty-SASRec": Study("amazon-beauty", "SASRec", FIRST, "5", masked=True),
-    "recommended-amazon-beauty-GRU4Rec": Study("amazon-beauty", "GRU4Rec", FIRST, "2", masked=True),
-    "recommended-amazon-beauty-Caser": Study("amazon-beauty", "Caser", FIRST, "2", masked=True),
+    "recommended-amazon-beauty-GRU4Rec": Study("amazon-beauty", "GRU4Rec", FIRST, "5", masked=True),
+    "recommended-amazon-beauty-Caser": Study("amazon-beauty", "Caser", FIRST, "5", masked=True),
     "against-bias-amazon-beauty-SASRec": Study("amazon-beauty", "SASRec", FIRST, "5", "CE repeat bias"),
-    "against-bias-amazon-beauty-GRU4Rec": Study("amazon-beauty", "GRU4Rec", FIRST, "2", "CE repeat bias"),
-    "against-bias-amazon-beauty-Caser": Study("amazon-beauty", "Caser", FIRST, "2", "CE repeat bias"),
+    "against-bias-amazon-beauty-GRU4Rec": Study("amazon-beauty", "GRU4Rec", FIRST, "5", "CE repeat bias"),
+    "against-bias-amazon-beauty-Caser": Study("amazon-beauty", "Caser", FIRST, "5", "CE repeat bias"),
     "methods-amazon-beauty": Study("amazon-beauty", "SASRec", "CE,SDPO,DynamicPO,SimPO,RoDPO,TAWin", "5"),
     "parts-amazon-beauty": Study("amazon-beauty", "SASRec", PARTS, "2020,"),
 }
