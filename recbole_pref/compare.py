@@ -29,6 +29,7 @@ from recbole_pref.environment import environment, python_path, threads_per_proce
 from recbole_pref.errors import PrefError, suggest
 from recbole_pref.memory import explained, peak_mb
 from recbole_pref.metrics import group_of
+from recbole_pref.popularity import head_in_words
 from recbole_pref.quick_start import build_run, check_files
 from recbole_pref.significance import TESTS, holm
 
@@ -657,9 +658,8 @@ def _groups(record, arrays, metrics):
         return []
     rule, ratio = (record["config"][key] for key in ("tail_split", "head_ratio"))
     tail = arrays["tail"][arrays["target"]]
-    what = {"items": "the most popular {} of the items", "interactions": "the fewest items with {} of the interactions"}
     return [
-        f"Head: {what[rule].format(f'{100 * ratio:g}%')} (tail_split: {rule}), tail: the rest, "
+        f"Head: {head_in_words(rule, ratio)} (tail_split: {rule}), tail: the rest, "
         f"{tail.sum()} of the {len(tail)} test rows."
     ]
 

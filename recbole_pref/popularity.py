@@ -9,6 +9,10 @@ import torch
 from recbole_pref.errors import PrefError, suggest
 
 RULES = ("items", "interactions")
+_HEAD = {
+    "items": "the most popular {:.4g}% of the items",
+    "interactions": "the most popular items with {:.4g}% of the interactions",
+}
 
 
 def count_items(targets, first_items, n_items):
@@ -91,6 +95,15 @@ def head_tail_split(counts, rule, head_ratio):
     head = torch.zeros_like(counts, dtype=torch.bool)
     head[order[:size] + 1] = True
     return head
+
+
+def head_in_words(rule, head_ratio):
+    """Return what head items are, for tables and pictures: str. The tail are the others.
+
+    Args:
+        rule, head_ratio: as :func:`head_tail_split` takes them.
+    """
+    return _HEAD[rule].format(100 * head_ratio)
 
 
 def sample_weights(is_tail, alpha_head, alpha_tail):

@@ -474,7 +474,7 @@ def test_an_empty_decile_stands_on_the_lower_end_of_a_log_axis(empty):
 
 
 def test_pictures_name_data_set_and_tail(runs):
-    told = "ml-100k; tail: all items but the most popular 20%"
+    told = "ml-100k; tail: all but the most popular 20% of the items"
     assert scope_of(plots.trade_off(runs)) == scope_of(plots.learning_curves(runs)) == told
     assert scope_of(plots.tail_gap(runs)).replace("\n", " ") == told
     assert scope_of(plots.popularity_exposure(runs)) == "ml-100k"
@@ -489,7 +489,7 @@ def test_only_what_all_runs_have_in_common_is_named():
     config = {"head_ratio": 0.8, "tail_split": "interactions"}
     runs = [{"dataset": "d", "config": config}, {"dataset": "d", "config": {**config, "head_ratio": 0.2}}]
     assert plots.scope(runs, tail=True) == plots.scope(runs) == "d"
-    named = "tail: all items but the most popular ones with 80% of the interactions"
+    named = "tail: all but the most popular items with 80% of the interactions"
     assert plots.tail_definition(runs[:1]) == named and plots.scope(runs[:1], tail=True) == f"d; {named}"
     assert plots.scope([{"config": config}, *runs], tail=True) == plots.scope([{}], tail=True) == ""
 

@@ -10,13 +10,9 @@ import numpy as np
 from recbole_pref.errors import PrefError, suggest
 from recbole_pref.evidence import DAMAGED
 from recbole_pref.metrics import DEFAULT_SPLIT
+from recbole_pref.popularity import RULES, head_in_words
 
 ARRAYS = ("tail_gap", "top", "count")
-# tail_split -> what head_ratio makes of it
-TAILS = {
-    "items": lambda ratio: f"all items but the most popular {100 * ratio:.4g}%",
-    "interactions": lambda ratio: f"all items but the most popular ones with {100 * ratio:.4g}% of the interactions",
-}
 
 
 def load_runs(folder):
@@ -191,8 +187,8 @@ def tail_definition(runs):
     if len(splits) != 1:
         return ""
     rule, ratio = splits.pop()
-    known = rule in TAILS and math.isfinite(number(ratio))
-    return f"tail: {TAILS[rule](number(ratio))}" if known else ""
+    known = rule in RULES and math.isfinite(number(ratio))
+    return f"tail: all but {head_in_words(rule, number(ratio))}" if known else ""
 
 
 def main_metric(runs):
