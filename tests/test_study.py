@@ -1,5 +1,6 @@
-"""The studies of docs/results.md: their entries, folders, readings of the tail and the popularity control."""
+"""The studies of docs/results.md: entries, folders, readings of the tail, the popularity control and the front."""
 
+import csv
 import json
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from recbole_pref.errors import PrefError
 from tests.test_plots import benchmark, make_run, write_run
 
 with mock.patch.object(sys, "path", [str(Path(__file__).parents[1] / "benchmarks"), *sys.path]):
-    study, control = benchmark("study"), benchmark("popularity_control")
+    study, control, front = map(benchmark, ("study", "popularity_control", "front"))
     from common import exit_code_of
 
 
@@ -188,3 +189,45 @@ def test_the_control_names_what_it_does_not_find(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["popularity_control.py", f"--folder={tmp_path}", "--entry=CE repeat bais SASRec"])
     assert exit_code_of(control.main) == 2
     assert "Did you mean 'CE repeat bias SASRec'?" in capsys.readouterr().err
+
+
+# -- the front
+
+
+def test_a_bound_takes_the_best_tail_within_it_or_the_nearest_epoch():
+    pairs = ((0.100, 0.020), (0.098, 0.021), (0.099, 0.022), (0.096, 0.026), (0.0955, 0.027))
+    valid = [{"ndcg@10": overall, "tailndcg@10": tail} for overall, tail in pairs]
+    assert [front.taken(valid, bound) for bound in (0.995, 0.985, 0.97, 0.96, 0.95)] == [2, 2, 2, 3, 4]
+
+
+def test_a_row_of_the_front_worked_by_hand():
+    def epoch(overall, *rank):  # one head target and two of the tail
+        arrays = {"target": np.array([1, 2, 3]), "tail": np.array([True, False, True, True]), "rank": np.array(rank)}
+        return {"ndcg@10": overall, "tailndcg@10": overall / 2}, arrays
+
+    by_seed = [[epoch(0.5, 1, 11, 1), epoch(0.49, 3, 1, 1)], [epoch(0.5, 1, 1, 11), epoch(0.4, 11, 1, 3)]]
+    row = front.compared(by_seed, 0.97)
+    # Overall (1/2 + 1 + 1) / 3 and (0 + 1 + 1/2) / 3 after 2/3 twice; tail 1 and 3/4 after 1/2 twice.
+    assert row["epochs"] == [1, 1] and row["ndcg@10"] == pytest.approx(4 / 6)
+    assert row["ndcg@10 change"] == pytest.approx(0) and row["tailndcg@10"] == pytest.approx(0.875)
+    assert row["tailndcg@10 change"] == pytest.approx(0.75) and row["headndcg@10 change"] == pytest.approx(-0.75)
+    assert front.compared(by_seed, None)["tailndcg@10 change"] == 0
+    rows = front.corrected([{f"{metric} p": p for metric in front.METRICS} for p in (0.001, 0.5)])
+    assert rows[0]["ndcg@10 p"] == pytest.approx(0.01) and rows[1]["ndcg@10 p"] == 1
+
+
+def test_the_front_measures_the_reference_and_every_epoch(tiny_dataset, tmp_path, monkeypatch, capsys):
+    own = {key: value for key, value in tiny_dataset.items() if key not in ("dataset", "data_path", "checkpoint_dir")}
+    settings = " ".join(f"{key}={json.dumps(value).replace(' ', '')}" for key, value in own.items() if value != "")
+    options = ["--dataset=tiny", f"--data_path={tiny_dataset['data_path']}", "--seeds=2", "--epochs=3"]
+    monkeypatch.setattr(sys, "argv", ["front.py", *options, f"--settings={settings}", "--output=trade"])
+    assert exit_code_of(front.main) == 0
+    told = capsys.readouterr().out
+    assert [told.count(f"epoch {number}:") for number in range(5)] == [2, 2, 2, 2, 0]
+    rows = list(csv.DictReader(Path("trade.csv").read_text().splitlines()))
+    assert [row["bound"] for row in rows] == ["", *map(str, front.BOUNDS)]
+    assert rows[0]["epochs"] == "[0, 0]" and all(0 <= float(row["tailndcg@10"]) <= 1 for row in rows)
+    assert Path("trade.png").stat().st_size > 5000
+
+    monkeypatch.setattr(sys, "argv", ["front.py", "--settings=tua=1"])
+    assert exit_code_of(front.main) == 2 and "Did you mean 'tau'?" in capsys.readouterr().err

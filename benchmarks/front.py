@@ -1,0 +1,167 @@
+"""What the tail gains for what is lost overall, along one training that goes on from a cross-entropy model.
+
+    python benchmarks/front.py --dataset=amazon-beauty --data_path=dataset/ --seeds=3 --output=front-beauty \\
+        --reference_dir=study/amazon-beauty-SASRec/reference
+    python benchmarks/front.py --settings="lambda=0 alpha_tail=0" --output=front-ce    # cross-entropy goes on
+
+Trains LPO with the settings of recommended/LPO.yaml, measures every epoch on the validation and the test set, and takes
+for each bound the epoch that recommended/LPO.yaml would take with that bound: the best TailNDCG@10 among those that
+keep that share of the reference's NDCG@10 on the validation set, or the nearest to it. Prints, mean over the seeds, the
+test metrics of these epochs, their differences from the reference and the p-values of the paired t-test over users
+(Holm over the table); writes them to OUTPUT.csv and draws the trade to OUTPUT.png, .pdf and .svg. With the
+--reference_dir of a study on the same data the references are those of its entry "CE repeat bias".
+"""
+
+import argparse
+import csv
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import yaml
+from common import exit_code_of
+from study import SHARED
+from tabulate import tabulate
+
+BOUNDS = (0.995, 0.99, 0.985, 0.98, 0.97, 0.96, 0.95)  # shares of the reference's overall metric
+OVERALL, TAIL = "NDCG@10", "TailNDCG@10"
+METRICS = ("hit@10", "ndcg@10", "headndcg@10", "tailhit@10", "tailndcg@10")
+
+
+def measured_epochs(seed, arguments, folder):
+    """Train with one seed; return, of the reference and after each epoch, validation metrics and test ranks.
+
+    Args:
+        seed (int): of the run and its reference.
+        arguments (Namespace): of the command line.
+        folder (path-like): for checkpoints, references too where the command line names no other.
+
+    Returns:
+        list of tuple: dict of float, and arrays as ``evidence.user_values`` reads them; the reference first.
+    """
+    from recbole_pref import evidence
+    from recbole_pref.compare import split_text
+    from recbole_pref.config import Config, parse_value, properties_dir
+    from recbole_pref.quick_start import build_run
+
+    file = properties_dir() / "recommended" / "LPO.yaml"
+    own = (word.partition("=") for word in split_text(arguments.settings, " \t\n"))
+    settings = {
+        **SHARED, **yaml.safe_load(file.read_text(encoding="utf-8")), "objective": {"weights": {TAIL: 1.0}},
+        **{key: parse_value(value) for key, _, value in own}, "seed": seed, "epochs": arguments.epochs,
+        "data_path": arguments.data_path, "state": "ERROR", "checkpoint_dir": str(folder),
+        "reference_dir": str(Path(arguments.reference_dir or folder).absolute()),
+    }  # fmt: skip
+    run = build_run(Config(f"LPO{arguments.backbone}", arguments.dataset, config_dict=settings), log=False)
+    trainer, start, found = run.trainer, run.model.start_from, []
+
+    def measure(*_):
+        valid = trainer.evaluate(run.valid_data, load_best_model=False)
+        _, arrays = evidence.evaluate(trainer, run.train_data, run.test_data)
+        found.append((valid, {name: arrays[name] for name in ("target", "rank", "tail")}))
+        print(f"seed {seed}, epoch {len(found) - 1}: {valid['ndcg@10']:.4f} / {valid['tailndcg@10']:.4f}", flush=True)
+
+    def start_and_measure(state_dict):
+        start(state_dict)
+        measure()
+
+    run.model.start_from = start_and_measure
+    trainer.fit(run.train_data, run.valid_data, saved=False, callback_fn=measure)
+    return found
+
+
+def taken(valid, bound):
+    """Return the number of the epoch that a bound takes.
+
+    Args:
+        valid (list of dict of float): validation metrics, the reference's first.
+        bound (float): share of the reference's overall metric.
+    """
+    from recbole_pref.objective import Objective
+
+    objective = Objective({TAIL: 1.0}, of_reference={OVERALL: bound})
+    objective.take_reference(valid[0])
+    return max(range(1, len(valid)), key=lambda epoch: objective.score(valid[epoch]))
+
+
+def compared(by_seed, bound):
+    """Return a row of the table: what a bound takes, against the reference.
+
+    Args:
+        by_seed (list of list of tuple): of :func:`measured_epochs`, a list per seed.
+        bound (float or None): see :func:`taken`; None for the reference itself.
+
+    Returns:
+        dict: ``bound``, ``epochs`` taken, per metric its mean over the seeds, the difference from the reference as a
+        share of it, and p.
+    """
+    from recbole_pref.evidence import user_values
+    from recbole_pref.significance import paired_t
+
+    epochs = [0 if bound is None else taken([valid for valid, _ in found], bound) for found in by_seed]
+    row = {"bound": bound, "epochs": epochs}
+    for metric in METRICS:
+        own = [user_values(found[epoch][1], metric)[0] for found, epoch in zip(by_seed, epochs)]
+        start = [user_values(found[0][1], metric)[0] for found in by_seed]
+        row[metric] = float(np.mean(own))
+        row[f"{metric} change"] = float(np.mean(own) / np.mean(start) - 1)
+        row[f"{metric} p"] = paired_t(np.mean(own, axis=0) - np.mean(start, axis=0))
+    return row
+
+
+def corrected(rows):
+    """Return the rows with p-values corrected after Holm over all of them."""
+    from recbole_pref.significance import holm
+
+    keys = [(row, f"{metric} p") for row in rows for metric in METRICS]
+    for (row, key), p in zip(keys, holm([row[key] for row, key in keys])):
+        row[key] = float(p)
+    return rows
+
+
+def main():
+    """Train, print the table, write it and its picture.
+
+    Raises:
+        PrefError: a mistake in the command line or the data.
+    """
+    from recbole_pref import plots
+    from recbole_pref.compare import parse_seeds
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--dataset", default="ml-100k")
+    parser.add_argument("--data_path", default="dataset/")
+    parser.add_argument("--backbone", default="SASRec")
+    parser.add_argument("--settings", default="", help="key=value between spaces, beside recommended/LPO.yaml")
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--seeds", default="3")
+    parser.add_argument("--reference_dir", help="folder of references; by default they are trained and not kept")
+    parser.add_argument("--output", default="front")
+    arguments = parser.parse_args()
+    sys.argv = sys.argv[:1]
+    with tempfile.TemporaryDirectory() as folder:
+        by_seed = [measured_epochs(seed, arguments, folder) for seed in parse_seeds(arguments.seeds)]
+    rows = [compared(by_seed, None), *corrected([compared(by_seed, bound) for bound in BOUNDS])]
+    table = [
+        [
+            "reference" if row["bound"] is None else f"{row['bound']:.1%}",
+            *(f"{row[metric]:.4f}" for metric in METRICS),
+            *(f"{row[f'{metric} change']:+.1%} ({row[f'{metric} p']:.1g})" for metric in ("ndcg@10", "tailndcg@10")),
+            ", ".join(map(str, row["epochs"])),
+        ]
+        for row in rows
+    ]
+    header = ["keeps on validation", *METRICS, "ndcg@10 (p)", "tailndcg@10 (p)", "epochs"]
+    print(tabulate(table, header, "github", disable_numparse=True))
+
+    with Path(f"{arguments.output}.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    points = [{**row, "trial_id": "start" if row["bound"] is None else f"{row['bound']:.1%}"} for row in rows]
+    plots.save(plots.sweep_pareto(points), arguments.output)
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code_of(main))
