@@ -2,14 +2,15 @@
 
     python benchmarks/front.py --dataset=amazon-beauty --data_path=dataset/ --seeds=3 --output=front-beauty \\
         --reference_dir=study/amazon-beauty-SASRec/reference
-    python benchmarks/front.py --settings="lambda=0 alpha_tail=0" --output=front-ce    # cross-entropy goes on
+    python benchmarks/front.py --settings="alpha_tail=0.7" ...      # a second line of the same table and picture
 
 Trains LPO with the settings of recommended/LPO.yaml, measures every epoch on the validation and the test set, and takes
 for each bound the epoch that recommended/LPO.yaml would take with that bound: the best TailNDCG@10 among those that
 keep that share of the reference's NDCG@10 on the validation set, or the nearest to it. Prints, mean over the seeds, the
 test metrics of these epochs, their differences from the reference and the p-values of the paired t-test over users
-(Holm over the table); writes them to OUTPUT.csv and draws the trade to OUTPUT.png, .pdf and .svg. With the
---reference_dir of a study on the same data the references are those of its entry "CE repeat bias".
+(Holm over these settings' rows); writes them to OUTPUT.csv, where those of other --settings stay, and draws all of them
+to OUTPUT.png, .pdf and .svg. With the --reference_dir of a study on the same data the references are those of its entry
+"CE repeat bias".
 """
 
 import argparse
@@ -27,6 +28,7 @@ from tabulate import tabulate
 BOUNDS = (0.995, 0.99, 0.985, 0.98, 0.97, 0.96, 0.95)  # shares of the reference's overall metric
 OVERALL, TAIL = "NDCG@10", "TailNDCG@10"
 METRICS = ("hit@10", "ndcg@10", "headndcg@10", "tailhit@10", "tailndcg@10")
+TRADE = ("ndcg@10", "tailndcg@10")  # what is set against each other
 
 
 def measured_epochs(seed, arguments, folder):
@@ -120,6 +122,44 @@ def corrected(rows):
     return rows
 
 
+def told(row):
+    """Return a row of the printed table: list of str."""
+    bound = float(row["bound"]) if row["bound"] else None  # from the CSV
+    return [
+        "reference" if bound is None else f"{bound:.1%}",
+        *(f"{float(row[metric]):.4f}" for metric in METRICS),
+        *(f"{float(row[f'{metric} change']):+.1%} ({float(row[f'{metric} p']):.1g})" for metric in TRADE),
+        row["epochs"],
+    ]
+
+
+def draw(rows):
+    """Return a picture of what the tail gains against what is lost overall: a line per settings, a point per bound."""
+    from recbole_pref.plots import drawing
+
+    @drawing.styled
+    def picture():
+        figure, (axis,) = drawing.panels(6.0, 4.4)
+        drawing.add_scope(figure, f"{rows[0]['dataset']}; changes against the model that training goes on from")
+        looks, points, names, colours = drawing.styles(row["settings"] for row in rows), [], [], []
+        for settings, look in looks.items():
+            own = [row for row in rows if row["settings"] == settings]
+            line = [[100 * float(row[f"{metric} change"]) for metric in TRADE] for row in own]
+            axis.plot(*zip(*line), label=settings, **look)
+            distinct = {tuple(point): row["bound"] for point, row in zip(line, own) if row["bound"]}
+            points += distinct
+            names += [f"{float(bound):.1%}" for bound in distinct.values()]
+            colours += [look["color"]] * len(distinct)
+        axis.set_xlabel("NDCG@10 on the test set, change in %")
+        axis.set_ylabel("tail NDCG@10, change in %")
+        texts = [(f"recommended/LPO.yaml {name}", drawing.line_handle(look)) for name, look in looks.items()]
+        drawing.add_legend(figure, texts)
+        drawing.name_points(figure, axis, np.array(points), names, colours, np.hstack([points, points]))
+        return figure
+
+    return picture()
+
+
 def main():
     """Train, print the table, write it and its picture.
 
@@ -128,6 +168,7 @@ def main():
     """
     from recbole_pref import plots
     from recbole_pref.compare import parse_seeds
+    from recbole_pref.errors import PrefError
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--dataset", default="ml-100k")
@@ -140,27 +181,24 @@ def main():
     parser.add_argument("--output", default="front")
     arguments = parser.parse_args()
     sys.argv = sys.argv[:1]
+    seeds = parse_seeds(arguments.seeds)
+    same = {"dataset": arguments.dataset, "backbone": arguments.backbone, "seeds": str(seeds)}
+    path = Path(f"{arguments.output}.csv")
+    others = list(csv.DictReader(path.open(newline=""))) if path.is_file() else []
+    if any(row.get(key) != value for row in others for key, value in same.items()):
+        raise PrefError(f"--output: {str(path)!r} is of another dataset, backbone or seeds: name another one.")
     with tempfile.TemporaryDirectory() as folder:
-        by_seed = [measured_epochs(seed, arguments, folder) for seed in parse_seeds(arguments.seeds)]
-    rows = [compared(by_seed, None), *corrected([compared(by_seed, bound) for bound in BOUNDS])]
-    table = [
-        [
-            "reference" if row["bound"] is None else f"{row['bound']:.1%}",
-            *(f"{row[metric]:.4f}" for metric in METRICS),
-            *(f"{row[f'{metric} change']:+.1%} ({row[f'{metric} p']:.1g})" for metric in ("ndcg@10", "tailndcg@10")),
-            ", ".join(map(str, row["epochs"])),
-        ]
-        for row in rows
-    ]
-    header = ["keeps on validation", *METRICS, "ndcg@10 (p)", "tailndcg@10 (p)", "epochs"]
-    print(tabulate(table, header, "github", disable_numparse=True))
-
-    with Path(f"{arguments.output}.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
+        by_seed = [measured_epochs(seed, arguments, folder) for seed in seeds]
+    found = [compared(by_seed, None), *corrected([compared(by_seed, bound) for bound in BOUNDS])]
+    own = [{**same, "settings": arguments.settings, "trained": arguments.epochs, **row} for row in found]
+    rows = [row for row in others if row["settings"] != arguments.settings] + own
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, own[0])
         writer.writeheader()
         writer.writerows(rows)
-    points = [{**row, "trial_id": "start" if row["bound"] is None else f"{row['bound']:.1%}"} for row in rows]
-    plots.save(plots.sweep_pareto(points), arguments.output)
+    header = ["keeps on validation", *METRICS, *(f"{metric}, change (p)" for metric in TRADE), "epochs"]
+    print(tabulate(map(told, own), header, "github", disable_numparse=True))
+    plots.save(draw(rows), arguments.output)
 
 
 if __name__ == "__main__":

@@ -227,7 +227,18 @@ def test_the_front_measures_the_reference_and_every_epoch(tiny_dataset, tmp_path
     rows = list(csv.DictReader(Path("trade.csv").read_text().splitlines()))
     assert [row["bound"] for row in rows] == ["", *map(str, front.BOUNDS)]
     assert rows[0]["epochs"] == "[0, 0]" and all(0 <= float(row["tailndcg@10"]) <= 1 for row in rows)
-    assert Path("trade.png").stat().st_size > 5000
 
+    more = [f"--settings={settings} alpha_tail=1", "--output=trade"]
+    monkeypatch.setattr(sys, "argv", ["front.py", *options, *more])
+    assert exit_code_of(front.main) == 0
+    both = list(csv.DictReader(Path("trade.csv").read_text().splitlines()))
+    assert both[: len(rows)] == rows and len(both) == 2 * len(rows)
+    figure = front.draw(both)
+    assert len(figure.axes[0].lines) == 2 and Path("trade.png").stat().st_size > 5000
+    drawn = figure.axes[0].lines[1].get_xydata()
+    assert drawn[:, 1] == pytest.approx([100 * float(row["tailndcg@10 change"]) for row in both[len(rows) :]])
+
+    monkeypatch.setattr(sys, "argv", ["front.py", *options, *more, "--seeds=3"])
+    assert exit_code_of(front.main) == 2 and "of another dataset, backbone or seeds" in capsys.readouterr().err
     monkeypatch.setattr(sys, "argv", ["front.py", "--settings=tua=1"])
     assert exit_code_of(front.main) == 2 and "Did you mean 'tau'?" in capsys.readouterr().err
