@@ -104,8 +104,10 @@ STUDIES = {
     "against-bias-amazon-beauty-SASRec": Study("amazon-beauty", "SASRec", FIRST, "5", "CE repeat bias"),
     "against-bias-amazon-beauty-GRU4Rec": Study("amazon-beauty", "GRU4Rec", FIRST, "5", "CE repeat bias"),
     "against-bias-amazon-beauty-Caser": Study("amazon-beauty", "Caser", FIRST, "5", "CE repeat bias"),
-    "methods-amazon-beauty": Study("amazon-beauty", "SASRec", "CE,SDPO,DynamicPO,SimPO,RoDPO,TAWin", "5"),
-    "parts-amazon-beauty": Study("amazon-beauty", "SASRec", PARTS, "2020,"),
+    "methods-amazon-beauty": Study(
+        "amazon-beauty", "SASRec", "CE,DPO,DMPO,SDPO,DynamicPO,RoDPO,TAWin,SimPO,MPPO,ORPO", "5"
+    ),
+    "parts-amazon-beauty": Study("amazon-beauty", "SASRec", PARTS, "5"),
 }
 SHARED_FOLDERS = ("runs", "logs", "tasks", "checkpoints", "reference")
 # The two numbers of tail_split and head_ratio.
