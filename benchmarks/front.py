@@ -126,7 +126,7 @@ def told(row):
     """Return a row of the printed table: list of str."""
     bound = float(row["bound"]) if row["bound"] else None  # from the CSV
     return [
-        "reference" if bound is None else f"{bound:.1%}",
+        "reference" if bound is None else f"{100 * bound:g}%",
         *(f"{float(row[metric]):.4f}" for metric in METRICS),
         *(f"{float(row[f'{metric} change']):+.1%} ({float(row[f'{metric} p']):.1g})" for metric in TRADE),
         row["epochs"],
@@ -140,15 +140,20 @@ def draw(rows):
     @drawing.styled
     def picture():
         figure, (axis,) = drawing.panels(6.0, 4.4)
-        drawing.add_scope(figure, f"{rows[0]['dataset']}; changes against the model that training goes on from")
+        drawing.add_scope(
+            figure,
+            f"{rows[0]['dataset']}, {rows[0]['backbone']}; 0 is the model that training goes on from; at the points "
+            "the share of its NDCG@10 to be kept on the validation set",
+        )
         looks, points, names, colours = drawing.styles(row["settings"] for row in rows), [], [], []
         for settings, look in looks.items():
             own = [row for row in rows if row["settings"] == settings]
             line = [[100 * float(row[f"{metric} change"]) for metric in TRADE] for row in own]
             axis.plot(*zip(*line), label=settings, **look)
+            # Several bounds may take the same epochs: the loosest is named.
             distinct = {tuple(point): row["bound"] for point, row in zip(line, own) if row["bound"]}
             points += distinct
-            names += [f"{float(bound):.1%}" for bound in distinct.values()]
+            names += [f"{100 * float(bound):g}%" for bound in distinct.values()]
             colours += [look["color"]] * len(distinct)
         axis.set_xlabel("NDCG@10 on the test set, change in %")
         axis.set_ylabel("tail NDCG@10, change in %")
