@@ -6,6 +6,9 @@ import sys
 import time
 from pathlib import Path
 
+OVERALL, TAIL = "ndcg@10", "tailndcg@10"  # what is set against each other
+METRICS = ("hit@10", OVERALL, "headndcg@10", "tailhit@10", TAIL)
+
 
 def seconds_of(call):
     """Return how long a call takes, in seconds."""

@@ -20,15 +20,13 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-import yaml
-from common import exit_code_of
-from study import SHARED
+from common import METRICS, OVERALL, TAIL, exit_code_of
+from study import RECOMMENDED, SHARED, entries_for
 from tabulate import tabulate
 
 BOUNDS = (0.995, 0.99, 0.985, 0.98, 0.97, 0.96, 0.95)  # shares of the reference's overall metric
-OVERALL, TAIL = "NDCG@10", "TailNDCG@10"
-METRICS = ("hit@10", "ndcg@10", "headndcg@10", "tailhit@10", "tailndcg@10")
-TRADE = ("ndcg@10", "tailndcg@10")  # what is set against each other
+OBJECTIVE = '{"weights": {"TailNDCG@10": 1.0}}'  # early stopping alone; the bounds take the epochs
+TRADE = (OVERALL, TAIL)
 
 
 def measured_epochs(seed, arguments, folder):
@@ -43,33 +41,29 @@ def measured_epochs(seed, arguments, folder):
         list of tuple: dict of float, and arrays as ``evidence.user_values`` reads them; the reference first.
     """
     from recbole_pref import evidence
-    from recbole_pref.compare import split_text
-    from recbole_pref.config import Config, parse_value, properties_dir
+    from recbole_pref.config import Config
     from recbole_pref.quick_start import build_run
 
-    file = properties_dir() / "recommended" / "LPO.yaml"
-    own = (word.partition("=") for word in split_text(arguments.settings, " \t\n"))
+    (entry,) = entries_for(arguments.backbone, f"{RECOMMENDED} objective={OBJECTIVE} {arguments.settings}")
     settings = {
-        **SHARED, **yaml.safe_load(file.read_text(encoding="utf-8")), "objective": {"weights": {TAIL: 1.0}},
-        **{key: parse_value(value) for key, _, value in own}, "seed": seed, "epochs": arguments.epochs,
-        "data_path": arguments.data_path, "state": "ERROR", "checkpoint_dir": str(folder),
+        **SHARED, **entry.settings, "seed": seed, "epochs": arguments.epochs, "data_path": arguments.data_path,
+        "state": "ERROR", "checkpoint_dir": str(folder),
         "reference_dir": str(Path(arguments.reference_dir or folder).absolute()),
     }  # fmt: skip
-    run = build_run(Config(f"LPO{arguments.backbone}", arguments.dataset, config_dict=settings), log=False)
+    run = build_run(Config(entry.model, arguments.dataset, config_dict=settings), log=False)
     trainer, start, found = run.trainer, run.model.start_from, []
 
-    def measure(*_):
-        valid = trainer.evaluate(run.valid_data, load_best_model=False)
+    def measure(valid):
         _, arrays = evidence.evaluate(trainer, run.train_data, run.test_data)
         found.append((valid, {name: arrays[name] for name in ("target", "rank", "tail")}))
-        print(f"seed {seed}, epoch {len(found) - 1}: {valid['ndcg@10']:.4f} / {valid['tailndcg@10']:.4f}", flush=True)
+        print(f"seed {seed}, epoch {len(found) - 1}: {valid[OVERALL]:.4f} / {valid[TAIL]:.4f}", flush=True)
 
     def start_and_measure(state_dict):
         start(state_dict)
-        measure()
+        measure(trainer.evaluate(run.valid_data, load_best_model=False))
 
     run.model.start_from = start_and_measure
-    trainer.fit(run.train_data, run.valid_data, saved=False, callback_fn=measure)
+    trainer.fit(run.train_data, run.valid_data, saved=False, callback_fn=lambda *_: measure(trainer.history[-1]))
     return found
 
 
@@ -123,12 +117,11 @@ def corrected(rows):
 
 
 def told(row):
-    """Return a row of the printed table: list of str."""
-    bound = float(row["bound"]) if row["bound"] else None  # from the CSV
+    """Return a row of :func:`compared` for the printed table: list."""
     return [
-        "reference" if bound is None else f"{100 * bound:g}%",
-        *(f"{float(row[metric]):.4f}" for metric in METRICS),
-        *(f"{float(row[f'{metric} change']):+.1%} ({float(row[f'{metric} p']):.1g})" for metric in TRADE),
+        "reference" if row["bound"] is None else f"{100 * row['bound']:g}%",
+        *(f"{row[metric]:.4f}" for metric in METRICS),
+        *(f"{row[f'{metric} change']:+.1%} ({row[f'{metric} p']:.1g})" for metric in TRADE),
         row["epochs"],
     ]
 

@@ -17,13 +17,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import compared_runs, exit_code_of
+from common import METRICS, OVERALL, TAIL, compared_runs, exit_code_of
 from tabulate import tabulate
 
 STRENGTHS = [step / 50 for step in range(26)]  # c: 0 to 0.5
 KEPT = 0.99  # share of the overall metric that must stay
-OVERALL, TAIL = "ndcg@10", "tailndcg@10"
-METRICS = ("hit@10", OVERALL, "headndcg@10", "tailhit@10", TAIL)
 
 
 @torch.no_grad()

@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from common import compared_runs, exit_code_of
+from common import METRICS, compared_runs, exit_code_of
 from tabulate import tabulate
 
 SHARED = {"epochs": 100, "stopping_step": 10, "eval_step": 1, "state": "INFO"}
@@ -181,7 +181,6 @@ def with_masked_history(folder, labels, data_path):
 
     from recbole_pref.quick_start import load_data_and_model
 
-    metrics = ("hit@10", "ndcg@10", "headndcg@10", "tailhit@10", "tailndcg@10")
     found = {label: [] for label in labels}
     for record, _ in compared_runs(folder):
         config, model, _, train_data, _, test_data = load_data_and_model(
@@ -190,14 +189,14 @@ def with_masked_history(folder, labels, data_path):
         trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
         trainer.eval_collector.data_collect(train_data)
         result = trainer.evaluate(test_data, load_best_model=False)
-        found[record["label"]].append([result[metric] for metric in metrics])
+        found[record["label"]].append([result[metric] for metric in METRICS])
     rows = []
     for label, values in found.items():
         cells = [f"{mean:.4f}" for mean in np.mean(values, axis=0)]
         if len(values) > 1:
             cells = [f"{cell} ± {std:.4f}" for cell, std in zip(cells, np.std(values, axis=0, ddof=1))]
         rows.append([label, len(values), *cells])
-    return tabulate(rows, ["history masked", "seeds", *metrics], "github", disable_numparse=True)
+    return tabulate(rows, ["history masked", "seeds", *METRICS], "github", disable_numparse=True)
 
 
 def is_there(dataset, data_path):
