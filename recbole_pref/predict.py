@@ -24,7 +24,7 @@ from recbole_pref.config import Config
 from recbole_pref.data_tool import read_parquet_file, read_text_table
 from recbole_pref.encoder.multimodal import Multimodal
 from recbole_pref.errors import PrefError, suggest
-from recbole_pref.quick_start import load_data, load_data_and_model, settings_of
+from recbole_pref.quick_start import load_data, load_model, settings_of
 from recbole_pref.registry import method_of, model_class
 
 
@@ -152,9 +152,8 @@ class Recommender:
         self._trained = {part: state[part] for part in ("model", "config", "data")}
         self._overrides = {"gpu_id": ""} if data_path is None else {"gpu_id": "", "data_path": data_path}
         if issubclass(cls, Multimodal):
-            with _visible_gpus_kept():
-                model = load_data_and_model(self._model_file, **self._overrides)[1]
-            self.model = model.to(self.device)
+            config, rows, self._histories = self._load_data()
+            self.model = load_model(state, model_file, config, rows).to(self.device)
         else:
             self.model = cls(self.config, Vocabulary(self.config, state)).to(self.device)
             self.model.load_state_dict(state["state_dict"])
@@ -264,6 +263,11 @@ class Recommender:
         self._check_k(k)
         if isinstance(users, str):
             raise PrefError("users is a text: give a list of user tokens.")
+        if self.config["benchmark_filename"]:
+            raise PrefError(
+                f"benchmark_filename={self.config['benchmark_filename']!r} gives sequences without the users' whole "
+                "histories: recommend for sequences of items instead."
+            )
         users = [str(user) for user in users]
         histories = [self._histories.of(user) for user in users]
         without = [number for number, history in enumerate(histories) if not len(history)]
@@ -285,22 +289,24 @@ class Recommender:
 
     @cached_property
     def _histories(self):
-        if self.config["benchmark_filename"]:
-            raise PrefError(
-                f"benchmark_filename={self.config['benchmark_filename']!r} gives sequences without the users' whole "
-                "histories: recommend for sequences of items instead."
-            )
-        found, states = [], checkpoint.rng_state()
+        return self._load_data()[2]
+
+    def _load_data(self):
+        """Load the data set; return its configuration, its training rows and the users' ``Histories``.
+
+        Where ``benchmark_filename`` gives sequences without the users' whole histories, these are None.
+        """
+        found, states = [None], checkpoint.rng_state()
         with _visible_gpus_kept():
-            load_data(
+            config, _, loaders = load_data(
                 self._trained,
                 self._model_file,
                 {**self._overrides, "state": "WARNING"},
                 log=False,
-                unsplit=lambda dataset: found.append(Histories(dataset)),
+                unsplit=None if self.config["benchmark_filename"] else lambda data: found.append(Histories(data)),
             )
         checkpoint.set_rng_state(states)  # RecBole seeds them for the split
-        return found[0]
+        return config, loaders[0]._dataset, found[-1]
 
     def _check_k(self, k):
         if not isinstance(k, Integral) or not 0 < k < len(self.tokens):

@@ -443,14 +443,27 @@ def load_data_and_model(model_file, **overrides):
             f"model_file={model_file!r} holds no settings of RecBole-Pref: name a checkpoint that it wrote."
         )
     config, dataset, loaders = load_data(state, model_file, overrides)
-    cls = model_class(config["model"])
-    model = _build_model(cls, config, loaders[0]._dataset).to(config["device"])
+    return (config, load_model(state, model_file, config, loaders[0]._dataset), dataset, *loaders)
+
+
+def load_model(state, model_file, config, dataset):
+    """Build the model of a checkpoint and give it the checkpoint's weights.
+
+    Args:
+        state (dict): a checkpoint of ours, loaded.
+        model_file (path-like): its file, for messages.
+        config (Config): of ``load_data``, as is ``dataset``, the rows of its training loader.
+
+    Raises:
+        PrefError: a model that these settings and data do not allow, or that the weights do not fit.
+    """
+    model = _build_model(model_class(config["model"]), config, dataset).to(config["device"])
     try:
         model.load_state_dict(state["state_dict"])
     except RuntimeError as error:
-        raise PrefError(f"model_file={model_file!r} does not fit its model: {_reason(error)}") from error
+        raise PrefError(f"model_file={str(model_file)!r} does not fit its model: {_reason(error)}") from error
     model.load_other_parameter(state.get("other_parameter"))
-    return (config, model, dataset, *loaders)
+    return model
 
 
 def load_data(state, model_file, overrides, log=True, unsplit=None):

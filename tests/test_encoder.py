@@ -12,9 +12,10 @@ import torch
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from recbole.data import create_dataset
 from torch import nn
 
-from recbole_pref import checkpoint
+from recbole_pref import checkpoint, quick_start
 from recbole_pref import encoder as multimodal
 from recbole_pref import model as models
 from recbole_pref.config import Config
@@ -621,9 +622,12 @@ def test_evaluation_computes_the_table_once(shop):
 
 
 
-def test_recommendations_from_a_checkpoint(shop):
+def test_recommendations_from_a_checkpoint(shop, monkeypatch):
     path = run_recbole_pref("LPOMMSASRec", config_dict={**shop, "epochs": 1})["checkpoint"]
+    read = []
+    monkeypatch.setattr(quick_start, "create_dataset", lambda config: read.append(1) or create_dataset(config))
     recommender = Recommender(path)
     frame = recommender.recommend([["i3", "i4"]], k=5)
     assert len(frame) == 5 and not {"i3", "i4"} & set(frame["item"])
     assert len(recommender.recommend_users(["u1"], k=5)) == 5
+    assert len(read) == 1  # for the features and for the users
