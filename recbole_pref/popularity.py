@@ -4,6 +4,7 @@ Counts come from training interactions only. RecBole's ``item_counter`` counts t
 augmented rows and so misses the first item of every user; ``train_counts`` adds it.
 """
 
+import numpy as np
 import torch
 
 from recbole_pref.errors import PrefError, suggest
@@ -43,6 +44,8 @@ def train_counts(dataset):
     first = items[:0]
     if list_field in features:
         starts = features[dataset.config["ITEM_LIST_LENGTH_FIELD"]] == 1
+        if features[list_field].shape[1] == 1:  # MAX_ITEM_LIST_LENGTH cuts every list to one item
+            starts = np.unique(features[dataset.uid_field].numpy(), return_index=True)[1]
         first = features[list_field][starts, 0]
     return count_items(items, first, dataset.item_num)
 
@@ -106,7 +109,7 @@ def head_in_words(rule, head_ratio):
     return _HEAD[rule].format(100 * head_ratio)
 
 
-def sample_weights(is_tail, alpha_head, alpha_tail):
+def sample_weights(is_tail, alpha_head, alpha_tail, total=None):
     """Return the weights of the rows of a batch: softmax of alpha over the batch (LPO4Rec eq. 17).
 
     They sum to 1, as those of an ordinary mean: a batch of head rows alone or of tail rows alone is
@@ -115,12 +118,19 @@ def sample_weights(is_tail, alpha_head, alpha_tail):
     Args:
         is_tail (Tensor): [B] bool, whether the target is a tail item.
         alpha_head, alpha_tail (float): LPO4Rec uses 0 and 1.
+        total (callable, optional): sums a tensor over the processes that share the batch; their weights together
+            then sum to 1.
 
     Returns:
         Tensor: [B] float32.
     """
-    head = torch.full(is_tail.shape, float(alpha_head), device=is_tail.device)
-    return torch.softmax(head.masked_fill(is_tail, float(alpha_tail)), dim=0)
+    alphas = torch.full(is_tail.shape, float(alpha_head), device=is_tail.device)
+    alphas = alphas.masked_fill(is_tail, float(alpha_tail))
+    if total is None:
+        return torch.softmax(alphas, dim=0)
+    n_tail = is_tail.sum()
+    n_head, n_tail = total(torch.stack([is_tail.numel() - n_tail, n_tail])).float().log()
+    return torch.exp(alphas - torch.logaddexp(n_head + alpha_head, n_tail + alpha_tail))
 
 
 def split_summary(counts, head_mask, targets=None):

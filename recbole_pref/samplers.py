@@ -297,7 +297,7 @@ def _popularity(sampler, call):
 def _in_batch(sampler, call):
     counts = torch.zeros_like(sampler.position_of, dtype=torch.float64)
     counts.scatter_add_(0, call.positives, torch.ones_like(call.positives, dtype=torch.float64))
-    return _weighted(sampler, call, counts[sampler.candidates])
+    return _weighted(sampler, call, sampler.total(counts)[sampler.candidates])
 
 
 def _columns(sampler, call):
@@ -488,6 +488,7 @@ class NegativeSampler(nn.Module):
         counts (Tensor): [n_items] training counts.
         head_mask (Tensor): [n_items] bool.
         max_history (int): most history items a row can have.
+        total (callable): sums a tensor over the processes that share a batch (``in_batch``).
 
     Attributes:
         needs_scores (str or None): whose scores over the catalogue ``sample`` needs.
@@ -497,8 +498,9 @@ class NegativeSampler(nn.Module):
         PrefError: a value that is not accepted, or more negatives than rows can give.
     """
 
-    def __init__(self, settings, counts, head_mask, max_history=0):
+    def __init__(self, settings, counts, head_mask, max_history=0, total=lambda counts: counts):
         super().__init__()
+        self.total = total
         for key, accepted in _WORDS.items():
             if settings[key] not in accepted:
                 raise PrefError(

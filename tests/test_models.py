@@ -10,6 +10,7 @@ from recbole.utils import get_model, get_trainer, init_seed
 from recbole_pref import model as models
 from recbole_pref.config import Config
 from recbole_pref.errors import PrefError
+from recbole_pref.model import preference
 from recbole_pref.quick_start import prepare_data
 from recbole_pref.registry import METHODS, model_class
 from recbole_pref.trainer import PrefTrainer
@@ -95,6 +96,17 @@ def test_recboles_own_loss_serves_where_asked_for_or_nothing_else_does(tiny_data
     _, model, _ = build(name, tiny_dataset, train_positions=positions)
     assert model.train_path == "last"
     assert model.is_plain is own
+
+
+def test_no_size_takes_the_terms_that_a_backbone_adds_from_its_loss(tiny_dataset, monkeypatch):
+    settings = {**tiny_dataset, **NO_DROPOUT, "reg_weight": [0.1, 0.1]}
+    _, model, loaders = build("CEHGN", settings)
+    rows = all_rows(loaders[0])
+    expected = model.calculate_loss(rows)
+    monkeypatch.setattr(preference, "_MOST_PLAIN_SCORES", 10)
+    _, model, loaders = build("CEHGN", settings)
+    torch.testing.assert_close(model.calculate_loss(rows), expected)
+    assert not build("CECaser", tiny_dataset, train_positions="last")[1].is_plain
 
 
 @pytest.mark.parametrize("method", ["CE", "LPO", "SDPO", "DynamicPO", "TAWin"])

@@ -125,13 +125,24 @@ def test_a_batch_of_one_group_is_averaged(tail):
     torch.testing.assert_close(weights, torch.full((len(tail),), 1 / len(tail)))
 
 
+@pytest.mark.parametrize("alpha", [1.0, 300.0])
+def test_weights_of_shares_are_those_of_the_batch(alpha):
+    is_tail = torch.tensor([True, False, False, True, True, False, False])
+    both = lambda counts: torch.tensor([4, 3])
+    shares = [sample_weights(part, 0.0, alpha, both) for part in (is_tail[:3], is_tail[3:])]
+    torch.testing.assert_close(torch.cat(shares), sample_weights(is_tail, 0.0, alpha))
+    alone = sample_weights(torch.tensor([False, False]), 0.0, alpha, lambda counts: torch.tensor([4, 0]))
+    torch.testing.assert_close(alone, torch.tensor([0.25, 0.25]))
+
+
 def test_counts_are_targets_and_first_items():
     counts = count_items(torch.tensor([2, 2, 3]), torch.tensor([1]), 5)
     assert counts.tolist() == [0, 1, 2, 1, 0]
 
 
-def test_counts_of_a_data_set_equal_its_training_interactions(tiny_dataset):
-    config = Config("CESASRec", config_dict=tiny_dataset)
+@pytest.mark.parametrize("length", [1, 2, 8])
+def test_counts_of_a_data_set_equal_its_training_interactions(tiny_dataset, length):
+    config = Config("CESASRec", config_dict={**tiny_dataset, "MAX_ITEM_LIST_LENGTH": length})
     dataset, loaders = prepare_data(config, log=False)
     expected = torch.zeros(dataset.item_num, dtype=torch.int64)
     for sequence in tiny_sequences():

@@ -43,7 +43,8 @@ def make(name, head=range(1, 7), counts=None, **changes):
     counts = torch.tensor([0, 9, 8, 7, 6, 5, 1, 1, 0]) if counts is None else counts
     mask = torch.zeros(len(counts), dtype=torch.bool)
     mask[list(head)] = True
-    return NegativeSampler(options, counts, mask, changes.get("max_history", 0))
+    given = {key: changes[key] for key in ("max_history", "total") if key in changes}
+    return NegativeSampler(options, counts, mask, **given)
 
 
 def draw(sampler, positives, scores=None, history=None):
@@ -119,6 +120,14 @@ def test_in_batch_follows_the_targets_of_the_batch():
     drawn = draw(make("in_batch", num_negatives=1), positives)
     of_three = drawn[positives == 3]
     assert_law(of_three, {(1,): 3 / 5, (5,): 2 / 5})
+
+
+def test_in_batch_follows_the_targets_of_all_processes():
+    torch.manual_seed(0)
+    others = torch.tensor([0, 0, 0, 0, 0, 3, 0, 0, 0]) * (ROWS // 3)  # of another process
+    sampler = make("in_batch", num_negatives=1, total=lambda counts: counts + others)
+    drawn = draw(sampler, torch.tensor([1, 1, 2]).repeat(ROWS // 3))
+    assert_law(drawn[2::3], {(1,): 2 / 5, (5,): 3 / 5})
 
 
 def test_in_batch_of_one_item_falls_back_to_uniform():

@@ -80,6 +80,7 @@ class PreferenceMixin:
                 counts,
                 head,
                 max_history=config["MAX_ITEM_LIST_LENGTH"],
+                total=distributed.total,
             )
         self.loss_settings = self._loss_settings(config)
         self.reference = self._empty_reference(config, dataset) if self.uses_reference else None
@@ -148,21 +149,18 @@ class PreferenceMixin:
 
     @property
     def is_plain(self):
-        """Whether the loss is RecBole's own cross-entropy on RecBole's own rows, nothing added.
+        """Whether the loss is RecBole's own on RecBole's own rows, nothing added.
 
-        RecBole stores the scores of a batch whole; where they outgrow memory the fused pass serves, and where the
-        backbone has one unless ``train_positions: last`` asks for RecBole's rows.
+        Cross-entropy alone of a backbone without a fused pass always is, as RecBole's loss may hold more than that.
+        Else ``train_positions: last`` asks for it; on several processes, and where the scores of a batch, which
+        RecBole stores whole, outgrow memory, the fused pass gives the same up to rounding.
         """
-        return (
-            distributed.world()[0] == 1
-            and self.batch_scores <= _MOST_PLAIN_SCORES
-            and not self.uses_negatives
-            and self.settings["reweight"] == "none"
-            and self.settings["ce_weight"] == 1
-            and self.repeat_bias is None
-            and (self.backbone is None or self.settings["train_positions"] == "last")
-            and not self.needs_pairs
-        )
+        if self.uses_negatives or self.repeat_bias is not None or self.needs_pairs:
+            return False
+        if self.settings["reweight"] != "none" or self.settings["ce_weight"] != 1:
+            return False
+        fits = self.batch_scores <= _MOST_PLAIN_SCORES and distributed.world()[0] == 1
+        return self.backbone is None or (fits and self.settings["train_positions"] == "last")
 
     # -- scoring ------------------------------------------------------------------------------
 
@@ -208,7 +206,11 @@ class PreferenceMixin:
             Tensor: scalar.
         """
         if self.is_plain:
-            return super().calculate_loss(interaction).squeeze()  # GCSAN's has shape [1]
+            loss = super().calculate_loss(interaction).squeeze()  # GCSAN's has shape [1]
+            if distributed.world()[0] > 1:  # a mean over this process's rows
+                rows = loss.new_full((), len(interaction))
+                loss = loss * (rows / distributed.total(rows))
+            return loss
         packed = isinstance(interaction, PackedBatch)
         targets = interaction.targets if packed else interaction[self.POS_ITEM_ID]
         weights = self._row_weights(targets)  # of a process's share: they sum to 1 over all processes
@@ -232,13 +234,8 @@ class PreferenceMixin:
         alphas = (0.0, 0.0)
         if self.settings["reweight"] != "none":
             alphas = (self.settings["alpha_head"], self.settings["alpha_tail"])
-        is_tail = ~self.head_mask[targets]
-        weights = sample_weights(is_tail, *alphas)
-        if distributed.world()[0] > 1:
-            # The softmax of this share, weighed by the share's part of the whole batch's sum.
-            raw = torch.where(is_tail, alphas[1] - max(alphas), alphas[0] - max(alphas)).exp().sum()
-            weights = weights * (raw / distributed.total(raw))
-        return weights
+        total = distributed.total if distributed.world()[0] > 1 else None
+        return sample_weights(~self.head_mask[targets], *alphas, total)
 
     def _context(self, interaction, targets):
         """What samplers and reference need to know about the rows, as slices of the batch."""
@@ -356,8 +353,9 @@ class PreferenceMixin:
             self.log_sums[name] = entry if known is None else known + entry
 
     def pop_diagnostics(self):
-        """Return the means of the logged quantities since the last call: dict of str to float."""
-        means = {name: (entry[0] / entry[1]).item() for name, entry in self.log_sums.items()}
+        """Return the means of the logged quantities since the last call, over all processes: dict of str to float."""
+        sums = {name: distributed.total(entry) for name, entry in self.log_sums.items()}
+        means = {name: (entry[0] / entry[1]).item() for name, entry in sums.items()}
         self.log_sums = {}
         if self.repeat_bias is not None:
             means["repeat_bias"] = _bias_of(self).item()
