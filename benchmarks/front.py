@@ -15,6 +15,7 @@ to OUTPUT.png, .pdf and .svg. With the --reference_dir of a study on the same da
 
 import argparse
 import csv
+import io
 import sys
 import tempfile
 from pathlib import Path
@@ -164,7 +165,7 @@ def main():
     Raises:
         PrefError: a mistake in the command line or the data.
     """
-    from recbole_pref import plots
+    from recbole_pref import checkpoint, plots
     from recbole_pref.compare import parse_seeds
     from recbole_pref.errors import PrefError
 
@@ -182,20 +183,25 @@ def main():
     seeds = parse_seeds(arguments.seeds)
     same = {"dataset": arguments.dataset, "backbone": arguments.backbone, "seeds": str(seeds)}
     path = Path(f"{arguments.output}.csv")
-    others = list(csv.DictReader(path.open(newline=""))) if path.is_file() else []
-    if any(row.get(key) != value for row in others for key, value in same.items()):
-        raise PrefError(f"--output: {str(path)!r} is of another dataset, backbone or seeds: name another one.")
+
+    def kept():
+        rows = list(csv.DictReader(path.open(newline=""))) if path.is_file() else []
+        if any(row.get(key) != value for row in rows for key, value in same.items()):
+            raise PrefError(f"--output: {str(path)!r} is of another dataset, backbone or seeds: name another one.")
+        return [row for row in rows if row["settings"] != arguments.settings]
+
+    kept()  # before hours of training
     with tempfile.TemporaryDirectory() as folder:
         by_seed = [measured_epochs(seed, arguments, folder) for seed in seeds]
     found = [compared(by_seed, None), *corrected([compared(by_seed, bound) for bound in BOUNDS])]
     own = [{**same, "settings": arguments.settings, "trained": arguments.epochs, **row} for row in found]
-    rows = [row for row in others if row["settings"] != arguments.settings] + own
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, own[0])
-        writer.writeheader()
-        writer.writerows(rows)
     header = ["keeps on validation", *METRICS, *(f"{metric}, change (p)" for metric in TRADE), "epochs"]
-    print(tabulate(map(told, own), header, "github", disable_numparse=True))
+    print(tabulate(map(told, own), header, "github", disable_numparse=True), flush=True)
+    rows, text = kept() + own, io.StringIO(newline="")  # kept() again: another run may have written meanwhile
+    writer = csv.DictWriter(text, own[0])
+    writer.writeheader()
+    writer.writerows(rows)
+    checkpoint.write_atomically(path, lambda file: file.write(text.getvalue().encode()), "output")
     plots.save(draw(rows), arguments.output)
 
 

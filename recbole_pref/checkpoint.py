@@ -27,11 +27,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from scipy import sparse
 
 from recbole_pref.errors import PrefError, suggest
 
 logger = logging.getLogger(__name__)
 
+_KIND = "kind of array"
 _LABEL = b"sha256:"
 _HEX = 64  # characters of a SHA-256 in hexadecimal
 _END = 22  # bytes of the zip archive's last record, whose last two are the comment's length
@@ -109,6 +111,37 @@ def to_plain(value, other=None, where="state"):
     if other is not None:
         return other(value)
     raise TypeError(f"{where} is a {type(value).__name__}, which has no plain form to be stored")
+
+
+def pack_arrays(values):
+    """Return ``values`` (dict) with numpy arrays and scipy's sparse matrices in a form that ``unpack_arrays`` undoes.
+
+    What a RecBole model computes with such objects (EASE, ItemKNN) works with nothing else.
+    """
+    packed = {}
+    for name, value in values.items():
+        if sparse.issparse(value):
+            rows = value.tocsr()
+            parts = {"data": rows.data, "indices": rows.indices, "indptr": rows.indptr, "shape": list(rows.shape)}
+            value = {_KIND: value.format, **parts}
+        elif isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
+            value = {_KIND: "numpy", "data": value}
+        packed[name] = value
+    return packed
+
+
+def unpack_arrays(values):
+    """Return what ``pack_arrays`` was given, from a checkpoint: dict, or None where there is none."""
+    found = {}
+    for name, value in (values or {}).items():
+        kind = value.get(_KIND) if isinstance(value, Mapping) else None
+        if kind == "numpy":
+            value = value["data"].cpu().numpy()
+        elif kind is not None:
+            parts = tuple(value[part].cpu().numpy() for part in ("data", "indices", "indptr"))
+            value = sparse.csr_matrix(parts, shape=value["shape"]).asformat(kind)
+        found[name] = value
+    return values if values is None else found
 
 
 def _plain_key(key, other, where):
@@ -599,6 +632,8 @@ def set_rng_state(state):
 
 
 # Data fingerprints
+
+SHARED_BY_KINDS = ("n_users", "n_items", "item_tokens_sha256")  # whatever rows a kind of model trains on
 
 
 def data_fingerprint(item_tokens, n_users, n_interactions, targets):

@@ -31,6 +31,14 @@ _BELONGS = {
     "compare": ("seeds", "processes", "baseline", "test"),
     "tune": ("num_samples", "storage_path", "name", "ray_address", "cpus_per_trial", "gpus_per_trial", "quiet"),
 }
+# What does one thing in the place of another, and the options of training that mean nothing to it.
+_TOGETHER = ("nproc", "world_size", "ip", "port", "group_offset")
+_MODES = {
+    "predict": ("model", "dataset", "config_files", "resume", *_TOGETHER),
+    "plots": ("model", "dataset", "config_files", "resume", "output", *_TOGETHER),
+    "compare": ("model", "resume", *_TOGETHER),
+    "tune": ("output", *_TOGETHER),
+}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -101,13 +109,23 @@ def parse(argv):
 
     parser = build_parser()
     options, rest = parser.parse_known_args(argv)
-    for mode, names in _BELONGS.items():
-        for name in names:
-            if not getattr(options, mode) and getattr(options, name) != parser.get_default(name):
-                raise PrefError(f"--{name} goes with --{mode}: add it or leave --{name} out.")
-    for name in ("model", "dataset"):
+    for name in ("model", "dataset", *_MODES):
         if getattr(options, name) == "":
             raise PrefError(f"--{name} is empty: name one or leave it out.")
+    given = {name for name, value in vars(options).items() if value != parser.get_default(name)}
+    for mode, names in _BELONGS.items():
+        for name in names:
+            if mode not in given and name in given:
+                raise PrefError(f"--{name} goes with --{mode}: add it or leave --{name} out.")
+    modes = [mode for mode in _MODES if mode in given]
+    if len(modes) > 1:
+        raise PrefError(f"--{modes[0]} and --{modes[1]} are two commands: give one of them.")
+    for mode in modes:
+        for name in _MODES[mode]:
+            if name in given:
+                raise PrefError(f"--{name} means nothing to --{mode}: leave it out.")
+    if not modes and "output" in given:
+        raise PrefError("--output goes with --predict or --compare: add one or leave --output out.")
     settings = {}
     for argument in rest:
         key, equals, text = argument[2:].partition("=")

@@ -21,12 +21,14 @@ import numpy as np
 import torch
 import yaml
 from filelock import FileLock, Timeout
+from recbole.utils import EvaluatorType
 from tabulate import tabulate
 
 from recbole_pref import checkpoint, evidence, reference
 from recbole_pref.config import Config, absolute_paths, digest_of_defaults, parse_value, shipped
 from recbole_pref.environment import environment, python_path, threads_per_process, write_result
 from recbole_pref.errors import PrefError, suggest
+from recbole_pref.evaluation import history_is_masked
 from recbole_pref.memory import explained, peak_mb
 from recbole_pref.metrics import group_of
 from recbole_pref.popularity import head_in_words
@@ -41,6 +43,11 @@ _LATEX = str.maketrans(
 _COSTS = ("seconds_per_epoch", "epochs_to_best", "peak_memory_mb")
 _MOST_SEEDS = 1000  # a larger count is a seed that was meant as a list of one
 _FILES = (".yaml", ".yml")
+_OF_ALL = {  # what a comparison fixes for all entries: the way to set it
+    "model": "write the model before its settings",
+    "dataset": "name it with --dataset",
+    "seed": "name seeds with --seeds",
+}
 _LABEL_PART = 80  # characters of the label in the name of a run, which is a file's name
 
 
@@ -153,8 +160,7 @@ def _read_settings(file):
         raise PrefError(f"--compare: {file!r} cannot be read: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise PrefError(f"--compare: {file!r} holds no settings: write lines such as 'tau: 0.5'.")
-    content.pop("dataset", None)
-    return content
+    return {key: value for key, value in content.items() if key not in ("dataset", "seed")}  # as best.yaml holds them
 
 
 def parse_seeds(seeds, first=2020):
@@ -236,9 +242,17 @@ def _plan(entries, dataset, seeds, files, shared, folder):
     """Return one task (dict) per entry and seed, every configuration and the data checked."""
     tasks, some, table, first = [], None, None, None
     for entry in entries:
+        for key, way in _OF_ALL.items():
+            if key in entry.settings:
+                raise PrefError(f"--compare: {entry.label!r} sets {key}, which no entry has for itself: {way}.")
         settings = {**shared, **entry.settings}
         config = Config(entry.model, dataset, files, dict(settings))
         some = some or config
+        if config["eval_type"] != EvaluatorType.RANKING:
+            raise PrefError(
+                f"--compare: {entry.label} has metrics={config['metrics']}, which measure no ranking: name NDCG or "
+                "the like, and a valid_metric among them."
+            )
         if files:  # the runs are given one dict: paths of files may not outlive this process
             settings = {**config.file_config_dict, **settings}
             settings = {key: value for key, value in settings.items() if key not in ("model", "dataset")}
@@ -258,9 +272,11 @@ def _plan(entries, dataset, seeds, files, shared, folder):
             own = {**settings, "seed": seed}
             # Where data and references lie is no part of what a run is: folders move.
             lasting = {key: value for key, value in own.items() if key not in ("data_path", "reference_dir")}
-            text = json.dumps([entry.model, dataset, checkpoint.to_plain(lasting, other=str), defaults], sort_keys=True)
-            digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+            made_of = [entry.model, dataset, checkpoint.to_plain(lasting, other=str), defaults]
             label = re.sub(r"[^A-Za-z0-9.=_-]+", "_", entry.label)[:_LABEL_PART]
+            if label != entry.label.replace(" ", "_"):
+                made_of.append(entry.label)  # two labels may have the same name
+            digest = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:8]
             name = f"{label}-seed{seed}-{digest}"
             tasks.append(
                 {"id": name, "label": entry.label, "model": entry.model, "dataset": dataset,
@@ -324,7 +340,9 @@ def _measured(config):
     """Return what must be the same for all entries of a table: name to value."""
     at = str(config["valid_metric"]).partition("@")[2]
     same = {"metrics": sorted(map(str.lower, config["metrics"])), "cut-off of valid_metric": at}
-    return same | {key: config[key] for key in ("eval_args", "mask_history", "head_ratio", "tail_split")}
+    same["first of topk"] = "" if at else config["topk"][0]  # which the table shows then
+    same |= {key: config[key] for key in ("eval_args", "head_ratio", "tail_split")}
+    return same | {"mask_history": history_is_masked(config)}
 
 
 def _run_missing(tasks, folder, processes):
@@ -333,6 +351,9 @@ def _run_missing(tasks, folder, processes):
     missing.sort(key=lambda task: task["offers"] is None)  # what others start from comes first
     for name in ("runs", "logs", "tasks"):
         _make_folder(folder / name)
+    for path in (folder, *map(folder.joinpath, ("runs", "logs", "tasks"))):
+        if not os.access(path, os.W_OK):
+            raise PrefError(f"--output={str(folder)!r}: {str(path)!r} cannot be written: name another folder.")
     threads = threads_per_process(processes)
     waiting, running, failed = list(missing), {}, {}
     before = _exit_on_sigterm()
@@ -387,7 +408,7 @@ def _make_folder(path):
 
 def _start(task, folder, threads):
     file = folder / "tasks" / f"{task['id']}.json"
-    write_result(file, task)
+    write_result(file, task, "output")
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     environment["PYTHONPATH"] = python_path(sys.path)
     with open(folder / "logs" / f"{task['id']}.log", "ab") as log:
@@ -480,7 +501,7 @@ def _train_and_record(task, folder):
         "peak_memory_mb": peak_mb(),
         "train_loss_per_row": trainer.losses_per_row(),
         "history": trainer.history,
-        "mask_history": bool(config["mask_history"]),
+        "mask_history": history_is_masked(config),
         "data": trainer._data_fingerprint,
         "environment": environment(config["device"]),
         "config": checkpoint.to_plain(config.final_config_dict, other=str),
@@ -489,7 +510,7 @@ def _train_and_record(task, folder):
     checkpoint.write_atomically(
         folder / "runs" / f"{task['id']}.npz", lambda file: np.savez_compressed(file, **arrays), "output"
     )
-    write_result(_record_path(folder, task["id"]), record)
+    write_result(_record_path(folder, task["id"]), record, "output")
     for path in stored.glob("*-last-*.pth"):
         path.unlink()
 
@@ -546,7 +567,7 @@ def summarize(runs, baseline, test):
         records = [record for record, _ in by_seed.values()]
         row = {"label": label, "seeds": sorted(by_seed)}
         for metric in metrics:
-            values = np.array([record["test_result"][metric] for record in records])
+            values = np.array([float(record["test_result"][metric]) for record in records])  # "nan" is text in JSON
             row[metric] = {
                 "mean": float(values.mean()),
                 "std": float(values.std(ddof=1)) if len(values) > 1 else None,
@@ -557,7 +578,7 @@ def summarize(runs, baseline, test):
             if label == baseline or not common:
                 continue
             pairs = [(by_seed[seed], runs[baseline][seed]) for seed in common]
-            gaps = [own[0]["test_result"][metric] - other[0]["test_result"][metric] for own, other in pairs]
+            gaps = [np.subtract(*(float(run[0]["test_result"][metric]) for run in pair)) for pair in pairs]
             row[metric]["difference"] = float(np.mean(gaps))
             difference = _per_user_difference(pairs, metric)
             if difference is not None:
@@ -577,11 +598,18 @@ def _per_user_difference(pairs, metric):
     for one, another in pairs:
         if not all(np.array_equal(one[1][key], another[1][key]) for key in ("target", "user")):
             return None
+        if group_of(metric) and not _same_groups(one[1], another[1]):
+            return None
         values, others = _values(*one, metric), _values(*another, metric)
         if values is None or others is None:
             return None
         total = total + values - others
     return total / len(pairs)
+
+
+def _same_groups(one, another):
+    """Return whether the arrays of two runs call the same test rows head and tail."""
+    return np.array_equal(*(arrays["tail"][arrays["target"]] for arrays in (one, another)))
 
 
 def _values(record, arrays, metric):
@@ -591,7 +619,7 @@ def _values(record, arrays, metric):
     """
     found = evidence.user_values(arrays, metric)
     step = 10.0 ** -record["config"].get("metric_decimal_place", 4)
-    if found is None or abs(found[0].mean() - record["test_result"][metric]) > step:
+    if found is None or not abs(found[0].mean() - float(record["test_result"][metric])) <= step:  # NaN is neither
         return None
     return found[0]
 
@@ -609,19 +637,24 @@ def _write(entries, tasks, folder, baseline, test, failed):
         named = {reason: [name for name in failed if failed[name] == reason] for reason in failed.values()}
         reasons = "; ".join(f"{', '.join(names)}: {reason}" for reason, names in named.items())
         raise PrefError(f"--compare: no run was finished ({reasons}).")
-    if baseline not in runs:
-        raise PrefError(f"--baseline={baseline!r} has no finished run: {_first(failed)}.")
+    failed = {name: reason for name, reason in failed.items() if name not in done}  # another process may do a run
     _check_same_data([record for by_seed in runs.values() for record, _ in by_seed.values()])
     rows = summarize(runs, baseline, test)
     metrics = [key for key, value in rows[0].items() if isinstance(value, dict)]
-    some = next(iter(runs[baseline].values()))[0]
+    of_baseline = runs.get(baseline) or next(iter(runs.values()))
+    some, arrays = next(iter(of_baseline.values()))
     note = (
         f"{tasks[0]['dataset']}, test set, {_ranking(some)}, history "
         f"{'masked' if some['mask_history'] else 'not masked'}; mean and standard deviation over seeds. "
-        f"* differs from {baseline} (p < {LEVEL}, {TESTS[test][1]}, values averaged over the common seeds, "
-        f"corrected after Holm for {sum(r[m]['p'] is not None for r in rows for m in metrics)} comparisons)."
     )
-    note = " ".join([note, *_groups(*next(iter(runs[baseline].values())), metrics)])
+    if baseline in runs:
+        note += (
+            f"* differs from {baseline} (p < {LEVEL}, {TESTS[test][1]}, values averaged over the common seeds, "
+            f"corrected after Holm for {sum(r[m]['p'] is not None for r in rows for m in metrics)} comparisons)."
+        )
+    else:
+        note += f"Nothing is tested: the baseline {baseline} has no finished run."
+    note = " ".join([note, *_groups(some, arrays, metrics), *_other_groups(runs, arrays, metrics)])
     if any(task["asks"] for task in tasks):
         note += " Seconds and epochs leave out the training of the references from which methods start."
     note = " ".join([note, *_reference_notes(tasks), *_longer_notes(tasks, runs)])
@@ -632,7 +665,7 @@ def _write(entries, tasks, folder, baseline, test, failed):
         "baseline": baseline, "metrics": metrics, "rows": rows, "runs": done, "failed": failed,
         "dataset": tasks[0]["dataset"], "test": note, "command": shlex.join(sys.orig_argv),
     }  # fmt: skip
-    write_result(folder / "comparison.json", summary)
+    write_result(folder / "comparison.json", summary, "output")
     _write_text(folder / "table.md", text)
     _write_text(folder / "table.tex", table_text(rows, metrics, "latex") + f"\n% {note}\n")
     _write_csv(folder / "table.csv", rows, metrics)
@@ -641,9 +674,8 @@ def _write(entries, tasks, folder, baseline, test, failed):
 
 def _check_same_data(records):
     """Refuse runs of other users or items in one table; training rows may differ, between kinds of models."""
-    fields = ("n_users", "n_items", "item_tokens_sha256")
     for record in records:
-        saved, first = ({field: r["data"].get(field) for field in fields} for r in (record, records[0]))
+        saved, first = ({key: r["data"].get(key) for key in checkpoint.SHARED_BY_KINDS} for r in (record, records[0]))
         different = checkpoint.compare_fingerprints(saved, first)
         if different:
             raise PrefError(
@@ -664,13 +696,20 @@ def _groups(record, arrays, metrics):
     ]
 
 
+def _other_groups(runs, arrays, metrics):
+    """Return sentences on labels whose head and tail are others than those of some arrays: list of str."""
+    if not any(map(group_of, metrics)):
+        return []
+    return [
+        f"{label} has other head and tail items, as its training counts differ: these columns are of other test rows."
+        for label, by_seed in runs.items()
+        if not all(_same_groups(own, arrays) for _, own in by_seed.values())
+    ]
+
+
 def _ranking(record):
     mode = record["config"]["eval_args"]["mode"]["test"]
     return "full ranking" if mode == "full" else f"ranking among {mode} (eval_args)"
-
-
-def _first(failed):
-    return next(iter(failed.values()), "nothing was run")
 
 
 def table_text(rows, metrics, form):
@@ -687,7 +726,7 @@ def table_text(rows, metrics, form):
     plus_minus = r" $\pm$ " if form == "latex" else " ± "
     cells = []
     for row in rows:
-        label = row["label"].translate(_LATEX) if form == "latex" else row["label"]
+        label = row["label"].translate(_LATEX) if form == "latex" else row["label"].replace("|", r"\|")
         line = [label, len(row["seeds"])]
         for metric in metrics:
             cell = row[metric]

@@ -104,7 +104,7 @@ def git_commit(folder="."):
     return done.stdout.strip() or None if done.returncode == 0 else None
 
 
-def write_result(path, result):
+def write_result(path, result, setting="result_file"):
     """Write ``result`` as JSON that any parser reads, whole or not at all.
 
     Tensors become numbers or lists, what has no plain form becomes text, and the numbers that JSON
@@ -113,16 +113,17 @@ def write_result(path, result):
     Args:
         path (path-like): the file to create or replace.
         result (dict): the values.
+        setting (str): what chose the path, for messages.
 
     Raises:
-        PrefError: the file cannot be written; names ``result_file``.
+        PrefError: the file cannot be written; names the setting.
     """
     text = json.dumps(_json_value(to_plain(result, other=str)), indent=2, allow_nan=False)
 
     def write(file):
         file.write(text.encode("utf-8") + b"\n")
 
-    write_atomically(path, write, "result_file")
+    write_atomically(path, write, setting)
 
 
 def _json_value(value):

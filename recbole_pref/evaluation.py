@@ -36,6 +36,16 @@ def chunk_rows(num_items, budget_mb=None, cache_sized=False):
     return max(rows, 1)
 
 
+def history_is_masked(config):
+    """Return whether seen items are left out of the ranking of the test set.
+
+    ``mask_history`` says so for sequential models; RecBole's full ranking of other models always leaves them out.
+    """
+    if config["MODEL_TYPE"] == ModelType.SEQUENTIAL:
+        return bool(config["mask_history"])
+    return config["eval_args"]["mode"]["test"] == "full"
+
+
 def encodes(model):
     """Return whether a model offers ``encode`` and ``score_items`` for its backbone."""
     offers = hasattr(model, "encode") and hasattr(model, "score_items")

@@ -22,6 +22,7 @@ from recbole_pref import checkpoint, data_check, distributed, memory
 from recbole_pref.config import Config, given_data_path, known_keys
 from recbole_pref.environment import environment, write_result
 from recbole_pref.errors import PrefError
+from recbole_pref.evaluation import history_is_masked
 from recbole_pref.registry import method_of, model_class
 from recbole_pref.trainer import trainer_class
 
@@ -89,7 +90,7 @@ def run_recbole_pref(
             **result,
             "model": config["model"],
             "dataset": config["dataset"],
-            "mask_history": bool(config["mask_history"]),
+            "mask_history": history_is_masked(config),
             "seed": config["seed"],
             "data": trainer._data_fingerprint,
             "environment": environment(config["device"]),
@@ -462,7 +463,7 @@ def load_model(state, model_file, config, dataset):
         model.load_state_dict(state["state_dict"])
     except RuntimeError as error:
         raise PrefError(f"model_file={str(model_file)!r} does not fit its model: {_reason(error)}") from error
-    model.load_other_parameter(state.get("other_parameter"))
+    model.load_other_parameter(checkpoint.unpack_arrays(state.get("other_parameter")))
     return model
 
 

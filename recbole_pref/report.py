@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from recbole_pref import plots
+from recbole_pref.checkpoint import SHARED_BY_KINDS
 from recbole_pref.errors import PrefError
 from recbole_pref.metrics import display_name
 
@@ -226,8 +227,7 @@ def _page(runs, table, pictures):
 def _doubts(runs, table):
     """Return warnings about runs that failed or cannot be compared."""
     told = "".join(_warning(f"{name} failed: {why}") for name, why in (table.get("failed") or {}).items())
-    prints = {json.dumps(run.get("data"), sort_keys=True) for run in runs}
-    if len(prints) > 1:
+    if _on_different_data(runs):
         told += _warning(
             "The runs were trained on different data (see the fingerprints below): do not compare them."
         )
@@ -236,6 +236,15 @@ def _doubts(runs, table):
             "Some runs leave seen items out of the ranking (mask_history), some not: do not compare them."
         )
     return told
+
+
+def _on_different_data(runs):
+    """Return whether runs saw other users or items, or runs of one kind of model other training rows."""
+    kinds = {}
+    for run in runs:
+        kinds.setdefault((run.get("config") or {}).get("MODEL_TYPE"), []).append(run.get("data"))
+    shared = [{key: (data or {}).get(key) for key in SHARED_BY_KINDS} for own in kinds.values() for data in own]
+    return any(data != group[0] for group in (shared, *kinds.values()) for data in group)
 
 
 # -- results

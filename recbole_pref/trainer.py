@@ -360,7 +360,7 @@ class TrainerMixin(EvaluationMixin):
             "best_valid_result": self.best_valid_result,
             "train_loss_dict": self.train_loss_dict,
             "state_dict": self.model.state_dict(),
-            "other_parameter": self.model.other_parameter(),
+            "other_parameter": checkpoint.pack_arrays(self.model.other_parameter()),
             "optimizer": self.optimizer.state_dict(),
         }
 
@@ -450,7 +450,7 @@ class TrainerMixin(EvaluationMixin):
                 "resume: the checkpoint does not fit the model: use the settings it was made with or set resume: False "
                 f"({' '.join(str(error).split())[:300]})."
             ) from None
-        self.model.load_other_parameter(state["other_parameter"])
+        self.model.load_other_parameter(checkpoint.unpack_arrays(state["other_parameter"]))
         self.optimizer.load_state_dict(state["optimizer"])
         if self.scheduler is not None and state["scheduler"]:
             self.scheduler.load_state_dict(state["scheduler"])
@@ -504,7 +504,7 @@ class TrainerMixin(EvaluationMixin):
                 setting="checkpoint",
             )
             self.model.load_state_dict(state["state_dict"])
-            self.model.load_other_parameter(state.get("other_parameter"))
+            self.model.load_other_parameter(checkpoint.unpack_arrays(state.get("other_parameter")))
             self.logger.info(f"best model loaded from {model_file or self.saved_model_file}")
         return super().evaluate(eval_data, False, show_progress=show_progress)
 

@@ -18,7 +18,9 @@ from filelock import FileLock
 from scipy import stats
 
 from recbole_pref import compare, config, environment, evidence
+from recbole_pref.cli import main
 from recbole_pref.errors import PrefError
+from recbole_pref.report import write_report
 from recbole_pref.significance import holm, paired_bootstrap, paired_t
 
 # -- reading the request
@@ -95,6 +97,50 @@ def test_entries_that_no_table_can_hold_are_refused_before_training(tiny_dataset
         with pytest.raises(PrefError, match=words):
             compare.compare(entries, "tiny", 1, config_dict=tiny_dataset, output=tmp_path / "out")
     assert not list((tmp_path / "out").glob("runs/*"))
+
+
+@pytest.mark.parametrize(
+    ("models", "more", "words"),
+    [
+        ("CESASRec seed=1,CESASRec", {}, "'CESASRec seed=1' sets seed.* name seeds with --seeds"),
+        ("CESASRec,CESASRec model=GRU4Rec", {}, "sets model.*write the model before its settings"),
+        ("CESASRec,CESASRec dataset=other", {}, "sets dataset.*--dataset"),
+        ("CESASRec,BPR", {}, "BPR has mask_history True, the first entry False.*--mask_history="),
+        (
+            "CESASRec topk=[5],CESASRec topk=[10]",
+            {"metrics": ["NDCG", "GAUC"], "valid_metric": "GAUC"},
+            r"has first of topk 10, the first entry 5.*--topk=",
+        ),
+        ("CESASRec,CESASRec valid_metric=GAUC", {"metrics": ["NDCG", "GAUC"], "valid_metric": "NDCG@10"}, "cut-off"),
+        ("FM", {"metrics": ["AUC", "LogLoss"], "valid_metric": "AUC"}, "measure no ranking"),
+    ],
+)
+def test_what_one_table_cannot_hold_is_told_before_training(settings, tmp_path, models, more, words):
+    settings |= {"eval_args": {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"}}
+    if models == "FM":
+        settings["eval_args"] |= {"mode": "labeled"}
+    with pytest.raises(PrefError, match=words):
+        compare.compare(models, "tiny", 1, config_dict={**settings, **more}, output=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_of_settings_leaves_the_seeds_to_the_comparison(settings, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "best.yaml").write_text("model: CESASRec\nseed: 7\ndataset: other\n")
+    tasks = compare._plan(compare.parse_entries("best.yaml"), "tiny", 2, None, settings, tmp_path / "out")
+    assert [task["seed"] for task in tasks] == [2020, 2021]
+
+
+def test_labels_that_differ_by_a_mark_are_different_runs(settings, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = set()
+    for stem in ("a|b", "a+b", "a b"):
+        (tmp_path / f"{stem}.yaml").write_text("model: CESASRec\n")
+        entry = compare.Entry(stem, "CESASRec")
+        names |= {task["id"] for task in compare._plan([entry], "tiny", 1, None, settings, tmp_path / "out")}
+    assert len(names) == 3
+    row = {"label": "a|b", "seeds": [1], **dict.fromkeys(compare._COSTS)}
+    assert r"| a\|b " in compare.table_text([row], [], "github")
 
 
 def test_paths_of_references_hold_in_the_folder_of_the_runs(tiny_dataset, tmp_path, monkeypatch):
@@ -226,6 +272,29 @@ def test_no_p_value_where_ranks_do_not_tell_the_metric():
     runs = {"base": {1: made_up(values)}, "new": {1: made_up(1 - values, seed_shift=0.1)}}  # ties, many targets
     new = compare.summarize(runs, "base", "t-test")[1]["hit@10"]
     assert new["p"] is None and new["difference"] == pytest.approx(0.1 - 1 / 3)
+
+
+def test_no_p_value_where_head_and_tail_are_others():
+    values = np.array([1, 1, 0, 1])
+    runs = {}
+    for label, tail in (("base", [False, True, False]), ("new", [False, True, True]), ("same", [True, True, False])):
+        record, arrays = made_up(values)
+        arrays |= {"target": np.array([1, 1, 2, 1]), "tail": np.array(tail)}
+        (values_of_tail, _) = evidence.user_values(arrays, "tailhit@10")
+        record["test_result"]["tailhit@10"] = float(values_of_tail.mean())
+        runs[label] = {1: (record, arrays)}
+    base, new, same = compare.summarize(runs, "base", "t-test")
+    assert new["tailhit@10"]["p"] is None and new["hit@10"]["p"] == 1 and same["tailhit@10"]["p"] == 1
+    (note,) = compare._other_groups(runs, runs["base"][1][1], ["hit@10", "tailhit@10"])
+    assert note.startswith("new has other head and tail items")
+    assert not compare._other_groups(runs, runs["base"][1][1], ["hit@10"])
+
+
+def test_numbers_that_json_has_as_text_are_numbers():
+    runs = {"base": {1: made_up(np.array([1, 0]))}, "new": {1: made_up(np.array([1, 1]))}}
+    runs["new"][1][0]["test_result"]["hit@10"] = "nan"
+    new = compare.summarize(runs, "base", "t-test")[1]["hit@10"]
+    assert math.isnan(new["mean"]) and new["p"] is None
 
 
 def test_metrics_of_a_table_follow_the_valid_metric():
@@ -423,6 +492,72 @@ def test_a_failing_run_does_not_end_the_others(settings, tmp_path):
     (reason,) = done.failed.values()
     assert "not finite" in reason or "nan" in reason
     assert reason in done.text
+
+
+def test_without_a_baseline_the_others_have_a_table(settings, tmp_path):
+    folder = tmp_path / "out"
+    models = "CESASRec learning_rate=1e30 learner=sgd,CESASRec"
+    done = compare.compare(models, "tiny", 1, config_dict={**settings, "epochs": 1}, output=folder)
+    assert [row["label"] for row in done.rows] == ["CESASRec"] and len(done.failed) == 1
+    assert "the baseline CESASRec learning_rate=1e30 learner=sgd has no finished run" in done.text
+    assert all(done.rows[0][metric]["p"] is None for metric in ("ndcg@10", "tailndcg@10"))
+    assert "* differs from" not in done.text + write_report(folder).read_text(encoding="utf-8")
+
+
+def test_the_command_line_compares_and_tells_what_failed(settings, tmp_path, capsys):
+    given = {**settings, "epochs": 1}
+    words = [f"--{key}={value!r}" for key, value in given.items() if value != ""]
+    models = "CESASRec,GRU4Rec,CESASRec learner=sgd learning_rate=1e30"
+    command = ["--dataset=tiny", "--seeds=2", "--processes=2", "--test=bootstrap", "--output=out", *words]
+    assert main([f"--compare={models}", "--baseline=GRU4Rec", *command]) == 2
+    told = capsys.readouterr()
+    assert "* differs from GRU4Rec (p < 0.05, paired bootstrap" in told.out and "report: out" in told.out.replace(str(tmp_path) + "/", "")
+    assert told.out.count("1e30-seed2020") > 0 and "1e30 seed 2021 failed: epoch 0" in told.err
+    assert {path.name for path in (tmp_path / "out").iterdir()} >= {
+        "table.md", "table.csv", "table.tex", "comparison.json", "report.html", "plots",
+    }  # fmt: skip
+    saved = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert saved["baseline"] == "GRU4Rec" and len(saved["runs"]) == 4
+    assert main(["--compare=CESASRec,GRU4Rec", *command]) == 0
+    assert "* differs from CESASRec" in capsys.readouterr().out
+    stale, kept = (tmp_path / "out" / "plots" / name for name in ("sensitivity_tau.png", "mine.png"))
+    stale.touch()
+    kept.touch()
+    assert main(["--plots=out"]) == 0
+    assert not stale.exists() and kept.exists() and (tmp_path / "out" / "plots" / "trade_off.pdf").is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("--compare=CESASRec --tune=a.yaml", "--compare and --tune are two commands"),
+        ("--plots=out --compare=CESASRec", "--plots and --compare are two commands"),
+        ("--compare= --model=CESASRec", "--compare is empty"),
+        ("--compare=CESASRec --model=GRU4Rec", "--model means nothing to --compare"),
+        ("--compare=CESASRec --resume=True", "--resume means nothing to --compare"),
+        ("--compare=CESASRec --nproc=4", "--nproc means nothing to --compare"),
+        ("--plots=out --output=elsewhere", "--output means nothing to --plots"),
+        ("--model=CESASRec --output=elsewhere", "--output goes with --predict or --compare"),
+    ],
+)
+def test_commands_that_contradict_themselves_are_refused(words, told, capsys):
+    assert main(words.split()) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_written_is_named(settings, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: path.name != "logs")  # root may write everywhere
+    monkeypatch.setattr(compare, "_start", None)
+    with pytest.raises(PrefError, match="--output=.*logs' cannot be written: name another folder"):
+        compare.compare("CESASRec", "tiny", 1, config_dict=settings, output=tmp_path / "out")
+
+
+def test_a_run_that_another_process_finished_meanwhile_is_no_failure(settings, tmp_path, monkeypatch):
+    done = compare.compare("CESASRec", "tiny", 1, config_dict={**settings, "epochs": 1}, output=tmp_path)
+    (name,) = [path.stem for path in (tmp_path / "runs").glob("*.json")]
+    monkeypatch.setattr(compare, "_run_missing", lambda *_: {name: "is being trained by another process"})
+    again = compare.compare("CESASRec", "tiny", 1, config_dict={**settings, "epochs": 1}, output=tmp_path)
+    assert not again.failed and again.text == done.text
 
 
 def test_mistakes_end_before_anything_is_trained(settings, tmp_path):

@@ -11,9 +11,9 @@ from recbole_pref import model as models
 from recbole_pref.config import Config
 from recbole_pref.errors import PrefError
 from recbole_pref.model import preference
-from recbole_pref.quick_start import prepare_data
+from recbole_pref.quick_start import load_data_and_model, prepare_data, run_recbole_pref
 from recbole_pref.registry import METHODS, model_class
-from recbole_pref.trainer import PrefTrainer
+from recbole_pref.trainer import PrefTrainer, trainer_class
 
 BACKBONES = {"SASRec": SASRec, "GRU4Rec": GRU4Rec, "Caser": Caser}
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attn_dropout_prob": 0.0, "dropout_prob": 0.0}
@@ -257,3 +257,14 @@ def test_tawins_window_stays_inside_a_small_group(tiny_dataset, caplog):
     assert "tawin_anchor='auto' is rank 9" in caplog.text and "20 negatives" in caplog.text
     _, model, _ = build("TAWinSASRec", tiny_dataset, num_negatives=20, valid_metric="NDCG@5")
     assert model.loss_settings["tawin_anchor"] == 4
+
+
+@pytest.mark.parametrize("name", ["EASE", "ItemKNN"])
+def test_models_of_sparse_matrices_are_stored_and_loaded(tiny_dataset, name):
+    """Their scores are computed with objects of scipy and numpy, which a checkpoint holds as tensors."""
+    result = run_recbole_pref(name, config_dict={**tiny_dataset, "epochs": 1})
+    config, model, _, train_data, _, test_data = load_data_and_model(result["checkpoint"])
+    trainer = trainer_class(get_trainer(config["MODEL_TYPE"], config["model"]))(config, model)
+    trainer.eval_collector.data_collect(train_data)
+    assert trainer.evaluate(test_data, load_best_model=False) == result["test_result"]
+    assert result["test_result"]["ndcg@10"] > 0

@@ -227,6 +227,18 @@ def test_bare_records_make_a_page(tmp_path):
     assert "do not say where they come from" in page.text and "same settings" in page.text
 
 
+def test_kinds_of_models_may_train_on_other_rows_of_the_same_data(tmp_path):
+    def told(rows, items=40, kind="GENERAL"):
+        data = {"n_users": 60, "n_items": items, "item_tokens_sha256": "a", "targets_sha256": rows}
+        write_run(tmp_path, {**record, "label": "B", "data": data, "config": {**record["config"], "MODEL_TYPE": kind}})
+        return "different data" in Page(report.write_report(tmp_path)).text
+
+    record, _ = make_run("A", 1, 0.05, 0.06)
+    data = {"n_users": 60, "n_items": 40, "item_tokens_sha256": "a", "targets_sha256": "own"}
+    write_run(tmp_path, {**record, "data": data, "config": {**record["config"], "MODEL_TYPE": "SEQUENTIAL"}})
+    assert not told("others") and told("others", kind="SEQUENTIAL") and told("own", items=41)
+
+
 def test_names_of_metrics_are_escaped(tmp_path):
     result = {"hit<i>@1": 0.1, "tailhit<i>@1": 0.2}
     write_run(tmp_path, {"label": "A", "dataset": "d", "seed": 1, "test_result": result})

@@ -220,21 +220,21 @@ def test_the_front_measures_the_reference_and_every_epoch(tiny_dataset, tmp_path
     own = {key: value for key, value in tiny_dataset.items() if key not in ("dataset", "data_path", "checkpoint_dir")}
     settings = " ".join(f"{key}={json.dumps(value).replace(' ', '')}" for key, value in own.items() if value != "")
     options = ["--dataset=tiny", f"--data_path={tiny_dataset['data_path']}", "--seeds=2", "--epochs=3"]
-    monkeypatch.setattr(sys, "argv", ["front.py", *options, f"--settings={settings}", "--output=trade"])
+    monkeypatch.setattr(sys, "argv", ["front.py", *options, f"--settings={settings}", "--output=made/trade"])
     assert exit_code_of(front.main) == 0
     told = capsys.readouterr().out
     assert [told.count(f"epoch {number}:") for number in range(5)] == [2, 2, 2, 2, 0]
-    rows = list(csv.DictReader(Path("trade.csv").read_text().splitlines()))
+    rows = list(csv.DictReader(Path("made/trade.csv").read_text().splitlines()))
     assert [row["bound"] for row in rows] == ["", *map(str, front.BOUNDS)]
     assert rows[0]["epochs"] == "[0, 0]" and all(0 <= float(row["tailndcg@10"]) <= 1 for row in rows)
 
-    more = [f"--settings={settings} alpha_tail=1", "--output=trade"]
+    more = [f"--settings={settings} alpha_tail=1", "--output=made/trade"]
     monkeypatch.setattr(sys, "argv", ["front.py", *options, *more])
     assert exit_code_of(front.main) == 0
-    both = list(csv.DictReader(Path("trade.csv").read_text().splitlines()))
+    both = list(csv.DictReader(Path("made/trade.csv").read_text().splitlines()))
     assert both[: len(rows)] == rows and len(both) == 2 * len(rows)
     figure = front.draw(both)
-    assert len(figure.axes[0].lines) == 2 and Path("trade.png").stat().st_size > 5000
+    assert len(figure.axes[0].lines) == 2 and Path("made/trade.png").stat().st_size > 5000
     drawn = figure.axes[0].lines[1].get_xydata()
     assert drawn[:, 1] == pytest.approx([100 * float(row["tailndcg@10 change"]) for row in both[len(rows) :]])
 

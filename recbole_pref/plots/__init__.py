@@ -16,7 +16,7 @@ from recbole_pref.plots.comparisons import (
     tail_gap,
     trade_off,
 )
-from recbole_pref.plots.drawing import LINES, MARKERS, as_svg, need_matplotlib, save, styles
+from recbole_pref.plots.drawing import KINDS, LINES, MARKERS, as_svg, need_matplotlib, save, styles
 from recbole_pref.plots.records import (
     by_label,
     exposure,
@@ -136,4 +136,8 @@ def draw_all(folder, output=None, refused=None):
     """
     output = Path(folder, "plots") if output is None else Path(output)
     drawn = figures(folder, refused=refused)
+    for path in output.glob("*.*"):  # of runs that are not compared any more
+        ours = path.stem in CAPTIONS or path.stem.startswith("sensitivity_")
+        if ours and path.stem not in drawn and path.suffix[1:] in KINDS:
+            path.unlink()
     return {name: save(figure, output / name)[0] for name, figure in drawn.items()}

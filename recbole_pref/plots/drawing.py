@@ -16,6 +16,7 @@ from recbole_pref.plots.records import pareto_front
 # Okabe-Ito without its yellow, which is hardly seen on white paper
 COLOURS = ("#000000", "#E69F00", "#0072B2", "#009E73", "#D55E00", "#56B4E9", "#CC79A7")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "*")
+KINDS = ("png", "pdf", "svg")  # of files
 LINES = ("-", "--", "-.", (0, (1, 1.2)))
 GREY = "#666666"
 MOST_INSIDE = 6  # labels that a legend below the picture holds
@@ -316,7 +317,7 @@ def save(figure, path_stem):
 
     stem = Path(path_stem)
     paths = []
-    for kind in ("png", "pdf", "svg"):
+    for kind in KINDS:
         data = _rendered(figure, kind)
         paths.append(stem.with_name(f"{stem.name}.{kind}"))
         write_atomically(paths[-1], lambda file: file.write(data), "output")
