@@ -630,7 +630,8 @@ def _write(entries, tasks, folder, baseline, test, failed):
     done = []
     for task in tasks:
         if _record_path(folder, task["id"]).is_file():
-            runs[task["label"]][task["seed"]] = load_record(folder, task["id"])
+            record, arrays = load_record(folder, task["id"])
+            runs[task["label"]][task["seed"]] = record, evidence.by_user(arrays)
             done.append(task["id"])
     runs = {label: by_seed for label, by_seed in runs.items() if by_seed}
     if not runs:

@@ -9,6 +9,7 @@ import torch
 from recbole_pref.collector import PrefCollector, users_of_rows
 
 TOP = 10  # recommended items kept per row
+OF_ROWS = ("user", "target", "rank", "tail_gap", "top")  # arrays with an entry per test row
 # What reading a damaged file of arrays raises; RuntimeError where its flags ask for a password or another packing.
 DAMAGED = (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
@@ -18,7 +19,7 @@ class Recorder(PrefCollector):
 
     def __init__(self, config):
         super().__init__(config)
-        self.kept = {"user": [], "target": [], "rank": [], "tail_gap": [], "top": []}
+        self.kept = {name: [] for name in OF_ROWS}
 
     def eval_batch_collect(self, scores_tensor, interaction, positive_u, positive_i):
         """Record the rows of a batch, then collect it as always; arguments as there."""
@@ -69,6 +70,15 @@ def evaluate(trainer, train_data, test_data):
     arrays["count"] = recorder.train_count.numpy()
     arrays["tail"] = recorder.tail_mask.numpy()
     return {name: float(value) for name, value in metrics.items()}, arrays
+
+
+def by_user(arrays):
+    """Return arrays of :func:`evaluate` with the test rows in the order of users and targets.
+
+    Every kind of model has an order of its own, and differences between models are taken row by row.
+    """
+    order = np.lexsort((arrays["target"], arrays["user"]))
+    return {name: values[order] if name in OF_ROWS else values for name, values in arrays.items()}
 
 
 def user_values(arrays, metric):

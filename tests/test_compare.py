@@ -124,6 +124,25 @@ def test_what_one_table_cannot_hold_is_told_before_training(settings, tmp_path, 
     assert not (tmp_path / "out").exists()
 
 
+def test_general_models_are_tested_against_sequential_ones_user_by_user(settings, tmp_path):
+    split = {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"}
+    more = {"mask_history": True, "eval_args": split, "epochs": 1}
+    done = compare.compare("CESASRec,BPR,EASE", "tiny", 1, config_dict={**settings, **more}, output=tmp_path)
+    assert "history masked" in done.text and "other head and tail" not in done.text
+    ranks = []
+    for label in ("CESASRec", "BPR"):
+        (path,) = (tmp_path / "runs").glob(f"{label}-*.json")
+        arrays = compare.load_record(tmp_path, path.stem)[1]
+        ranks.append(dict(zip(arrays["user"], arrays["rank"])))
+    gaps = np.array([float(ranks[1][user] <= 10) - float(ranks[0][user] <= 10) for user in ranks[0]])
+    found = done.rows[1]["hit@10"]
+    assert found["difference"] == pytest.approx(gaps.mean(), abs=1e-4) and gaps.any()
+    tested = sum(row[metric]["p"] is not None for row in done.rows for metric in ("hit@10", "ndcg@10", "headhit@10"))
+    assert tested == 6
+    alone = compare.compare("CESASRec,BPR", "tiny", 1, config_dict={**settings, **more}, output=tmp_path)
+    assert min(paired_t(gaps) * 6, 1) >= alone.rows[1]["hit@10"]["p"] >= paired_t(gaps) * (1 - 1e-9)
+
+
 def test_a_file_of_settings_leaves_the_seeds_to_the_comparison(settings, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "best.yaml").write_text("model: CESASRec\nseed: 7\ndataset: other\n")
