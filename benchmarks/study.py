@@ -71,6 +71,11 @@ RECOMMENDED = "LPO recommended"  # entries that begin so start from the property
 FIRST, PARTS = "CE,CE repeat bias,LPO recommended", "CE,CE reweighted,LPO,LPO log-probability"
 
 
+def _first_with(found):
+    """Return FIRST with settings that begin with the learning rate; LPO keeps its own, its reference has this."""
+    return f"CE {found},CE repeat bias {found},LPO recommended reference_{found}"
+
+
 class Study(NamedTuple):
     """One call of this script for one backbone; the fields are its options."""
 
@@ -90,6 +95,13 @@ STUDIES = {
     "against-bias-ml-100k-SASRec": Study("ml-100k", "SASRec", FIRST, "5", "CE repeat bias"),
     "against-bias-ml-100k-GRU4Rec": Study("ml-100k", "GRU4Rec", FIRST, "5", "CE repeat bias"),
     "against-bias-ml-100k-Caser": Study("ml-100k", "Caser", FIRST, "5", "CE repeat bias"),
+    # with what the sweeps of properties/tune/ found
+    "tuned-ml-100k-SASRec": Study(
+        "ml-100k", "SASRec", _first_with("learning_rate=0.002 hidden_dropout_prob=0.6 attn_dropout_prob=0.4"), "5"
+    ),
+    "tuned-ml-100k-GRU4Rec": Study(
+        "ml-100k", "GRU4Rec", _first_with("learning_rate=0.0027 dropout_prob=0.6"), "5", masked=True
+    ),
     "parts-ml-100k": Study(
         "ml-100k", "SASRec", f"{PARTS},LPO without reweighting,LPO top-K negatives,LPO random negatives", "5"
     ),
