@@ -131,9 +131,9 @@ def pack_arrays(values):
 
 
 def unpack_arrays(values):
-    """Return what ``pack_arrays`` was given, from a checkpoint: dict, or None where there is none."""
+    """Return what ``pack_arrays`` was given, from a checkpoint: dict."""
     found = {}
-    for name, value in (values or {}).items():
+    for name, value in values.items():
         kind = value.get(_KIND) if isinstance(value, Mapping) else None
         if kind == "numpy":
             value = value["data"].cpu().numpy()
@@ -141,7 +141,17 @@ def unpack_arrays(values):
             parts = tuple(value[part].cpu().numpy() for part in ("data", "indices", "indptr"))
             value = sparse.csr_matrix(parts, shape=value["shape"]).asformat(kind)
         found[name] = value
-    return values if values is None else found
+    return found
+
+
+def fill(model, state):
+    """Give a model the weights of a checkpoint, and what some of RecBole's models compute beside them.
+
+    Raises:
+        RuntimeError: of torch, where the weights do not fit.
+    """
+    model.load_state_dict(state["state_dict"])
+    model.load_other_parameter(unpack_arrays(state.get("other_parameter") or {}))
 
 
 def _plain_key(key, other, where):

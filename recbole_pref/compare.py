@@ -153,7 +153,7 @@ def _parse_entry(text):
 
 
 def _read_settings(file):
-    """Return the settings of a YAML file, the data set left out: dict."""
+    """Return the settings of a YAML file, data set and seed left out: dict."""
     try:
         content = yaml.safe_load(Path(shipped(file)).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -349,11 +349,8 @@ def _run_missing(tasks, folder, processes):
     """Run the tasks without a result, some at a time; return run to reason for those that failed."""
     missing = [task for task in tasks if not _record_path(folder, task["id"]).is_file()]
     missing.sort(key=lambda task: task["offers"] is None)  # what others start from comes first
-    for name in ("runs", "logs", "tasks"):
-        _make_folder(folder / name)
-    for path in (folder, *map(folder.joinpath, ("runs", "logs", "tasks"))):
-        if not os.access(path, os.W_OK):
-            raise PrefError(f"--output={str(folder)!r}: {str(path)!r} cannot be written: name another folder.")
+    for path in (folder, folder / "runs", folder / "logs", folder / "tasks"):
+        _make_folder(path, folder)
     threads = threads_per_process(processes)
     waiting, running, failed = list(missing), {}, {}
     before = _exit_on_sigterm()
@@ -399,11 +396,13 @@ def _tell(text):
     print(text, file=sys.stderr, flush=True)
 
 
-def _make_folder(path):
+def _make_folder(path, output):
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise PrefError(f"--output={str(path.parent)!r} cannot be written: {error.strerror}.") from None
+        raise PrefError(f"--output={str(output)!r} cannot be written: {error.strerror}.") from None
+    if not os.access(path, os.W_OK):
+        raise PrefError(f"--output={str(output)!r}: {str(path)!r} cannot be written: name another folder.")
 
 
 def _start(task, folder, threads):
@@ -527,6 +526,7 @@ def load_record(folder, name):
     path = _record_path(folder, name)
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
+        record["test_result"] = {name: float(value) for name, value in record["test_result"].items()}  # or "nan"
         with np.load(path.with_suffix(".npz"), allow_pickle=False) as file:
             return record, dict(file)
     except (*evidence.DAMAGED, KeyError) as error:
@@ -567,7 +567,7 @@ def summarize(runs, baseline, test):
         records = [record for record, _ in by_seed.values()]
         row = {"label": label, "seeds": sorted(by_seed)}
         for metric in metrics:
-            values = np.array([float(record["test_result"][metric]) for record in records])  # "nan" is text in JSON
+            values = np.array([record["test_result"][metric] for record in records])
             row[metric] = {
                 "mean": float(values.mean()),
                 "std": float(values.std(ddof=1)) if len(values) > 1 else None,
@@ -578,7 +578,7 @@ def summarize(runs, baseline, test):
             if label == baseline or not common:
                 continue
             pairs = [(by_seed[seed], runs[baseline][seed]) for seed in common]
-            gaps = [np.subtract(*(float(run[0]["test_result"][metric]) for run in pair)) for pair in pairs]
+            gaps = [own[0]["test_result"][metric] - other[0]["test_result"][metric] for own, other in pairs]
             row[metric]["difference"] = float(np.mean(gaps))
             difference = _per_user_difference(pairs, metric)
             if difference is not None:
@@ -619,7 +619,7 @@ def _values(record, arrays, metric):
     """
     found = evidence.user_values(arrays, metric)
     step = 10.0 ** -record["config"].get("metric_decimal_place", 4)
-    if found is None or not abs(found[0].mean() - float(record["test_result"][metric])) <= step:  # NaN is neither
+    if found is None or not abs(found[0].mean() - record["test_result"][metric]) <= step:  # NaN is neither
         return None
     return found[0]
 

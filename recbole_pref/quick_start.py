@@ -460,10 +460,9 @@ def load_model(state, model_file, config, dataset):
     """
     model = _build_model(model_class(config["model"]), config, dataset).to(config["device"])
     try:
-        model.load_state_dict(state["state_dict"])
+        checkpoint.fill(model, state)
     except RuntimeError as error:
         raise PrefError(f"model_file={str(model_file)!r} does not fit its model: {_reason(error)}") from error
-    model.load_other_parameter(checkpoint.unpack_arrays(state.get("other_parameter")))
     return model
 
 

@@ -144,8 +144,9 @@ class _CatalogueLoss(torch.autograd.Function):
             dtype = torch.get_autocast_dtype(hidden.device.type)
         total = hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32))
         # Half precision ends at 6e-8, about a gradient per item of a mean over rows: rows then count 1.
-        tiny = torch.finfo(row_weights.dtype).tiny
-        scale = row_weights.max().clamp_min(tiny).reciprocal() if dtype == torch.float16 else None
+        scale = None
+        if dtype == torch.float16:
+            scale = row_weights.max().clamp_min(torch.finfo(row_weights.dtype).tiny).reciprocal()
         grad_hidden = torch.empty_like(hidden, dtype=total.dtype)
         grad_items = torch.zeros_like(item_emb)
         grad_bias = None if repeat_bias is None else torch.zeros_like(repeat_bias)

@@ -444,13 +444,12 @@ class TrainerMixin(EvaluationMixin):
                 "data it was made with or set resume: False."
             )
         try:
-            self.model.load_state_dict(state["state_dict"])
+            checkpoint.fill(self.model, state)
         except RuntimeError as error:
             raise PrefError(
                 "resume: the checkpoint does not fit the model: use the settings it was made with or set resume: False "
                 f"({' '.join(str(error).split())[:300]})."
             ) from None
-        self.model.load_other_parameter(checkpoint.unpack_arrays(state["other_parameter"]))
         self.optimizer.load_state_dict(state["optimizer"])
         if self.scheduler is not None and state["scheduler"]:
             self.scheduler.load_state_dict(state["scheduler"])
@@ -503,8 +502,7 @@ class TrainerMixin(EvaluationMixin):
                 trust_pickle=bool(self.config["trust_checkpoint"]),
                 setting="checkpoint",
             )
-            self.model.load_state_dict(state["state_dict"])
-            self.model.load_other_parameter(checkpoint.unpack_arrays(state.get("other_parameter")))
+            checkpoint.fill(self.model, state)
             self.logger.info(f"best model loaded from {model_file or self.saved_model_file}")
         return super().evaluate(eval_data, False, show_progress=show_progress)
 

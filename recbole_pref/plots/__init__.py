@@ -134,10 +134,11 @@ def draw_all(folder, output=None, refused=None):
     Raises:
         PrefError: see :func:`figures` and :func:`save`.
     """
-    output = Path(folder, "plots") if output is None else Path(output)
+    own = Path(folder, "plots")
     drawn = figures(folder, refused=refused)
-    for path in output.glob("*.*"):  # of runs that are not compared any more
-        ours = path.stem in CAPTIONS or path.stem.startswith("sensitivity_")
-        if ours and path.stem not in drawn and path.suffix[1:] in KINDS:
+    for path in own.glob("*.*") if output is None else ():  # of runs that are not compared any more
+        named = path.stem in CAPTIONS or path.stem.startswith("sensitivity_")
+        if named and path.stem not in drawn and path.suffix[1:] in KINDS:
             path.unlink()
+    output = own if output is None else Path(output)
     return {name: save(figure, output / name)[0] for name, figure in drawn.items()}
