@@ -68,12 +68,17 @@ ENTRIES = {
     "LPO paper size": ("LPO", PAPER_SIZE),
 }
 RECOMMENDED = "LPO recommended"  # entries that begin so start from the property file
+ALONE = ("CE", "LPO", "ORPO")  # methods that start from random weights
 FIRST, PARTS = "CE,CE repeat bias,LPO recommended", "CE,CE reweighted,LPO,LPO log-probability"
+METHODS = "CE,DPO,DMPO,SDPO,DynamicPO,RoDPO,TAWin,SimPO,MPPO,ORPO"
+TUNED_SASREC = "learning_rate=0.002 hidden_dropout_prob=0.6 attn_dropout_prob=0.4"
+TUNED_GRU4REC = "learning_rate=0.0027 dropout_prob=0.6"
 
 
-def _first_with(found):
-    """Return FIRST with settings that begin with the learning rate; LPO keeps its own, its reference has this."""
-    return f"CE {found},CE repeat bias {found},LPO recommended reference_{found}"
+def _tuned(entries, found):
+    """Return entries with settings that begin with the learning rate, which is the reference's where there is one."""
+    alone = {name for name, (method, _) in ENTRIES.items() if method in ALONE and not name.startswith(RECOMMENDED)}
+    return ",".join(f"{name} {'' if name in alone else 'reference_'}{found}" for name in entries.split(","))
 
 
 class Study(NamedTuple):
@@ -96,17 +101,14 @@ STUDIES = {
     "against-bias-ml-100k-GRU4Rec": Study("ml-100k", "GRU4Rec", FIRST, "5", "CE repeat bias"),
     "against-bias-ml-100k-Caser": Study("ml-100k", "Caser", FIRST, "5", "CE repeat bias"),
     # with what the sweeps of properties/tune/ found
-    "tuned-ml-100k-SASRec": Study(
-        "ml-100k", "SASRec", _first_with("learning_rate=0.002 hidden_dropout_prob=0.6 attn_dropout_prob=0.4"), "5"
-    ),
-    "tuned-ml-100k-GRU4Rec": Study(
-        "ml-100k", "GRU4Rec", _first_with("learning_rate=0.0027 dropout_prob=0.6"), "5", masked=True
-    ),
+    "tuned-ml-100k-SASRec": Study("ml-100k", "SASRec", _tuned(FIRST, TUNED_SASREC), "5"),
+    "tuned-ml-100k-GRU4Rec": Study("ml-100k", "GRU4Rec", _tuned(FIRST, TUNED_GRU4REC), "5", masked=True),
     "parts-ml-100k": Study(
         "ml-100k", "SASRec", f"{PARTS},LPO without reweighting,LPO top-K negatives,LPO random negatives", "5"
     ),
-    "methods-ml-100k": Study(
-        "ml-100k", "SASRec", "CE,DPO,DMPO,SDPO,DynamicPO,RoDPO,TAWin,SimPO,MPPO,ORPO,LPO", "5"
+    "methods-ml-100k": Study("ml-100k", "SASRec", f"{METHODS},LPO", "5"),
+    "methods-ml-100k-GRU4Rec": Study(
+        "ml-100k", "GRU4Rec", _tuned(f"{METHODS},CE reweighted,LPO,LPO log-probability", TUNED_GRU4REC), "5"
     ),
     "tawin-kl-ml-100k": Study("ml-100k", "SASRec", "CE,TAWin KL", "5"),
     "without-bias-ml-100k": Study("ml-100k", "SASRec", "CE,LPO recommended without repeat bias", "3"),
@@ -116,9 +118,7 @@ STUDIES = {
     "against-bias-amazon-beauty-SASRec": Study("amazon-beauty", "SASRec", FIRST, "5", "CE repeat bias"),
     "against-bias-amazon-beauty-GRU4Rec": Study("amazon-beauty", "GRU4Rec", FIRST, "5", "CE repeat bias"),
     "against-bias-amazon-beauty-Caser": Study("amazon-beauty", "Caser", FIRST, "5", "CE repeat bias"),
-    "methods-amazon-beauty": Study(
-        "amazon-beauty", "SASRec", "CE,DPO,DMPO,SDPO,DynamicPO,RoDPO,TAWin,SimPO,MPPO,ORPO", "5"
-    ),
+    "methods-amazon-beauty": Study("amazon-beauty", "SASRec", METHODS, "5"),
     "parts-amazon-beauty": Study("amazon-beauty", "SASRec", PARTS, "5"),
 }
 SHARED_FOLDERS = ("runs", "logs", "tasks", "checkpoints", "reference")

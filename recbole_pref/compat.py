@@ -193,6 +193,31 @@ def _read_our_properties():
     config._load_internal_config_dict = _load_internal_config_dict
 
 
+def _filter_further_features():
+    import pandas
+
+    dataset = _module("data.dataset.dataset")
+    original = dataset.Dataset._filter_by_inter_num
+
+    def _filter_by_inter_num(self):
+        original(self)
+        if self.config["mm_fields"] is None:  # no model with item features
+            return
+        sources = [feat[self.iid_field] for feat in (self.inter_feat, self.item_feat) if feat is not None]
+        known = pandas.concat(sources).unique()
+        for suffix in self.config["additional_feat_suffix"] or ():
+            feat = getattr(self, f"{suffix}_feat")
+            for field in set(feat) & set(self.alias["item_id"]):
+                lost = feat.index[~feat[field].isin(known)]
+                feat.drop(lost, inplace=True)
+                if len(lost):
+                    name = f"{self.dataset_name}.{suffix}"
+                    self.logger.info(f"{name}: {len(lost)} items without interactions are left out")
+
+    _filter_by_inter_num.original = original
+    dataset.Dataset._filter_by_inter_num = _filter_by_inter_num
+
+
 def _silence_notices():
     for category, message in (
         (FutureWarning, r".*torch\.cuda\.amp\.GradScaler.*"),
@@ -273,6 +298,14 @@ PATCHES = (
         "RecBole lets a package add property files",
         _always,
         _read_our_properties,
+    ),
+    Patch(
+        "further_features",
+        "data/dataset/dataset.py:172-190 filters no additional feature file: items that filters removed, or that are "
+        "in no interaction, come back into the catalogue with their features",
+        "RecBole filters additional features",
+        _always,
+        _filter_further_features,
     ),
     Patch(
         "notices",

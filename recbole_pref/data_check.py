@@ -162,7 +162,7 @@ def _missing(folder, name, dataset):
 
 
 def _check_interactions(path, config, benchmark, fields):
-    separator, data = _separator(config), _content(path, config)
+    separator, data = config["field_separator"] or "\t", _content(path, config["encoding"])
     columns = _header(path, data, separator)
     sequential = config["MODEL_TYPE"] == ModelType.SEQUENTIAL
     needed = {"USER_ID_FIELD": "token", "ITEM_ID_FIELD": "token"}
@@ -189,7 +189,7 @@ def _check_interactions(path, config, benchmark, fields):
 
 
 def _check_features(path, source, config, interactions, fields):
-    separator, data = _separator(config), _content(path, config)
+    separator, data = config["field_separator"] or "\t", _content(path, config["encoding"])
     columns = _header(path, data, separator)
     setting = f"{source.upper()}_ID_FIELD"
     field = config[setting]
@@ -220,13 +220,28 @@ def _check_features(path, source, config, interactions, fields):
     return notes
 
 
-def _separator(config):
-    return config["field_separator"] or "\t"
+def read_atomic(path, separator=None, encoding=None):
+    """Read an atomic file whole, as RecBole does: quotation marks around a cell are undone.
+
+    Args:
+        path (Path): the file.
+        separator (str, optional): between columns, by default a tab.
+        encoding (str, optional): by default utf-8.
+
+    Returns:
+        tuple: DataFrame of str, whose row 0 is line 2, and dict of column to type.
+
+    Raises:
+        PrefError: it cannot be read or is malformed; names file, line and remedy.
+    """
+    separator, data = separator or "\t", _content(path, encoding)
+    columns = _header(path, data, separator)
+    return _table(path, data, columns, separator), columns
 
 
-def _content(path, config):
+def _content(path, encoding):
     """Return a file's text as UTF-8 bytes with one newline after each line, whatever it was stored as."""
-    encoding = config["encoding"] or "utf-8"
+    encoding = encoding or "utf-8"
     codec = codecs.lookup(encoding).name
     try:
         data = path.read_bytes()
@@ -398,10 +413,35 @@ def _notes(path, frame, config, sequential):
     if sequential and single:
         notes.append(f"{single} of {len(counts)} users have a single interaction and are never trained on")
     if time in frame:
-        same = int(frame.duplicated([user, time]).sum())
-        if same:
-            notes.append(
-                f"{same} interactions have the time of another one of the same user; among those the "
-                "order of the file counts"
-            )
+        notes += _notes_on_times(frame[user], frame[time].to_numpy(dtype=float), _is_normalized(time, config))
+    return notes
+
+
+def _is_normalized(field, config):
+    return bool(config["normalize_all"]) or field in (config["normalize_field"] or ())
+
+
+def _notes_on_times(users, times, normalized):
+    """Return notes on what RecBole takes for equal: it keeps times as 32-bit floats, scaled before where normalized.
+
+    Of seconds since 1970 these are multiples of 64 or 128. RecBole's sort keeps the file's order among equal ones.
+    """
+    span = np.ptp(times)
+    kept = ((times - times.min()) / span if normalized and span else times).astype(np.float32)
+    users = pd.factorize(users)[0]
+    same = int(pd.DataFrame({"user": users, "time": kept}).duplicated().sum())
+    if not same:
+        return []
+    notes = [
+        f"{same} interactions have the time of another one of the same user in the 32-bit floats that RecBole orders "
+        "them by; among those the order of the file counts"
+    ]
+    order = np.lexsort((kept, users))
+    users, times = users[order], times[order]
+    mixed = len(np.unique(users[1:][(np.diff(times) < 0) & (np.diff(users) == 0)]))
+    if mixed:
+        notes.append(
+            f"{mixed} users' sequences are out of the order of their times because of that: sort the file by time, as "
+            "recbole-pref-data does"
+        )
     return notes

@@ -96,7 +96,7 @@ def _lines(path):
 
 def read_sequences(path):
     """Read one user per line, ``user item item ...``; the position stands for the time."""
-    users, items, times, line_of = [], [], [], {}
+    users, items, times, numbers, line_of = [], [], [], [], {}
     for number, line in _lines(path):
         user, *sequence = line.split()
         if not sequence:
@@ -109,12 +109,14 @@ def read_sequences(path):
         users += [user] * len(sequence)
         items += sequence
         times += range(len(sequence))
-    return pd.DataFrame({"user_id": users, "item_id": items, "timestamp": times})
+        numbers += [number] * len(sequence)
+    frame = pd.DataFrame({"user_id": users, "item_id": items, "timestamp": times})
+    return _with_ids(frame, lambda row: f"{path}, line {numbers[row]}")
 
 
 def read_pairs(path):
     """Read ``user item`` per line in time order; the position stands for the time."""
-    users, items = [], []
+    users, items, numbers = [], [], []
     for number, line in _lines(path):
         cells = line.split()
         if len(cells) != 2:
@@ -124,7 +126,10 @@ def read_pairs(path):
             )
         users.append(cells[0])
         items.append(cells[1])
-    frame = pd.DataFrame({"user_id": users, "item_id": items})
+        numbers.append(number)
+    frame = _with_ids(
+        pd.DataFrame({"user_id": users, "item_id": items}), lambda row: f"{path}, line {numbers[row]}"
+    )
     frame["timestamp"] = frame.groupby("user_id").cumcount()
     return frame
 
@@ -139,10 +144,12 @@ def read_table(path, user="user_id", item="item_id", time="timestamp", rating=No
         separator (str, optional): by default a tab for ``.tsv`` and a comma otherwise.
     """
     names = {"user_id": user, "item_id": item, "timestamp": time, "rating": rating}
-    if path.suffix == ".parquet":
+    if path.suffix.lower() == ".parquet":
         frame, place = read_parquet_file(path), lambda row: f"{path}, row {row + 1}"
     else:
         separator = (separator or ("\t" if ".tsv" in path.suffixes else ",")).replace("\\t", "\t")
+        if {*separator} & {*'"\r\n'}:
+            raise PrefError(f"separator={separator!r} is not accepted: it cannot be part of a line of cells.")
         frame = read_text_table(path, separator)
         place = lambda row: f"{path}, line {_line_of(path, separator, row + 1)}"
     return _interactions(path, frame, names, place)
@@ -173,13 +180,16 @@ def read_parquet_file(path):
 
 def read_text_table(path, separator, header=0):
     """Read a text table: DataFrame of str; a PrefError says what is wrong with it."""
+    if header == 0:
+        _check_header(path, separator)
+    plain = len(separator.encode()) == 1  # what pandas' C reader takes
     with reading(path), warnings.catch_warnings():
         warnings.simplefilter("error", pd.errors.ParserWarning)  # rows longer than the header
         try:
             return pd.read_csv(
-                path, sep=separator if len(separator) == 1 else re.escape(separator), header=header,
+                path, sep=separator if plain else re.escape(separator), header=header,
                 dtype=str, keep_default_na=False, index_col=False, encoding="utf-8-sig",
-                engine="c" if len(separator) == 1 else "python",
+                engine="c" if plain else "python",
                 compression="gzip" if path.suffix == ".gz" else None,
             ).fillna("")  # fmt: skip
         except pd.errors.EmptyDataError:
@@ -190,6 +200,15 @@ def read_text_table(path, separator, header=0):
             ) from None
         except (pd.errors.ParserError, csv.Error) as error:
             raise PrefError(f"{path} cannot be read as a table: {' '.join(str(error).split())}") from None
+
+
+def _check_header(path, separator):
+    """Refuse a first line that names a column twice, of which pandas would make another name."""
+    for _, line in itertools.islice(_lines(path), 1):
+        names = next(csv.reader([line], delimiter=separator)) if len(separator) == 1 else line.split(separator)
+        twice = [name for name in names if name and names.count(name) > 1]
+        if twice:
+            raise PrefError(f"{path}: the column {twice[0]!r} stands there twice; rename one.")
 
 
 def _line_of(path, separator, record):
@@ -227,8 +246,7 @@ def _interactions(path, frame, names, place):
         if isinstance(frame[name], pd.DataFrame):
             raise PrefError(f"{path}: the column {name!r} stands there twice; rename one.")
         chosen[column] = frame[name].reset_index(drop=True)
-    for column in ("user_id", "item_id"):
-        chosen[column] = _ids(chosen[column], column, place)
+    chosen = _with_ids(chosen, place)
     for column in ("timestamp", "rating"):
         if column in chosen:
             chosen[column] = _numbers(chosen[column], column, place)
@@ -238,8 +256,16 @@ def _interactions(path, frame, names, place):
     return result[[column for column in option if column in result]]
 
 
+def _with_ids(frame, place):
+    """Return a frame, or a dict of columns, with ids that RecBole reads back unchanged."""
+    for column in ("user_id", "item_id"):
+        frame[column] = _ids(frame[column], column, place)
+    return frame
+
+
 def _ids(values, column, place):
-    """Return ids as text that RecBole reads back unchanged."""
+    if pd.api.types.is_float_dtype(values) and (values.dropna() % 1 == 0).all():
+        values = values.astype("Int64")  # Parquet turns whole numbers into floats where some are missing
     texts = values.astype(str)
     bad = values.isna() | texts.isin(MISSING) | texts.str.contains(r"[\t\n\r\0]")
     at = np.flatnonzero(bad)
@@ -264,21 +290,32 @@ def _numbers(values, column, place):
         numbers = given.to_numpy(dtype=float, na_value=np.nan)
     wrong = ~np.isfinite(numbers)
     # A column that is mostly numbers is one of numbers; the rest of it are mistakes, not dates.
-    if column == "timestamp" and wrong.mean() > 0.5:
+    if column == "timestamp" and len(wrong) and wrong.mean() > 0.5:
         dates = pd.to_datetime(values, errors="coerce", format="ISO8601", utc=True)
         if dates.isna().any():
             dates = pd.to_datetime(values, errors="coerce", format="mixed", utc=True)
+        dates = dates.mask(_is_ambiguous(values))
         epoch = pd.Timestamp(0, tz="UTC").as_unit("s")  # nanoseconds would end in 1677
         numbers = ((dates - epoch) / pd.Timedelta(seconds=1)).to_numpy(dtype=float)
         wrong = ~np.isfinite(numbers)
     at = np.flatnonzero(wrong)
     if len(at):
-        kind = "neither a number nor a date" if column == "timestamp" else "no number"
+        kind = "neither a number nor a date (YYYY-MM-DD, or MM/DD/YYYY)" if column == "timestamp" else "no number"
         raise PrefError(
             f"{place(at[0])}: {column} is {str(values.iloc[at[0]])!r}, which is {kind}; mend or remove "
             "the row."
         )
     return numbers
+
+
+def _is_ambiguous(values):
+    """Whether dates are words such as 'now' or name the day first, both of which pandas takes: bool [rows].
+
+    In the same column a day of at most 12 would be read as the month.
+    """
+    texts = values.astype(str)
+    first = pd.to_numeric(texts.str.extract(r"^\s*(\d{1,2})[/.-]\d{1,2}[/.-]", expand=False), errors="coerce")
+    return (first > 12) | ~texts.str.contains(r"\d")
 
 
 def _is_text(text):
@@ -369,13 +406,13 @@ def read_item_features(path):
 def _json_features(path):
     text = "\n".join(line for _, line in _lines(path))
     try:
-        table = json.loads(text)
+        table = json.loads(text, object_pairs_hook=lambda pairs: pairs)  # an item may stand there twice
     except (ValueError, RecursionError):
         table = None
-    if not isinstance(table, dict):
+    if not isinstance(table, list) or not all(isinstance(pair, tuple) for pair in table):
         raise PrefError(f"{path} is no JSON object of lists: {{item: [attribute, ...]}}.")
     rows = []
-    for item, values in table.items():
+    for item, values in table:
         if not isinstance(values, list) or not all(isinstance(v, (str, int, float)) for v in values):
             raise PrefError(f"{path}: the attributes of item {item!r} are no list of texts or numbers.")
         rows.append((item, " ".join("_".join(str(value).split()) for value in values)))
@@ -488,6 +525,8 @@ def convert(
         )
     if name in ("", ".", "..") or Path(name).name != name:
         raise PrefError(f"name={name!r} is no name of a folder: use letters, digits, - and _.")
+    if name == "ml-100k" and not dry_run:
+        raise PrefError("name='ml-100k' would never be read, as RecBole brings that one: choose another name.")
     if table and format != "table":
         given = next(iter(table))
         raise PrefError(f"{given}={table[given]!r} goes with format='table' alone, not with {format!r}.")
@@ -500,10 +539,6 @@ def convert(
     frame = READERS[format](source, **table)
     if frame.empty:
         raise PrefError(f"{source} holds no interactions.")
-    if format in ("sequences", "pairs"):
-        place = lambda row: f"{source}, interaction {row + 1}"
-        for column in ("user_id", "item_id"):
-            frame[column] = _ids(frame[column], column, place)
     if rating_min is not None:
         if "rating" not in frame:
             raise PrefError(f"rating_min={rating_min} needs ratings: name their column with --rating.")

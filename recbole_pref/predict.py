@@ -134,7 +134,7 @@ class Recommender:
         # Of what only training needs, nothing may stand in the way: the vocabulary has no counts.
         settings |= {"gpu_id": "", "strict_config": False, "exclude_history": False, "objective": None,
                      "neg_candidates": "all", "num_negatives": 1, "pool_size": 1, "tawin_anchor": 0,
-                     "tail_split": "items"}  # fmt: skip
+                     "tail_split": "items", "head_ratio": 0.5}  # fmt: skip
         if state["config"].get("lambda", 0) == 0:
             settings["reference"] = "none"
         with _visible_gpus_kept():
@@ -314,6 +314,8 @@ class Recommender:
 
     def _recommend(self, histories, users, k, exclude_seen, batch_size):
         """Return row, rank, item and score for histories of item ids [N] of users [N]; empty ones get nothing."""
+        if batch_size < 1:
+            raise PrefError(f"batch_size={batch_size} is not accepted: set it to at least 1.")
         numbers = np.flatnonzero([len(history) > 0 for history in histories])
         frames = []
         for start in range(0, len(numbers), batch_size):
@@ -391,17 +393,28 @@ def read_sequences(path):
             f"input={str(path)!r} has the columns {', '.join(map(str, frame))}: it needs 'items', or 'user' and "
             "'item', or 'user' alone."
         )
-    empty = frame[columns].isna().any(axis=1)
+    named = [name for name in columns if name != "items"]
+    empty = frame[columns].isna().any(axis=1) | frame[named].eq("").any(axis=1)
     if empty.any():
         raise PrefError(f"input={str(path)!r}: row {int(empty.argmax()) + 1} is not complete: remove it.")
     if alone:
         return list(map(str, frame["user"])), None
     if columns[-1] == "items":
         names = frame["user"] if "user" in frame else range(1, len(frame) + 1)
-        listed = [value.split() if isinstance(value, str) else list(map(str, value)) for value in frame["items"]]
-        return list(map(str, names)), listed
+        return list(map(str, names)), [_tokens(value, path, row) for row, value in enumerate(frame["items"], start=1)]
     grouped = frame.astype(str).groupby("user", sort=False)["item"].agg(list)
     return list(grouped.index), list(grouped)
+
+
+def _tokens(value, path, row):
+    """Return the item tokens of a cell: list of str."""
+    if isinstance(value, str):
+        return value.split()
+    if isinstance(value, (list, np.ndarray)) and all(isinstance(token, (str, int, np.integer)) for token in value):
+        return list(map(str, value))
+    raise PrefError(
+        f"input={str(path)!r}: row {row} of 'items' is neither a text of tokens between spaces nor a list of them."
+    )
 
 
 def predict_file(model_file, source, target, k=10, exclude_seen=True, unknown="error", data_path=None, device="cpu"):

@@ -183,6 +183,19 @@ def test_recboles_config_reads_our_property_files():
     assert code != 0 or said != ["0.2"]
 
 
+def test_additional_features_are_filtered(tmp_path):
+    text = [("text_id:token", "text_emb:float_seq"), *((f"i{i}", "1 2") for i in range(9))]
+    write(tmp_path, inter=[*interactions(), ("u0", "i8", "9")], text=text)
+    more = (
+        "mm_fields=['text_emb'], load_col=dict(inter=['user_id','item_id','timestamp'], text=['text_id','text_emb']),"
+        "additional_feat_suffix=['text'], alias_of_item_id=['text_id'], preload_weight=dict(text_id='text_emb'),"
+        "item_inter_num_interval='[2,inf)', train_neg_sample_args=None"
+    )
+    body = DATASET.format(model="SASRec", more=more) + "print(dataset.item_num)"
+    assert probe(body, folder=tmp_path) == (0, ["6"])
+    assert probe(body, "further_features", tmp_path) == (0, ["10"])
+
+
 def test_plain_recbole_trains_our_model(tiny_dataset):
     from recbole.quick_start import run_recbole
 

@@ -42,6 +42,19 @@ def test_sound_files_pass_with_notes(tmp_path):
     assert len(notes) == 2 and "1 of 3 users" in notes[0] and "1 interactions" in notes[1]
 
 
+def test_times_that_32_bits_confuse_are_told(tmp_path):
+    def rows(*times):
+        return [GOOD[0], *(f"a\ti{time}\t{time}" for time in times), f"b\tx\t{start}", f"b\ty\t{start + 500}"]
+
+    start = 1_100_000_000  # where 32-bit floats are 128 apart
+    near = rows(start, start + 60, start + 900, start + 905)
+    (note,) = check(tmp_path, near)
+    assert "2 interactions have the time of another one" in note
+    same, mixed = check(tmp_path, rows(start + 60, start, start + 900, start + 905))
+    assert same == note and "1 users' sequences are out of the order" in mixed and "sort the file" in mixed
+    assert check(tmp_path, rows(start + 60, start, start + 900, start + 905), normalize_all=True) == []
+
+
 def test_ml_100k_passes():
     config = Config("LPOSASRec", "ml-100k")
     assert isinstance(check_atomic_files(config["data_path"], "ml-100k", config), list)

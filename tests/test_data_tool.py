@@ -250,7 +250,12 @@ def test_mistakes_in_item_features_leave_nothing_behind(tmp_path, name, text, ma
         ("user_id,item_id,timestamp\na,x,1\na,y,noon\n", {"format": "table"}, "line 3: timestamp is 'noon'"),
         ("uid,item_id,timestamp\n", {"format": "table"}, "no column 'user_id'.*'uid'"),
         ("a x\nb y\na z\n", {"format": "sequences"}, "line 3: user 'a' stands in line 1 already"),
-        ("a x\nb NA\n", {"format": "sequences"}, "'NA', which RecBole reads as missing"),
+        ("a x\nb y NA\n", {"format": "sequences"}, "line 2: item_id is 'NA', which RecBole reads as missing"),
+        ("a x\n\nb NA\n", {"format": "pairs"}, "line 3: item_id is 'NA'"),
+        ("user_id,item_id,item_id,timestamp\na,x,y,1\n", {"format": "table"}, "'item_id' stands there twice"),
+        ("user_id,item_id,timestamp\na,x,1\n", {"format": "table", "separator": "\n"}, "separator='.n' is not accepted"),
+        ("user_id,item_id,timestamp\na,x,03/04/2024\na,y,13/04/2024\n", {"format": "table"}, "line 3.*nor a date .YYYY"),
+        ("user_id,item_id,timestamp\na,x,2024-01-01\na,y,now\n", {"format": "table"}, "line 3.*'now'"),
         ("user_id,item_id,timestamp\na,x,1\n\n\na,,2\n", {"format": "table"}, "line 5: item_id is empty"),
         ("user_id,item_id,timestamp\na,x,1\nb\n", {"format": "table"}, "line 3: item_id is empty"),
         ('user_id,item_id,timestamp\n"a\nb",x,1\n', {"format": "table"}, "line 3: user_id.*line end"),
@@ -283,6 +288,26 @@ def test_mistakes_are_named(tmp_path, text, options, match):
         convert(tmp_path / "s", name="d", output=tmp_path, **options)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "d").exists()
+
+
+def test_what_would_never_be_read_is_not_written(tmp_path):
+    (tmp_path / "s").write_text("a x y z\n")
+    with pytest.raises(PrefError, match="name='ml-100k' would never be read"):
+        convert(tmp_path / "s", "sequences", "ml-100k", tmp_path)
+    assert convert(tmp_path / "s", "sequences", "ml-100k", tmp_path, dry_run=True)["items"] == 3
+
+
+def test_a_separator_of_one_character_may_have_two_bytes(tmp_path):
+    (tmp_path / "s").write_text("user_id§item_id§timestamp\na§x§1\na§y§2\n", encoding="utf-8")
+    assert convert(tmp_path / "s", "table", "d", tmp_path, separator="§")["items"] == 2
+
+
+def test_whole_numbers_that_parquet_made_floats_stay_whole(tmp_path):
+    pytest.importorskip("pyarrow")
+    frame = pd.DataFrame({"user_id": [1.0, 10.0], "item_id": [2, 3], "timestamp": [1, 2]})
+    frame.to_parquet(tmp_path / "s.PARQUET")
+    convert(tmp_path / "s.PARQUET", "table", "d", tmp_path)
+    assert (tmp_path / "d/d.inter").read_text().splitlines()[1:] == ["1\t2\t1", "10\t3\t2"]
 
 
 @pytest.mark.parametrize("format", ["sequences", "pairs", "table", "amazon-ratings-2014", "amazon-reviews"])

@@ -413,12 +413,38 @@ def refused(settings, match, **more):
         (["i0\t1 2", "i1\t", "i2\t1 inf"], r"tiny\.text, line 4: .*no finite number"),
         (["i0\t1 2", "nobody\t1 2"], r"tiny\.text, line 3: item 'nobody' is neither"),
         (["i0\t1 2", "i3\t1 2", "i0\t1 2"], r"tiny\.text, line 4: item 'i0' stands in line 2"),
-        (["i0\t1 2", "i1"], r"tiny\.text, line 3: 1 columns instead of 2"),
+        (["i0\t1 2", "i1\t1 1e39"], r"tiny\.text, line 3: .*no finite number"),
+        (["i0\t1 2", "i1"], r"tiny\.text, line 3: 1 columns where the header names 2"),
     ],
 )
 def test_wrong_lines_are_refused_with_file_and_line(shop, tmp_path, lines, match):
     write_vectors(tmp_path / "shop", lines=lines)
     refused(shop, match)
+
+
+def test_damaged_text_is_named_with_its_line(shop, tmp_path):
+    path = tmp_path / "shop" / "tiny" / "tiny.text"
+    path.write_bytes(path.read_bytes() + b"i7\xff\t1 2 3 4 5\n")
+    refused(shop, rf"tiny\.text, line {N_ITEMS - len(LACKS_TEXT) + 2}: the text is not utf-8", mm_fields="text_emb")
+
+
+def test_items_that_filters_remove_do_not_come_back_with_their_features(shop):
+    few = {"item_inter_num_interval": "[8,inf)", "mm_fields": "text_emb"}
+    plain = prepare_data(Config("CESASRec", config_dict={**shop, **few}), log=False)[0]
+    _, _, loaders = build("CEMMSASRec", shop, **few)
+    dataset = loaders[0]._dataset
+    assert set(dataset.field2id_token["item_id"]) == set(plain.field2id_token["item_id"])
+    assert dataset.item_num < N_ITEMS
+    (text,) = features.read(dataset, "text_emb")
+    vectors = write_vectors(Path(shop["data_path"]))
+    for row, token in enumerate(dataset.field2id_token["item_id"][1:], start=1):
+        np.testing.assert_allclose(text.values[row], vectors.get(token, np.zeros(5)), rtol=1e-5)
+
+
+def test_a_column_without_any_number_is_no_feature(shop, tmp_path):
+    lines = ["item_id:token\tprice:float", *(f"i{i}\t" for i in range(N_ITEMS))]
+    (tmp_path / "shop" / "tiny" / "tiny.item").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    refused(shop, "mm_fields names 'price', which holds no finite numbers", mm_fields="price")
 
 
 def test_wrong_vectors_in_the_item_file_are_refused_too(shop, tmp_path):

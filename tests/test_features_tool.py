@@ -192,10 +192,18 @@ def test_a_copy_leaves_another_data_set_alone(shop, tmp_path, capsys, kind):
     assert [(p, p.read_text()) for p in path.parent.iterdir()] == [(path, "not this data set's\n")]
 
 
-def test_a_copy_can_get_features_again(shop, tmp_path):
-    for suffix in ("text", "text", "second"):
-        assert run("--save_as=copy", "--encoder=my_encoders:letters", f"--suffix={suffix}") == 0
+def test_a_copy_can_get_features_again(shop, tmp_path, capsys):
+    words = ["--save_as=copy", "--encoder=my_encoders:letters"]
+    for suffix in ("text", "second"):
+        assert run(*words, f"--suffix={suffix}") == 0
     folder = tmp_path / "dataset/copy"
+    (folder / "text.yaml").write_text("# mine\n")
+    capsys.readouterr()
+    # the encoder that would fail is not reached
+    refused(capsys, "copy.text exists already: train on it with", "--save_as=copy", "--encoder=my_encoders:broken")
+    assert (folder / "text.yaml").read_text() == "# mine\n"
+    assert run(*words, "--force") == 0
+    assert "mm_fields" in (folder / "text.yaml").read_text()
     assert sorted(path.name for path in folder.iterdir()) == [
         "copy.inter", "copy.item", "copy.second", "copy.text", "second.yaml", "text.yaml",
     ]  # fmt: skip
@@ -205,18 +213,25 @@ def test_a_copy_can_get_features_again(shop, tmp_path):
 def test_a_broken_item_file_is_named_with_its_line(shop, tmp_path, capsys):
     path = tmp_path / "dataset/tiny/tiny.item"
     path.write_text("item_id:token\ttitle:token_seq\ni0\tA\ni1\n", encoding="utf-8")
-    refused(capsys, "tiny.item, line 3: 1 columns instead of 2", "--encoder=my_encoders:letters")
+    refused(capsys, "tiny.item, line 3: 1 columns where the header names 2", "--encoder=my_encoders:letters")
     path.write_text("title:token_seq\nA\n", encoding="utf-8")
     refused(capsys, "tiny.item, line 1: there is no column item_id", "--encoder=my_encoders:letters")
     path.write_bytes(b"item_id:token\ttitle:token_seq\ni0\t\xe9t\xe9\n")
-    refused(capsys, "tiny.item, line 2: the text is not UTF-8", "--encoder=my_encoders:letters")
+    refused(capsys, "tiny.item, line 2: the text is not utf-8", "--encoder=my_encoders:letters")
+
+
+def test_items_are_read_as_recbole_reads_them(shop, tmp_path):
+    path = tmp_path / "dataset/tiny/tiny.item"
+    path.write_text('item_id:token\ttitle:token_seq\ni0\t"The ""Best"" of"\ni1\ta\ni1\tb\n', encoding="utf-8")
+    assert item_texts(path) == {"i0": 'The "Best" of', "i1": "a"}
 
 
 @pytest.mark.parametrize("kind", ["item", "inter"])
 def test_an_empty_file_is_named(shop, tmp_path, capsys, kind):
     (tmp_path / f"dataset/tiny/tiny.{kind}").write_text("")
     # the encoder that would fail is not reached
-    refused(capsys, f"tiny.{kind}, line 1: there is no column item_id", "--encoder=my_encoders:broken")
+    told = {"item": "tiny.item is empty", "inter": "tiny.inter, line 1: there is no column item_id"}[kind]
+    refused(capsys, told, "--encoder=my_encoders:broken")
 
 
 def test_a_byte_order_mark_is_no_part_of_a_column(shop, tmp_path):

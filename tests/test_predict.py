@@ -33,6 +33,9 @@ def test_what_only_training_needs_does_not_stand_in_the_way(tiny_dataset, monkey
     recommender = Recommender(run_recbole_pref("LPOSASRec", config_dict=settings)["checkpoint"])
     assert len(recommender.recommend([["i3", "i4"]], k=3)) == 3
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,4")
+    wide = {"tail_split": "interactions", "head_ratio": 0.01}
+    Recommender(run_recbole_pref("CESASRec", config_dict={**tiny_dataset, "epochs": 1, **wide})["checkpoint"])
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,4")
     pool = {"neg_sampler": "pool", "neg_candidates": "tail", "pool_size": 16, "tail_split": "interactions"}
     result = run_recbole_pref("LPOSASRec", config_dict={**tiny_dataset, "epochs": 1, **pool, "head_ratio": 0.5})
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,4")
@@ -256,6 +259,9 @@ def test_sequences_of_unknown_items_alone_get_nothing(recommender, caplog):
         ("user,itms\na,1\n", "columns user, itms: .* or 'user' alone"),
         ("", "as many fields"),
         ("user;items\na;1\n", "columns user;items"),
+        ("user,item\nann,i1\n,i2\n", "row 2 is not complete"),
+        ("user,item\nann,i1\nbob,\n", "row 2 is not complete"),
+        ("user,user\na,b\n", "'user' stands there twice"),
     ],
 )
 def test_tables_that_would_be_misread_are_refused(tmp_path, text, match):
@@ -273,6 +279,12 @@ def test_parquet_holds_lists_and_no_gaps(tmp_path):
     pd.DataFrame({"user": ["a", "b"], "item": ["i1", None]}).to_parquet(tmp_path / "b.parquet")
     with pytest.raises(PrefError, match="row 2 is not complete"):
         read_sequences(tmp_path / "b.parquet")
+    pd.DataFrame({"items": [[3, 4], [5]]}).to_parquet(tmp_path / "c.parquet")
+    assert read_sequences(tmp_path / "c.parquet")[1] == [["3", "4"], ["5"]]
+    for number, column in enumerate(([b"i3 i4"], [7], [["i1", None]])):
+        pd.DataFrame({"items": column}).to_parquet(tmp_path / f"d{number}.parquet")
+        with pytest.raises(PrefError, match="row 1 of 'items' is neither a text"):
+            read_sequences(tmp_path / f"d{number}.parquet")
 
 
 def test_nothing_that_is_read_is_overwritten(recommender, tmp_path):

@@ -4,16 +4,17 @@ import hashlib
 import os
 from dataclasses import dataclass
 from functools import lru_cache
-from math import isfinite
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from recbole_pref.data_check import read_atomic
 from recbole_pref.errors import PrefError, suggest
 
 # Files of a data set that hold no item features.
-_OTHER_FILES = {"inter", "user", "item", "kg", "link", "net", "ent", "rel"}
+OTHER_FILES = {"inter", "user", "item", "kg", "link", "net", "ent", "rel"}
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
@@ -36,11 +37,11 @@ class Feature:
 # -- the files
 
 
-def columns_of(path, separator="\t", encoding="utf-8"):
-    """Return the columns of an atomic file: dict of field to type (``token``, ``float_seq``, ...)."""
-    with open(path, encoding=encoding) as lines:
-        head = lines.readline().rstrip("\r\n")
-    return dict(column.partition(":")[::2] for column in head.split(separator))
+def columns_of(path, separator=None, encoding=None):
+    """Return the columns that a file's first line names: dict of field to type (``token``, ``float_seq``, ...)."""
+    with open(path, "rb") as lines:  # what follows may be no text at all
+        head = lines.readline().decode(encoding or "utf-8", "replace").rstrip("\r\n")
+    return dict(column.partition(":")[::2] for column in head.split(separator or "\t"))
 
 
 def feature_files(config):
@@ -53,12 +54,9 @@ def feature_files(config):
     found = {}
     for path in sorted(folder.glob(f"{name}.*"), key=lambda path: path.suffix != ".item"):
         suffix = path.name[len(name) + 1 :]
-        if not path.is_file() or "." in suffix or (suffix in _OTHER_FILES and suffix != "item"):
+        if not path.is_file() or "." in suffix or (suffix in OTHER_FILES and suffix != "item"):
             continue
-        try:
-            columns = columns_of(path, config["field_separator"], config["encoding"])
-        except UnicodeDecodeError:
-            continue
+        columns = columns_of(path, config["field_separator"], config["encoding"])
         kinds = list(columns.values())
         if suffix == "item" or (kinds[:1] == ["token"] and "float_seq" in kinds):
             found[suffix] = (path, columns)
@@ -160,56 +158,46 @@ def check_files(config):
         if id_field not in columns:
             raise PrefError(f"{path}, line 1: there is no column {id_field}:token, add it.")
         _check_file(
-            str(path), (stat.st_mtime_ns, stat.st_size), tuple(columns.items()), id_field,
-            (config["field_separator"], config["seq_separator"], config["encoding"]),
+            path, (stat.st_mtime_ns, stat.st_size), id_field,
+            (config["field_separator"], config["encoding"]), config["seq_separator"],
             known if suffix != "item" else None,
         )  # fmt: skip
 
 
 @lru_cache(maxsize=16)
-def _check_file(path, version, columns, id_field, reading, known):
-    separator, seq_separator, encoding = reading
-    id_column = [field for field, _ in columns].index(id_field)
-    vectors = [i for i, (_, kind) in enumerate(columns) if kind == "float_seq"]
-    widths, first_line = {}, {}
-    with open(path, encoding=encoding) as lines:
-        next(lines)
-        for number, line in enumerate(lines, start=2):
-            where = f"{path}, line {number}"
-            cells = line.rstrip("\r\n").split(separator)
-            if len(cells) != len(columns):
-                raise PrefError(f"{where}: {len(cells)} columns instead of {len(columns)}.")
-            token = cells[id_column]
-            if token in first_line:
-                raise PrefError(
-                    f"{where}: item {token!r} stands in line {first_line[token]} already, keep one."
-                )
-            first_line[token] = number
-            if known is not None and token not in known:
-                raise PrefError(
-                    f"{where}: item {token!r} is neither in the interactions nor in the item file, "
-                    "remove the line or correct the token."
-                )
-            for column in vectors:
-                _check_vector(cells[column].split(seq_separator), columns[column][0], widths, where)
+def _check_file(path, version, id_field, reading, seq_separator, known):
+    frame, columns = read_atomic(path, *reading)
+    items = frame[id_field]
+    for row in np.flatnonzero(items.duplicated())[:1]:
+        first = int((items == items[row]).argmax()) + 2
+        raise PrefError(f"{path}, line {row + 2}: item {items[row]!r} stands in line {first} already, keep one.")
+    if known is not None:
+        for row in np.flatnonzero(~items.isin(known))[:1]:
+            raise PrefError(
+                f"{path}, line {row + 2}: item {items[row]!r} is neither in the interactions nor in the item file, "
+                "remove the line or correct the token."
+            )
+    for field in (field for field, kind in columns.items() if kind == "float_seq"):
+        width = None
+        for line, cell in enumerate(frame[field], start=2):
+            texts = [text for text in cell.split(seq_separator) if text]
+            width = _check_vector(texts, field, width, f"{path}, line {line}")
 
 
-def _check_vector(texts, field, widths, where):
-    texts = [text for text in texts if text]
-    if not texts:
-        return  # the item lacks this modality
-    expected = widths.setdefault(field, len(texts))
-    if len(texts) != expected:
+def _check_vector(texts, field, width, where):
+    """Return the number of values that a vector must have; an empty one is of an item that lacks this modality."""
+    if texts and width not in (None, len(texts)):
         raise PrefError(
-            f"{where}: {field} holds {len(texts)} numbers where the lines before hold {expected}, give "
+            f"{where}: {field} holds {len(texts)} numbers where the lines before hold {width}, give "
             "every item a vector of one length or an empty cell."
         )
     try:
-        sound = isfinite(sum(map(float, texts)))
+        sound = sum(abs(float(text)) for text in texts) <= _LARGEST
     except ValueError:
         sound = False
     if not sound:
-        raise PrefError(f"{where}: {field} holds a value that is no finite number.")
+        raise PrefError(f"{where}: {field} holds a value that is no finite number of 32 bits.")
+    return len(texts) or width
 
 
 def _known_items(config):
@@ -217,18 +205,9 @@ def _known_items(config):
     folder, name, item_id = Path(config["data_path"]), config["dataset"], config["ITEM_ID_FIELD"]
     tokens = set()
     for path in [*folder.glob(f"{name}.inter"), *folder.glob(f"{name}.*.inter"), folder / f"{name}.item"]:
-        if not path.is_file():
-            continue
-        columns = columns_of(path, config["field_separator"], config["encoding"])
-        if item_id not in columns:
-            continue
-        column = list(columns).index(item_id)
-        with open(path, encoding=config["encoding"]) as lines:
-            next(lines)
-            for line in lines:
-                cells = line.rstrip("\r\n").split(config["field_separator"], column + 1)
-                if column < len(cells):
-                    tokens.add(cells[column])
+        if path.is_file():
+            frame, columns = read_atomic(path, config["field_separator"], config["encoding"])
+            tokens.update(frame[item_id] if item_id in columns else ())
     return frozenset(tokens)
 
 
@@ -295,6 +274,8 @@ def _further_table(dataset, suffix):
 def _feature(dataset, field, values):
     values = values.reshape(len(values), -1)  # [n_items, T or D]
     kind = dataset.field2type[field].value
+    if not torch.isfinite(values).all():  # of a column without any number RecBole fills in no mean
+        raise PrefError(f"mm_fields names {field!r}, which holds no finite numbers: fill the column or leave it out.")
     # RecBole marks a missing token with 0, pads a missing vector with zeros and fills a missing number
     # with the mean of the others.
     present = torch.ones(len(values), dtype=torch.bool) if kind == "float" else (values != 0).any(dim=1)
