@@ -9,11 +9,11 @@ those of another --seed are added to it.
 """
 
 import argparse
-import csv
 import sys
-from pathlib import Path
 
-FIELDS = ("dataset", "model", "K", "seed", "reference", "best", "last", "tail_best", "loss", "mean_beta")
+from common import exit_code_of, read_rows, write_rows
+
+SAME = ("dataset", "epochs", "reference_epochs", "learning_rate")  # options that all rows of a table have in common
 
 
 def train(model, k, arguments):
@@ -45,7 +45,7 @@ def train(model, k, arguments):
     last = run.trainer.evaluate(run.test_data, load_best_model=False)
     best = run.trainer.evaluate(run.test_data)
     return {
-        "dataset": arguments.dataset, "model": model, "K": k, "seed": arguments.seed,
+        **{key: getattr(arguments, key) for key in SAME}, "model": model, "K": k, "seed": arguments.seed,
         "reference": reference["score"],
         "best": float(best["ndcg@10"]), "last": float(last["ndcg@10"]),
         "tail_best": float(best["tailndcg@10"]),
@@ -55,7 +55,11 @@ def train(model, k, arguments):
 
 
 def main():
-    """Run what is missing, write the table and the picture."""
+    """Run what is missing, write the table and the picture.
+
+    Raises:
+        PrefError: a mistake in the command line or the data, or a table of other settings.
+    """
     from recbole_pref import plots
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -70,25 +74,17 @@ def main():
     parser.add_argument("--output", default="collapse")
     arguments = parser.parse_args()
     sys.argv = sys.argv[:1]
-    path = Path(f"{arguments.output}.csv")
-    rows = list(csv.DictReader(path.open(newline=""))) if path.is_file() else []
-    if any(row.get("dataset") != arguments.dataset for row in rows):
-        parser.error(
-            f"{path} holds runs on another data set than {arguments.dataset}, or has no column 'dataset': name "
-            "another --output."
-        )
+    path = f"{arguments.output}.csv"
+    rows = read_rows(path, {key: getattr(arguments, key) for key in SAME})
     done = {(row["model"], int(row["K"]), int(row["seed"])) for row in rows}
     for model in arguments.models.split(","):
         for k in map(int, arguments.negatives.split(",")):
             if (model, k, arguments.seed) not in done:
                 rows.append(train(model, k, arguments))
                 print(rows[-1], flush=True)
-                with path.open("w", newline="") as file:
-                    writer = csv.DictWriter(file, FIELDS)
-                    writer.writeheader()
-                    writer.writerows(rows)
+                write_rows(path, rows)
     plots.save(plots.collapse(plots.read_collapse(path)), arguments.output)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code_of(main))

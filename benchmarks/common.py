@@ -1,5 +1,7 @@
 """What the benchmarks share."""
 
+import csv
+import io
 import json
 import subprocess
 import sys
@@ -70,6 +72,40 @@ def compared_runs(folder):
             f"--folder={str(folder)!r} holds no comparison.json: name one that study.py or --compare wrote."
         )
     return [load_record(folder, name) for name in comparison["runs"]]
+
+
+def read_rows(path, same):
+    """Return the rows of a table that is resumed: list of dict of str, empty where there is none.
+
+    Args:
+        path (path-like): of a CSV file.
+        same (dict): column to the value that all rows must have, as text.
+
+    Raises:
+        PrefError: rows of something else.
+    """
+    from recbole_pref.errors import PrefError
+
+    path = Path(path)
+    rows = list(csv.DictReader(path.open(newline="", encoding="utf-8"))) if path.is_file() else []
+    for key, value in same.items():
+        others = {row.get(key) for row in rows} - {str(value)}
+        if others:
+            raise PrefError(
+                f"--output: {str(path)!r} holds rows with {key}={others.pop()}, not {value}: name another one."
+            )
+    return rows
+
+
+def write_rows(path, rows):
+    """Write a table, whole or not at all, with the columns of its last row."""
+    from recbole_pref.checkpoint import write_atomically
+
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, rows[-1])
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(path, lambda file: file.write(text.getvalue().encode()), "output")
 
 
 def exit_code_of(main):

@@ -14,14 +14,12 @@ to OUTPUT.png, .pdf and .svg. With the --reference_dir of a study on the same da
 """
 
 import argparse
-import csv
-import io
 import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
-from common import METRICS, OVERALL, TAIL, exit_code_of
+from common import METRICS, OVERALL, TAIL, exit_code_of, read_rows, write_rows
 from study import RECOMMENDED, SHARED, entries_for
 from tabulate import tabulate
 
@@ -79,7 +77,8 @@ def taken(valid, bound):
 
     objective = Objective({TAIL: 1.0}, of_reference={OVERALL: bound})
     objective.take_reference(valid[0])
-    return max(range(1, len(valid)), key=lambda epoch: objective.score(valid[epoch]))
+    # of equal ones the latest, as in training
+    return max(reversed(range(1, len(valid))), key=lambda epoch: objective.score(valid[epoch]))
 
 
 def compared(by_seed, bound):
@@ -165,9 +164,8 @@ def main():
     Raises:
         PrefError: a mistake in the command line or the data.
     """
-    from recbole_pref import checkpoint, plots
+    from recbole_pref import plots
     from recbole_pref.compare import parse_seeds
-    from recbole_pref.errors import PrefError
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--dataset", default="ml-100k")
@@ -185,10 +183,7 @@ def main():
     path = Path(f"{arguments.output}.csv")
 
     def kept():
-        rows = list(csv.DictReader(path.open(newline=""))) if path.is_file() else []
-        if any(row.get(key) != value for row in rows for key, value in same.items()):
-            raise PrefError(f"--output: {str(path)!r} is of another dataset, backbone or seeds: name another one.")
-        return [row for row in rows if row["settings"] != arguments.settings]
+        return [row for row in read_rows(path, same) if row["settings"] != arguments.settings]
 
     kept()  # before hours of training
     with tempfile.TemporaryDirectory() as folder:
@@ -197,11 +192,8 @@ def main():
     own = [{**same, "settings": arguments.settings, "trained": arguments.epochs, **row} for row in found]
     header = ["keeps on validation", *METRICS, *(f"{metric}, change (p)" for metric in TRADE), "epochs"]
     print(tabulate(map(told, own), header, "github", disable_numparse=True), flush=True)
-    rows, text = kept() + own, io.StringIO(newline="")  # kept() again: another run may have written meanwhile
-    writer = csv.DictWriter(text, own[0])
-    writer.writeheader()
-    writer.writerows(rows)
-    checkpoint.write_atomically(path, lambda file: file.write(text.getvalue().encode()), "output")
+    rows = kept() + own  # kept() again: another run may have written meanwhile
+    write_rows(path, rows)
     plots.save(draw(rows), arguments.output)
 
 

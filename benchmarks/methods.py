@@ -2,23 +2,25 @@
 
     python benchmarks/methods.py --dataset=ml-100k --epochs=10 --reference_epochs=20 --output=methods.csv
 
-Rows that are in the output file already are not run again; it is of one data set and seed. For seeds, spreads
-and significance use ``run_recbole_pref.py --compare``.
+Rows that are in the output file already are not run again; it is of one data set, seed and number of epochs. For
+seeds, spreads and significance use ``run_recbole_pref.py --compare``.
 """
 
 import argparse
-import csv
-import os
 import sys
-from pathlib import Path
 
+from common import exit_code_of, read_rows, write_rows
 from tabulate import tabulate
 
 COLUMNS = ("ndcg@10", "hit@10", "headndcg@10", "tailndcg@10", "tailhit@10")
 
 
 def main():
-    """Run what is missing and print the table."""
+    """Run what is missing and print the table.
+
+    Raises:
+        PrefError: a mistake in the command line or the data, or a table of other settings.
+    """
     from recbole_pref.quick_start import run_recbole_pref
     from recbole_pref.registry import BACKBONES, METHODS
 
@@ -34,13 +36,9 @@ def main():
     parser.add_argument("--output", default="methods.csv")
     arguments = parser.parse_args()
     sys.argv = sys.argv[:1]
-    rows = _read(arguments.output)
-    same = {"dataset": arguments.dataset, "seed": str(arguments.seed)}
-    if any(row.get(key) != value for row in rows.values() for key, value in same.items()):
-        parser.error(
-            f"{arguments.output} holds rows of another data set or seed than {arguments.dataset} and "
-            f"{arguments.seed}, or has no columns 'dataset' and 'seed': name another --output."
-        )
+    same = {key: getattr(arguments, key) for key in ("dataset", "seed", "reference_epochs", "eval_step")}
+    same["most_epochs"] = arguments.epochs
+    rows = {row["model"]: row for row in read_rows(arguments.output, same)}
     for backbone in arguments.backbones.split(","):
         for method in arguments.methods.split(","):
             name = method + backbone
@@ -58,7 +56,7 @@ def main():
             row = {**same, "model": name, "epochs": result["epochs"], "s/epoch": result["seconds_per_epoch"]}
             row.update({key: result["test_result"][key] for key in COLUMNS})
             rows[name] = row
-            _write(arguments.output, rows)
+            write_rows(arguments.output, list(rows.values()))
             print(row, file=sys.stderr)
     cells = [
         [row["model"], row["epochs"], f"{float(row['s/epoch']):.1f}"]
@@ -68,21 +66,5 @@ def main():
     print(tabulate(cells, ["model", "epochs", "s / epoch", *COLUMNS], "github", disable_numparse=True))
 
 
-def _read(path):
-    if not Path(path).is_file():
-        return {}
-    with open(path, newline="", encoding="utf-8") as file:
-        return {row["model"]: row for row in csv.DictReader(file)}
-
-
-def _write(path, rows):
-    temporary = f"{path}.tmp"
-    with open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, ["dataset", "seed", "model", "epochs", "s/epoch", *COLUMNS])
-        writer.writeheader()
-        writer.writerows(rows.values())
-    os.replace(temporary, path)
-
-
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code_of(main))

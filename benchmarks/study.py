@@ -244,8 +244,7 @@ def conduct(study, folder, data_path, processes):
     """Run what is missing, print the tables, draw the pictures; return the runs that failed, as compare does."""
     from recbole_pref.checkpoint import write_atomically
     from recbole_pref.compare import compare
-    from recbole_pref.plots import draw_all
-    from recbole_pref.report import write_report
+    from recbole_pref.report import draw_and_report
 
     baseline = study.baseline and " ".join([*study.baseline.split(), study.backbone])
     done = compare(
@@ -259,8 +258,7 @@ def conduct(study, folder, data_path, processes):
     text = "\n\n".join(tables)
     print(text)
     write_atomically(folder / "study.md", lambda file: file.write(f"{text}\n".encode()), "output")
-    draw_all(folder)
-    print(f"report: {write_report(folder)}", flush=True)
+    print(f"report: {draw_and_report(folder)}", flush=True)
     return done.failed
 
 

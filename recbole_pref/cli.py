@@ -5,7 +5,7 @@ import os
 import sys
 import textwrap
 
-from recbole_pref.errors import PrefError
+from recbole_pref.errors import Interrupted, PrefError
 
 DEFAULT_MODEL, DEFAULT_DATASET = "LPOSASRec", "ml-100k"
 EXAMPLES = """
@@ -44,6 +44,14 @@ _MODES = {
 class _Parser(argparse.ArgumentParser):
     def error(self, message):
         raise PrefError(f"{message}; --help lists the options.")
+
+    def parse_known_args(self, args=None, namespace=None):
+        # argparse lets the last of several win.
+        words = [word.partition("=")[0] for word in args if word.startswith("-")]
+        for action in self._actions:
+            if sum(word in action.option_strings for word in words) > 1:
+                raise PrefError(f"{action.option_strings[0]} is given twice: keep one of them.")
+        return super().parse_known_args(args, namespace)
 
 
 def build_parser():
@@ -146,7 +154,7 @@ def main(argv=None):
         argv (list of str, optional): arguments without the program; by default ``sys.argv[1:]``.
 
     Returns:
-        int: exit code, 0 or 2.
+        int: exit code, 0, 2 or 130.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     # RecBole reads sys.argv wherever a Config is made; the settings reach it through config_dict.
@@ -162,11 +170,12 @@ def main(argv=None):
         if "--debug" in argv:
             raise
         print(f"recbole-pref: {error}", file=sys.stderr)
-        return 2
+        return 130 if isinstance(error, Interrupted) else 2
     except KeyboardInterrupt:
         if "--debug" in argv:
             raise
-        print("recbole-pref: stopped by Ctrl-C; the same command goes on with a comparison.", file=sys.stderr)
+        told = "stopped by Ctrl-C; the same command goes on with a comparison, with --resume added with a sweep."
+        print(f"recbole-pref: {told}", file=sys.stderr)
         return 130
 
 
@@ -187,7 +196,7 @@ def _dispatch(options, settings):
         return _predict(options, data_path)
     if options.plots:
         _refuse_settings(settings, "plots")
-        return _plots(options.plots)
+        return _publish(options.plots)
     files = options.config_files.split() if options.config_files else None
     named = _named_in(files)
     model = options.model or named.get("model", DEFAULT_MODEL)
@@ -256,7 +265,7 @@ def _compare(options, dataset, files, settings):
         options.test,
     )
     print(done.text)
-    _plots(done.folder)
+    _publish(done.folder)
     return 2 if done.failed else 0
 
 
@@ -281,18 +290,10 @@ def _tune(options, model, dataset, files, settings):
     return 0
 
 
-def _plots(folder):
-    from recbole_pref.plots import draw_all
-    from recbole_pref.report import write_report
+def _publish(folder):
+    from recbole_pref.report import draw_and_report
 
-    refused = []  # the report says so as well and stands without them
-    try:
-        draw_all(folder, refused=refused)
-    except PrefError as error:
-        print(f"recbole-pref: no pictures: {error}", file=sys.stderr)
-    for error in refused:
-        print(f"recbole-pref: a picture is left out: {error}", file=sys.stderr)
-    print(f"report: {write_report(folder)}")
+    print(f"report: {draw_and_report(folder)}")
     return 0
 
 

@@ -33,6 +33,7 @@ from recbole_pref.memory import explained, peak_mb
 from recbole_pref.metrics import group_of
 from recbole_pref.popularity import head_in_words
 from recbole_pref.quick_start import build_run, check_files
+from recbole_pref.settings import RUN_SETTINGS
 from recbole_pref.significance import TESTS, holm
 
 LEVEL = 0.05  # of significance
@@ -48,6 +49,8 @@ _OF_ALL = {  # what a comparison fixes for all entries: the way to set it
     "dataset": "name it with --dataset",
     "seed": "name seeds with --seeds",
 }
+_OWN_KEYS = ("checkpoint_dir", "run_stem", "resume", "result_file")  # settings that a comparison decides
+_FILTERS = ("user_inter_num_interval", "item_inter_num_interval", "val_interval", "rm_dup_inter")
 _LABEL_PART = 80  # characters of the label in the name of a run, which is a file's name
 
 
@@ -227,6 +230,9 @@ def compare(
         raise PrefError(f"--test={test!r} does not exist: choose {' or '.join(TESTS)}.")
     if processes < 1:
         raise PrefError(f"--processes={processes} is not accepted: set it to 1 or more.")
+    for key in _OWN_KEYS:
+        if any(key in settings for settings in (config_dict or {}, *(entry.settings for entry in entries))):
+            raise PrefError(f"--compare: {key} is set by the comparison itself: remove it.")
     folder = Path(output or Path("compare", dataset)).absolute()
     tasks = _plan(entries, dataset, seeds, config_file_list, config_dict or {}, folder)
     for note in _reference_notes(tasks):
@@ -270,8 +276,7 @@ def _plan(entries, dataset, seeds, files, shared, folder):
         first = config["seed"] if first is None else first
         for seed in parse_seeds(seeds, first):
             own = {**settings, "seed": seed}
-            # Where data and references lie is no part of what a run is: folders move.
-            lasting = {key: value for key, value in own.items() if key not in ("data_path", "reference_dir")}
+            lasting = {key: value for key, value in own.items() if key not in RUN_SETTINGS - {"seed"}}
             made_of = [entry.model, dataset, checkpoint.to_plain(lasting, other=str), defaults]
             label = re.sub(r"[^A-Za-z0-9.=_-]+", "_", entry.label)[:_LABEL_PART]
             if label != entry.label.replace(" ", "_"):
@@ -341,7 +346,8 @@ def _measured(config):
     at = str(config["valid_metric"]).partition("@")[2]
     same = {"metrics": sorted(map(str.lower, config["metrics"])), "cut-off of valid_metric": at}
     same["first of topk"] = "" if at else config["topk"][0]  # which the table shows then
-    same |= {key: config[key] for key in ("eval_args", "head_ratio", "tail_split")}
+    same |= {key: config[key] for key in (*_FILTERS, "eval_args", "head_ratio", "tail_split")}
+    same |= {key: config[key] for key in ("tail_ratio", "metric_decimal_place")}
     return same | {"mask_history": history_is_masked(config)}
 
 
@@ -480,14 +486,11 @@ def _train_and_record(task, folder):
     trainer = run.trainer
     found = checkpoint.newest_good(stored, task["id"]) if stored.is_dir() else None
     if found:
-        trainer.resume_checkpoint(found[0])
+        trainer.resume_checkpoint(*found)
     with reference.offered(trainer, run.train_data) as store_as_reference:
         best_score, best_result = trainer.fit(run.train_data, run.valid_data)
         store_as_reference()
     test_result, arrays = evidence.evaluate(trainer, run.train_data, run.test_data)
-    scores = [row["score"] for row in trainer.history]
-    best = max if trainer.valid_metric_bigger else min
-    to_best = trainer.history[scores.index(best(scores))]["epoch"] + 1 if scores else None
     record = {
         **{key: task[key] for key in ("id", "label", "model", "dataset", "seed")},
         "best_valid_score": best_score,
@@ -496,7 +499,7 @@ def _train_and_record(task, folder):
         "test_result": test_result,
         "seconds_per_epoch": float(np.mean(trainer.epoch_times)) if trainer.epoch_times else None,
         "epochs": len(trainer.epoch_times),
-        "epochs_to_best": to_best,
+        "epochs_to_best": trainer.best_epoch,
         "peak_memory_mb": peak_mb(),
         "train_loss_per_row": trainer.losses_per_row(),
         "history": trainer.history,

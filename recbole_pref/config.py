@@ -58,6 +58,8 @@ _TRANSFORM_KEYS = {"crop_itemseq": "eta", "reorder_itemseq": "beta"}  # RecBole'
 _FIELDS = (
     "USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD", "LABEL_FIELD", "ITEM_LIST_LENGTH_FIELD", "POSITION_FIELD",
 )  # fmt: skip
+# Settings of training that only <Method><Backbone> models read, and what turns them off.
+_OF_OUR_MODELS = {"lr_scheduler": "none", "warmup_ratio": 0, "repeat_bias": False, "max_nan_steps": 0}
 # Keys that RecBole or the command line read and that stand in none of RecBole's property files.
 _OTHER_KEYS = {
     "model", "dataset", "config_files", "nproc", "world_size", "ip", "port", "offset",
@@ -352,6 +354,7 @@ class Config(RecBoleConfig):
             exact = str(loss_type).upper()
             if loss_type not in (None, exact) and exact in ("CE", "BPR"):
                 raise PrefError(f"loss_type={loss_type!r} is not accepted. Did you mean '{exact}'?")
+            self._refuse_what_is_not_read()
             return
         missing = [key for key in method.setting_names if final.get(key) is None]
         if missing:
@@ -379,6 +382,19 @@ class Config(RecBoleConfig):
             raise PrefError(
                 f"loss_type={shown(loss_type)} does not go with {self.model}: leave it at 'CE', "
                 "the method brings its own loss."
+            )
+
+    def _refuse_what_is_not_read(self):
+        """Refuse settings that change how our models are trained and that RecBole's own know nothing of."""
+        final = self.final_config_dict
+        objective = final.get("objective")
+        given = [key for key, off in _OF_OUR_MODELS.items() if final.get(key) not in (None, off)]
+        if isinstance(objective, dict) and objective.get("of_reference"):
+            given.append("objective: of_reference")
+        if given:
+            raise PrefError(
+                f"{given[0]} does nothing with {self.model}, which is RecBole's own: leave it out, or take a "
+                "<Method><Backbone> model (CESASRec is SASRec with cross-entropy)."
             )
 
     def _check_anchor(self):
@@ -518,11 +534,11 @@ def _is_utf8(text):
     return True
 
 
-class _FlowLoader(yaml.SafeLoader):
+class FlowLoader(yaml.SafeLoader):
     """Reads numbers such as 1e-3, as RecBole's loader of files does."""
 
 
-_FlowLoader.add_implicit_resolver(
+FlowLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
 )
 
@@ -532,7 +548,7 @@ def _flow_value(text):
     if text.strip()[:1] not in ("[", "{"):
         return text
     try:
-        return yaml.load(text, Loader=_FlowLoader)
+        return yaml.load(text, Loader=FlowLoader)
     except (yaml.YAMLError, ValueError, RecursionError):
         return text
 

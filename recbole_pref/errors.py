@@ -11,6 +11,10 @@ class PrefError(ValueError):
     """
 
 
+class Interrupted(PrefError):
+    """Training was stopped by a signal after the state was stored."""
+
+
 def suggest(word, options):
     """Return ``" Did you mean 'x'?"`` for the option nearest to ``word``, or ``""``.
 

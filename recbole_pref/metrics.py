@@ -250,16 +250,3 @@ def group_metrics_in(config):
         group: [cls.__name__ for cls in classes if cls.__name__.lower() in asked]
         for group, classes in GROUP_METRICS.items()
     }
-
-
-def tail_share(items, tail_mask):
-    """Share of tail items among recommended items.
-
-    Args:
-        items (LongTensor [U, K]): recommended item ids.
-        tail_mask (BoolTensor [n_items]): True for tail items.
-
-    Returns:
-        float in [0, 1].
-    """
-    return tail_mask[items.to(tail_mask.device)].float().mean().item()

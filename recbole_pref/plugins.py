@@ -30,7 +30,7 @@ def add_method(name, loss, title, defaults, settings=None):
         loss (callable): as docs/extending.md describes it.
         title (str): one line for ``--list``.
         defaults (dict): what ``properties/method/<name>.yaml`` would hold: a value for each keyword-only argument of
-            the loss, and for shared settings that the method wants otherwise.
+            the loss that has none there, and for shared settings that the method wants otherwise.
         settings (dict, optional): key to ``settings.Setting``, what new keys accept; by default values of their
             default's type, any finite number for a number.
 
@@ -43,12 +43,26 @@ def add_method(name, loss, title, defaults, settings=None):
     from recbole_pref.config import known_keys
 
     _check_name(name)
-    parameters = list(inspect.signature(loss).parameters)
-    if tuple(parameters[:2]) not in _FIRST:
+    parameters = inspect.signature(loss).parameters
+    first = [key for key, parameter in parameters.items() if parameter.kind is not parameter.KEYWORD_ONLY]
+    if tuple(first[:2]) not in _FIRST:
         raise PrefError(
-            f"the loss of method {name!r} begins with ({', '.join(parameters[:2])}): call its first two arguments pos "
+            f"the loss of method {name!r} begins with ({', '.join(first[:2])}): call its first two arguments pos "
             "and neg, or pos_logps and neg_logps where it needs log-probabilities."
         )
+    if first[2:] not in ([], ["ref_pos", "ref_neg"]):
+        raise PrefError(
+            f"the loss of method {name!r} takes {', '.join(first[2:])} after its first two arguments: only ref_pos, "
+            "ref_neg may follow, and settings come behind a star, as in (pos, neg, *, beta)."
+        )
+    own = {key: p.default for key, p in parameters.items() if key not in first and p.default is not p.empty}
+    defaults = {**own, **defaults}
+    for key in settings or {}:
+        if key in SETTINGS and SETTINGS[key] != settings[key]:
+            raise PrefError(
+                f"the settings of method {name!r} name {key!r}, which exists already and accepts "
+                f"{SETTINGS[key].describe()}: call it by another name."
+            )
     method = Method(name, loss, title, defaults=dict(defaults), source=_digest(loss))
     added = {}
     for key in method.setting_names:

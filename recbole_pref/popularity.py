@@ -131,25 +131,3 @@ def sample_weights(is_tail, alpha_head, alpha_tail, total=None):
     n_tail = is_tail.sum()
     n_head, n_tail = total(torch.stack([is_tail.numel() - n_tail, n_tail])).float().log()
     return torch.exp(alphas - torch.logaddexp(n_head + alpha_head, n_tail + alpha_tail))
-
-
-def split_summary(counts, head_mask, targets=None):
-    """Describe a split.
-
-    Args:
-        counts, head_mask (Tensor): [n_items].
-        targets (Tensor, optional): [N] evaluation targets.
-
-    Returns:
-        dict: ``n_head`` and ``n_tail`` items; ``head_interactions``, the head's share of the
-        training interactions; with targets ``tail_targets``, the share of them that is tail.
-    """
-    real = counts[1:]
-    summary = {
-        "n_head": int(head_mask.sum()),
-        "n_tail": len(real) - int(head_mask.sum()),
-        "head_interactions": (real[head_mask[1:]].sum() / real.sum().clamp_min(1)).item(),
-    }
-    if targets is not None:
-        summary["tail_targets"] = (~head_mask[targets]).float().mean().item()
-    return summary

@@ -24,6 +24,7 @@ from recbole_pref.environment import environment, write_result
 from recbole_pref.errors import PrefError
 from recbole_pref.evaluation import history_is_masked
 from recbole_pref.registry import method_of, model_class
+from recbole_pref.settings import RUN_SETTINGS, shown
 from recbole_pref.trainer import trainer_class
 
 
@@ -380,13 +381,35 @@ def _resume(trainer, config):
                 f"in {config['checkpoint_dir']!r}; starting anew"
             )
             return
-        wanted = found[0]
+        wanted, state = found
+    else:
+        state = None
     if not checkpoint.verify(wanted, "resume"):
         raise PrefError(
             f"resume={str(wanted)!r} has no checksum, so it is no checkpoint of RecBole-Pref: name one with -last- "
             "in its name, or set resume: False."
         )
-    trainer.resume_checkpoint(wanted)
+    state = checkpoint.load(wanted, setting="resume") if state is None else state
+    trainer.resume_checkpoint(wanted, state)
+    _refuse_other_settings(wanted, state.get("config", {}), config)
+
+
+# Settings that a run which goes on may have others of: they name it, or change how far or in what parts it is computed.
+_MAY_DIFFER = RUN_SETTINGS - {"seed"} | {
+    "epochs", "stopping_step", "eval_batch_size", "logits_memory_mb", "trust_checkpoint", "strict_config",
+    "nproc", "world_size", "offset", "ip", "port", "single_spec",
+}  # fmt: skip
+
+
+def _refuse_other_settings(path, stored, config):
+    """Refuse to go on with a run under settings that it does not have."""
+    own = checkpoint.to_plain(config.final_config_dict, other=str)
+    for key in sorted((stored.keys() & own.keys()) - _MAY_DIFFER):
+        if stored[key] != own[key]:
+            raise PrefError(
+                f"resume={str(path)!r} is of a run with {key}={shown(stored[key])}, this one has {shown(own[key])}: "
+                "give its settings, name the checkpoint of another run, or set resume: False."
+            )
 
 
 def _as_floats(metrics):

@@ -309,8 +309,3 @@ def training_config(config, backbone_class, stem=None):
 
 def _model_of(backbone_class):
     return f"CE{backbone_class.__name__}"
-
-
-def frozen(state_dict):
-    """Return a state dict as detached copies on the CPU."""
-    return {name: tensor.detach().cpu().clone() for name, tensor in state_dict.items()}

@@ -28,8 +28,8 @@ class Method:
         name (str): the first half of the model names.
         loss (callable or None): one of ``losses.py``; None leaves cross-entropy alone.
         title (str): one line for ``--list``.
-        normalized (callable or None): from the settings to whether log-probabilities are needed, where
-            that depends on them; by default the names of the loss's parameters tell.
+        normalized (callable or None): from the settings to whether log-probabilities and a reference are needed,
+            where that depends on them; by default the names of the loss's parameters tell.
         defaults (dict or None): of a method from outside the package (``plugins.add_method``), which has no
             property file.
         source (str or None): SHA-256 of the file that its loss stands in.
@@ -57,12 +57,9 @@ class Method:
 
     def uses_reference(self, settings):
         """Return whether the loss compares with a reference model under these settings."""
-        parameter = self._parameters.get("ref_pos")
-        if parameter is None:
+        if "ref_pos" not in self._parameters:
             return False
-        if parameter.default is None:
-            return settings["kl_weight"] > 0 or settings["old_policy"] == "reference"
-        return True
+        return self.normalized is None or self.normalized(settings)
 
     def needs_reference(self, settings):
         """Return whether training under these settings needs a reference model: for the loss or its negatives."""

@@ -4,6 +4,7 @@ import base64
 import importlib.util
 import json
 import math
+import sys
 import textwrap
 from html import escape
 from pathlib import Path
@@ -14,6 +15,7 @@ from recbole_pref import plots
 from recbole_pref.checkpoint import SHARED_BY_KINDS
 from recbole_pref.errors import PrefError
 from recbole_pref.metrics import display_name
+from recbole_pref.settings import RUN_SETTINGS
 
 ALPHA = 0.05
 ABSENT = "–"
@@ -88,6 +90,28 @@ SCRIPT = """
   draw();
 })();
 """
+
+
+def draw_and_report(folder):
+    """Draw the pictures of a comparison and write its report, which stands without those that are impossible.
+
+    Args:
+        folder (path-like): of the comparison.
+
+    Returns:
+        Path: of the report; what is left out is told on standard error.
+
+    Raises:
+        PrefError: no comparison in the folder, or one that cannot be read.
+    """
+    refused = []
+    try:
+        plots.draw_all(folder, refused=refused)
+    except PrefError as error:
+        print(f"recbole-pref: no pictures: {error}", file=sys.stderr)
+    for error in refused:
+        print(f"recbole-pref: a picture is left out: {error}", file=sys.stderr)
+    return write_report(folder)
 
 
 def write_report(folder, path=None):
@@ -538,7 +562,7 @@ def _curve_chart(runs, metric):
 def differing_settings(runs):
     """Return the settings whose values differ between labels.
 
-    Settings that only name a run or its machine (:data:`recbole_pref.plots.RUN_SETTINGS`) are left out.
+    Settings that only name a run or its machine (:data:`recbole_pref.settings.RUN_SETTINGS`) are left out.
 
     Args:
         runs (list of dict): see :func:`recbole_pref.plots.load_runs`.
@@ -549,7 +573,7 @@ def differing_settings(runs):
     """
     groups = plots.by_label(runs)
     values = {label: _joined([run.get("config", {}) for run in own]) for label, own in groups.items()}
-    keys = dict.fromkeys(key for own in values.values() for key in own if key not in plots.RUN_SETTINGS)
+    keys = dict.fromkeys(key for own in values.values() for key in own if key not in RUN_SETTINGS)
     table = {key: {label: own.get(key, ABSENT) for label, own in values.items()} for key in keys}
     return {key: row for key, row in table.items() if len(set(row.values())) > 1}
 

@@ -14,17 +14,13 @@ from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
 from recbole_pref import checkpoint, distributed, objective, reference, schedule
-from recbole_pref.errors import PrefError
+from recbole_pref.errors import Interrupted, PrefError
 from recbole_pref.evaluation import EvaluationMixin
 from recbole_pref.model.preference import PreferenceMixin
 from recbole_pref.packing import PackedLoader
 
 # Steps between two looks at the loss on an accelerator, where each look waits for the device.
 _CHECK_EVERY = 50
-
-
-class Interrupted(PrefError):
-    """Training was stopped by a signal after the state was stored."""
 
 
 class TrainerMixin(EvaluationMixin):
@@ -99,7 +95,7 @@ class TrainerMixin(EvaluationMixin):
             )
         # A resumed run with nothing left to do keeps its files as they are.
         if saved and (self._resumed is None or self.start_epoch < self.epochs):
-            self._save_last(self.epochs, finished=True)
+            self._save_last(len(self.epoch_times), finished=True)
         return result
 
     def _prepare(self, train_data, valid_data):
@@ -142,7 +138,11 @@ class TrainerMixin(EvaluationMixin):
             return state_dict, summary
 
         with _random_states_kept(train_data), distributed.alone():
-            state_dict, told = reference.obtain(self.config, self.model, train_data, valid_data, train)
+            try:
+                state_dict, told = reference.obtain(self.config, self.model, train_data, valid_data, train)
+            except Interrupted:  # which names the reference's own checkpoint
+                told = "the run was stopped while its reference was trained; give the command again to go on."
+                raise Interrupted(told) from None
         self.logger.info(told)
         if any(signals):
             raise Interrupted(f"{signals[0]} stopped the run once its reference was stored; give the command again.")
@@ -175,13 +175,21 @@ class TrainerMixin(EvaluationMixin):
     def _train_epoch(self, train_data, epoch_idx, loss_func=None, show_progress=False):
         if self._saving and epoch_idx not in (self._saved_epoch, (self._resumed or {}).get("start_epoch")):
             self._save_last(epoch_idx)
-        started = time.perf_counter()
+        self._epoch_started = time.perf_counter() - (self._within or {}).get("seconds", 0.0)
         if self.is_preference and loss_func is None:
             total = self._preference_epoch(epoch_idx, show_progress)
         else:
             total = super()._train_epoch(train_data, epoch_idx, loss_func, show_progress)
-        self.epoch_times.append(time.perf_counter() - started)
+        self.epoch_times.append(time.perf_counter() - self._epoch_started)
         return total
+
+    @property
+    def best_epoch(self):
+        """Number of the epoch of the best checkpoint, from 1; None before a validation had a score.
+
+        Of equal scores the latest counts, as in RecBole's early stopping.
+        """
+        return self.history[-1 - self.cur_step]["epoch"] + 1 if self.cur_step < len(self.history) else None
 
     def best_parameters(self):
         """Return the stored state dict of the best epoch, or of the last one where none was validated."""
@@ -239,7 +247,9 @@ class TrainerMixin(EvaluationMixin):
                 self.scheduler.step()
             total += loss.detach()
             if self._signal is not None:
-                self._stop(epoch_idx, {"steps": step + 1, "total": total, "loader": loader_state})
+                seconds = time.perf_counter() - self._epoch_started
+                done = {"steps": step + 1, "total": total, "seconds": seconds, "loader": loader_state}
+                self._stop(epoch_idx, done)
         if look > 1:
             finite &= self._gradients_finite()  # of the last step
         if not finite:
@@ -333,8 +343,8 @@ class TrainerMixin(EvaluationMixin):
 
         Args:
             epoch_idx (int): the running epoch.
-            within (dict or None): ``steps`` done in it, their ``total`` loss and the state of the
-                ``loader`` at its start; None keeps the checkpoint of the epoch's start.
+            within (dict or None): ``steps`` done in it, their ``total`` loss, the ``seconds`` that they took and
+                the state of the ``loader`` at its start; None keeps the checkpoint of the epoch's start.
         """
         if not self._saving:
             raise Interrupted(f"{self._signal} stopped the run in epoch {epoch_idx}; nothing was saved.")
@@ -361,7 +371,6 @@ class TrainerMixin(EvaluationMixin):
             "train_loss_dict": self.train_loss_dict,
             "state_dict": self.model.state_dict(),
             "other_parameter": checkpoint.pack_arrays(self.model.other_parameter()),
-            "optimizer": self.optimizer.state_dict(),
         }
 
     def _save_checkpoint(self, epoch, verbose=True, **kwargs):
@@ -395,9 +404,10 @@ class TrainerMixin(EvaluationMixin):
             {
                 "epoch": start_epoch,  # names the file
                 "finished": finished,
+                "optimizer": self.optimizer.state_dict(),
                 "rng": checkpoint.rng_state(),
                 "loader": within["loader"] if within else self._train_data.generator.get_state(),
-                "within": {"steps": within["steps"], "total": within["total"]} if within else None,
+                "within": within and {key: within[key] for key in ("steps", "total", "seconds")},
                 "log_sums": self.model.log_sums if self.is_preference else {},
                 "scheduler": self.scheduler.state_dict() if self.scheduler else None,
                 "scaler": self.scaler.state_dict(),
@@ -409,17 +419,18 @@ class TrainerMixin(EvaluationMixin):
         )
         self.store.save_last(state)
 
-    def resume_checkpoint(self, resume_file):
+    def resume_checkpoint(self, resume_file, state=None):
         """Go on from a ``-last-`` checkpoint; ``fit`` does the rest.
 
         Args:
             resume_file (path-like): a ``-last-`` checkpoint of this run.
+            state (dict, optional): what it holds, where it was loaded before.
 
         Raises:
             PrefError: missing, damaged or foreign file.
         """
         # On the CPU: torch's Adam reads its counts of steps at every step, from a GPU by waiting for it.
-        state = checkpoint.load(resume_file, setting="resume")
+        state = checkpoint.load(resume_file, setting="resume") if state is None else state
         if state.get("model") != self.config["model"]:
             raise PrefError(
                 f"resume={str(resume_file)!r} holds model {state.get('model')}, this run trains "
@@ -454,8 +465,9 @@ class TrainerMixin(EvaluationMixin):
         if self.scheduler is not None and state["scheduler"]:
             self.scheduler.load_state_dict(state["scheduler"])
         self.scaler.load_state_dict(state["scaler"])
-        ended = state["finished"] or state["cur_step"] > self.stopping_step
-        self.start_epoch = self.epochs if ended else state["start_epoch"]
+        # Going on with more epochs, or more patience, is possible.
+        stopped_early = state["cur_step"] > self.stopping_step
+        self.start_epoch = self.epochs if stopped_early else min(state["start_epoch"], self.epochs)
         self._follow_learning_rate(state["config"])
         self.cur_step = state["cur_step"]
         self.best_valid_score = state["best_valid_score"]
@@ -476,7 +488,8 @@ class TrainerMixin(EvaluationMixin):
         if rank:  # the stored states are the first process's
             torch.manual_seed(self.config["seed"] + 1000 * rank + self.start_epoch)
         steps = f" and {state['within']['steps']} steps" if state["within"] else ""
-        self.logger.info(f"resumed: {self.start_epoch} epochs{steps} are done")
+        ended = ", nothing is left to train" if self.start_epoch == self.epochs else ""
+        self.logger.info(f"resumed: {len(self.epoch_times)} epochs{steps} are done{ended}")
 
     def _follow_learning_rate(self, stored):
         """Let a learning rate given anew win over the stored one (population-based training)."""
@@ -561,9 +574,14 @@ def train_reference(config, backbone_class, train_data, valid_data, stem):
     cls = preference_class(METHODS["CE"], backbone_class)
     model = cls(own, train_data._dataset).to(own["device"])
     trainer = PrefTrainer(own, model)
-    for file in trainer.store.files():  # of a training that was killed
-        file.unlink(missing_ok=True)
     trainer.logger.info(set_color("training the reference", "pink") + f": {own['model']}")
+    try:  # of a training that was killed
+        found = checkpoint.newest_good(trainer.store.folder, stem)
+    except checkpoint.CorruptCheckpoint as error:
+        trainer.logger.warning(f"{error} The reference is trained from its start.")
+        found = None
+    if found:
+        trainer.resume_checkpoint(*found)
     score, result = trainer.fit(train_data, valid_data, saved=True)
     state_dict = trainer.best_parameters()
     for file in trainer.store.files():

@@ -201,6 +201,7 @@ def test_runs_are_the_same_wherever_their_data_lie(tiny_dataset, tiny_folder, tm
 
     os.symlink(tiny_folder, tmp_path / "moved")
     assert names(tiny_folder) == names(tmp_path / "moved") == names(tiny_folder, reference_dir=str(tmp_path))
+    assert names(tiny_folder) == names(tiny_folder, state="INFO", keep_last=5, show_progress=True)
     assert names(tiny_folder) != names(tiny_folder, tau=0.7)
 
 
@@ -560,6 +561,9 @@ def test_the_command_line_compares_and_tells_what_failed(settings, tmp_path, cap
         ("--compare=CESASRec --nproc=4", "--nproc means nothing to --compare"),
         ("--plots=out --output=elsewhere", "--output means nothing to --plots"),
         ("--model=CESASRec --output=elsewhere", "--output goes with --predict or --compare"),
+        ("--model=CESASRec --model=GRU4Rec", "--model is given twice"),
+        ("--config_files=a.yaml --config_files=b.yaml", "--config_files is given twice"),
+        ("-m CESASRec -d tiny --dataset=other", "--dataset is given twice"),
     ],
 )
 def test_commands_that_contradict_themselves_are_refused(words, told, capsys):
@@ -595,7 +599,12 @@ def test_mistakes_end_before_anything_is_trained(settings, tmp_path):
         compare.compare("CESASRec", test="z", **shared)
     with pytest.raises(PrefError, match="--processes"):
         compare.compare("CESASRec", processes=0, **shared)
-    for same in ("mask_history=True", "head_ratio=0.8"):
+    with pytest.raises(PrefError, match="run_stem is set by the comparison itself"):
+        compare.compare("CESASRec,LPOSASRec run_stem=a", **shared)
+    with pytest.raises(PrefError, match="result_file is set by the comparison itself"):
+        compare.compare("CESASRec", **{**shared, "config_dict": {**settings, "result_file": "r.json"}})
+    filters = ("user_inter_num_interval=[6,inf)", "tail_ratio=0.9", "metric_decimal_place=2")
+    for same in ("mask_history=True", "head_ratio=0.8", *filters):
         with pytest.raises(PrefError, match=f"{same.partition('=')[0]}.*one table needs the same"):
             compare.compare(f"CESASRec,LPOSASRec {same}", **shared)
     assert not folder.exists()

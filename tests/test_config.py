@@ -110,6 +110,20 @@ def test_a_misspelt_model_is_named(model, match):
     refused(match, model=model)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"lr_scheduler": "cosine"}, {"warmup_ratio": 0.1}, {"repeat_bias": True}, {"max_nan_steps": 3},
+        {"objective": {"weights": {"NDCG@10": 1.0}, "of_reference": {"NDCG@10": 1.0}}},
+    ],
+)  # fmt: skip
+def test_what_recboles_own_models_do_not_read_is_refused(settings):
+    with pytest.raises(PrefError, match=f"{next(iter(settings))}.* does nothing with SASRec, .* leave it out"):
+        Config("SASRec", "ml-100k", config_dict=settings)
+    Config("CESASRec", "ml-100k", config_dict={**settings, "reference": "auto"})
+    Config("SASRec", "ml-100k", config_dict={"lr_scheduler": "none", "repeat_bias": False, "tau": 0.5})
+
+
 def test_keys_of_your_own_need_to_be_allowed():
     config = Config("LPOSASRec", "ml-100k", config_dict={"zzz": 1, "strict_config": False})
     assert config["zzz"] == 1

@@ -1,5 +1,9 @@
 """Running out of memory is told in one sentence that names what to lower."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -32,6 +36,18 @@ def test_an_allocation_that_cannot_succeed_is_explained():
 def test_other_errors_pass():
     with pytest.raises(RuntimeError, match="shapes"), memory.explained():
         raise RuntimeError("shapes do not match")
+
+
+def test_the_peak_is_that_of_the_process_alone():
+    torch.ones(500 * 2**20, dtype=torch.uint8)
+    code = "from recbole_pref.memory import peak_mb; print(peak_mb())"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    # what a process holds while it begins does not depend on who began it
+    bare = [sys.executable, "-c", code]
+    told = subprocess.run(bare, capture_output=True, text=True, env=environment, check=True).stdout
+    through = [sys.executable, "-c", f"import subprocess; subprocess.run({bare!r})"]
+    other = subprocess.run(through, capture_output=True, text=True, env=environment, check=True).stdout
+    assert abs(float(told) - float(other)) < 100
 
 
 def test_the_peak_holds_what_was_allocated():

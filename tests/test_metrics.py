@@ -345,11 +345,6 @@ def test_average_popularity_equals_recbole():
     assert ours == theirs and ours["averagepopularity@5"] > 0
 
 
-def test_tail_share():
-    tail = torch.tensor([False, True, False, True])
-    assert metrics.tail_share(torch.tensor([[1, 2], [3, 1]]), tail) == 0.75
-
-
 # -- registration
 
 

@@ -288,19 +288,22 @@ def test_main_metric_follows_what_the_runs_have(runs):
 def benchmark(name):
     """Return a module of the folder benchmarks."""
     path = Path(__file__).parents[1] / "benchmarks" / f"{name}.py"
+    if str(path.parent) not in sys.path:  # they import each other
+        sys.path.append(str(path.parent))
     spec = importlib.util.spec_from_file_location(f"benchmark_{name}", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-def test_the_collapse_benchmark_trains_each_seed_and_keeps_to_one_data_set(tmp_path, monkeypatch, capsys):
+def test_the_collapse_benchmark_trains_each_seed_and_keeps_to_its_settings(tmp_path, monkeypatch):
     module, trained = benchmark("collapse"), []
 
     def train(model, k, arguments):
         trained.append((model, k, arguments.seed))
         numbers = {"reference": 0.01, "best": 0.1, "last": 0.1, "tail_best": 0.1, "loss": 1.0}
-        return {"dataset": arguments.dataset, "model": model, "K": k, "seed": arguments.seed, **numbers}
+        same = {key: getattr(arguments, key) for key in module.SAME}
+        return {**same, "model": model, "K": k, "seed": arguments.seed, **numbers}
 
     def run(*settings):
         output = f"--output={tmp_path / 'collapse'}"
@@ -312,15 +315,15 @@ def test_the_collapse_benchmark_trains_each_seed_and_keeps_to_one_data_set(tmp_p
         run(f"--seed={seed}")
     assert trained == [("A", 1, 1), ("A", 3, 1), ("A", 1, 2), ("A", 3, 2)]
     assert len(plots.read_collapse(tmp_path / "collapse.csv")) == 4
-    for content in (None, "model,K,seed,best,last,loss\nA,1,1,1,1,1\n"):  # the latter as it was once written
-        if content:
-            (tmp_path / "collapse.csv").write_text(content)
-        with pytest.raises(SystemExit):
-            run("--dataset=yelp", "--seed=1")
-        assert "collapse.csv holds runs on another data set than yelp" in capsys.readouterr().err
+    for setting in ("dataset=yelp", "epochs=30", "learning_rate=0.01"):
+        with pytest.raises(PrefError, match=f"collapse.csv' holds rows with {setting.partition('=')[0]}=.* another one"):
+            run(f"--{setting}", "--seed=1")
+    (tmp_path / "collapse.csv").write_text("model,K,seed,best,last,loss\nA,1,1,1,1,1\n")  # as it was once written
+    with pytest.raises(PrefError, match="rows with dataset=None, not ml-100k"):
+        run("--seed=1")
 
 
-def test_the_table_of_methods_keeps_to_one_data_set_and_seed(tmp_path, monkeypatch, capsys):
+def test_the_table_of_methods_keeps_to_its_settings(tmp_path, monkeypatch, capsys):
     module, trained = benchmark("methods"), []
 
     def train(model, dataset, config_dict):
@@ -337,12 +340,11 @@ def test_the_table_of_methods_keeps_to_one_data_set_and_seed(tmp_path, monkeypat
     run()
     assert trained == [("CESASRec", "ml-100k", 2020), ("LPOSASRec", "ml-100k", 2020)]
     assert capsys.readouterr().out.count("| CESASRec ") == 2
-    for setting in ("--dataset=yelp", "--seed=1"):
-        with pytest.raises(SystemExit):
+    for setting in ("--dataset=yelp", "--seed=1", "--epochs=3"):
+        with pytest.raises(PrefError, match="methods.csv' holds rows with .* name another one"):
             run(setting)
-        assert "methods.csv holds rows of another data set or seed" in capsys.readouterr().err
     (tmp_path / "methods.csv").write_text("model,epochs,s/epoch\nCESASRec,1,1\n")  # as it was once written
-    with pytest.raises(SystemExit):
+    with pytest.raises(PrefError, match="rows with dataset=None"):
         run()
     assert len(trained) == 2
 
@@ -516,10 +518,12 @@ def test_the_table_of_a_sweep_over_k_is_read(tmp_path):
     path = tmp_path / "collapse-beauty.csv"
     path.write_text("model,K,seed,reference,best,last,tail_best,loss,mean_beta\nDMPOSASRec,5,1,.06,.07,.05,.01,.3,\n")
     (row,) = plots.read_collapse(path)
-    numbers = {"method": "DMPOSASRec", "K": 5, "metric": 0.05, "loss": 0.3, "reference": 0.06}
+    numbers = {"method": "DMPOSASRec", "K": 5, "metric": 0.05, "loss": 0.3, "reference": 0.06, "name": "ndcg@10"}
     assert row == {**numbers, "dataset": None, "epochs": "after the last epoch"}
     best = plots.read_collapse(path, "best")[0]
     assert best["metric"] == 0.07 and best["epochs"] == "metric of the best epoch, loss of the last"
+    upper = plots.collapse(plots.read_collapse(path, "tail_best")).axes[0]
+    assert upper.get_ylabel() == "test tail NDCG@10" and "reference" not in lines_of(upper)
     path.write_text("dataset,model,K,last,loss\nbeauty,DMPOSASRec,5,.05,.3\n")
     assert scope_of(plots.collapse(plots.read_collapse(path))) == "beauty; after the last epoch"
     with pytest.raises(PrefError, match="'worst'"):

@@ -103,7 +103,8 @@ def test_other_processes_load_the_file_as_well(file, tmp_path, monkeypatch, caps
 def test_an_edited_method_is_compared_anew(file, tiny_dataset, tmp_path):
     def names(model):
         entries = compare.parse_entries(model)
-        tasks = compare._plan(entries, tiny_dataset["dataset"], "2020,", None, dict(tiny_dataset), tmp_path)
+        settings = {key: value for key, value in tiny_dataset.items() if key != "checkpoint_dir"}
+        tasks = compare._plan(entries, tiny_dataset["dataset"], "2020,", None, settings, tmp_path)
         return [task["id"] for task in tasks]
 
     plugins.load([str(file)])
@@ -133,6 +134,14 @@ def with_setting(pos, neg, *, width):
     return pos
 
 
+def without_star(pos, neg, width):
+    return pos
+
+
+def with_one_reference(pos, neg, ref_pos, *, width):
+    return pos
+
+
 @pytest.mark.parametrize(
     "name, loss, defaults, match",
     [
@@ -141,6 +150,8 @@ def with_setting(pos, neg, *, width):
         ("sdpo", with_setting, {"width": 1}, "'sdpo' exists"),
         ("Own", no_names, {}, r"begins with \(a, b\): call its first two arguments pos"),
         ("Own", with_setting, {}, "needs a default for 'width'"),
+        ("Own", without_star, {"width": 1}, "takes width after its first two arguments: .* behind a star"),
+        ("Own", with_one_reference, {"width": 1}, "takes ref_pos after its first two"),
         ("Own", with_setting, {"width": [1]}, "needs a default for 'width'"),
         ("Own", with_setting, {"width": 1, "num_negativs": 3}, "'num_negativs'.*Did you mean 'num_negatives'"),
     ],
@@ -150,6 +161,25 @@ def test_a_method_that_cannot_work_is_refused(name, loss, defaults, match):
     with pytest.raises(PrefError, match=match):
         plugins.add_method(name, loss, "title", defaults)
     assert (dict(METHODS), dict(SETTINGS)) == before
+
+
+def test_settings_that_exist_are_not_redefined():
+    with pytest.raises(PrefError, match="name 'beta', which exists already and accepts a number above 0"):
+        plugins.add_method("Own", lambda pos, neg, *, beta: pos, "title", {"beta": 1}, {"beta": Setting(float, low=0.5)})
+
+
+def test_a_signature_may_hold_the_defaults_and_an_optional_reference():
+    def loss(pos, neg, ref_pos=None, ref_neg=None, *, slope=2.0):
+        return pos
+
+    method = plugins.add_method("Own", loss, "title", {})
+    assert method.defaults == {"slope": 2.0} and method.uses_reference({})
+
+
+def test_a_loss_that_is_not_one_value_per_row_is_told(tiny_dataset):
+    plugins.add_method("Own", lambda pos, neg, *, slope: slope * neg, "title", {"slope": 1.0, "num_negatives": 3})
+    with pytest.raises(PrefError, match="'Own' returned a tensor of shape .*: return one value per row"):
+        run_recbole_pref("OwnSASRec", config_dict=tiny_dataset)
 
 
 def test_a_file_that_cannot_be_run_ends_in_one_sentence(file, tmp_path, capsys):

@@ -14,7 +14,6 @@ from recbole_pref.popularity import (
     count_items,
     head_tail_split,
     sample_weights,
-    split_summary,
     train_counts,
 )
 from recbole_pref.quick_start import prepare_data
@@ -178,10 +177,3 @@ def test_counts_follow_the_field_names_of_the_data_set():
         ITEM_LIST_LENGTH_FIELD="length",
     )
     assert train_counts(split).tolist() == [0, 1, 1, 1, 1, 2]
-
-
-def test_summary():
-    head = head_tail_split(COUNTS, "items", 0.2)
-    summary = split_summary(COUNTS, head, torch.tensor([1, 2, 3, 10]))
-    assert summary == {"n_head": 2, "n_tail": 8, "head_interactions": 0.5, "tail_targets": 0.5}
-    assert "tail_targets" not in split_summary(COUNTS, head)

@@ -162,6 +162,68 @@ def test_a_finished_run_is_not_trained_again(tiny_dataset):
     assert len(list(Path(tiny_dataset["checkpoint_dir"]).glob("*-best.pth"))) == 1
 
 
+@pytest.mark.parametrize("change", [{"tau": 1.9}, {"seed": 3}, {"learning_rate": 0.3}, {"metrics": ["NDCG"]}])
+def test_a_run_does_not_go_on_under_other_settings(tiny_dataset, change):
+    run_recbole_pref("LPOSASRec", config_dict=tiny_dataset)
+    before = stored(tiny_dataset["checkpoint_dir"])
+    (name,) = change
+    with pytest.raises(PrefError, match=f"resume='.*' is of a run with {name}=.*set resume: False"):
+        run_recbole_pref("LPOSASRec", config_dict={**tiny_dataset, **change, "resume": True})
+    assert stored(tiny_dataset["checkpoint_dir"]) == before
+
+
+def test_a_finished_run_goes_on_with_more_epochs_or_patience(tiny_dataset, tmp_path):
+    folder = {"checkpoint_dir": str(tmp_path / "whole")}
+    whole = run_recbole_pref("LPOSASRec", config_dict={**tiny_dataset, "epochs": 5, **folder})
+    run_recbole_pref("LPOSASRec", config_dict={**tiny_dataset, "epochs": 2})
+    longer = {**tiny_dataset, "epochs": 5, "resume": True, "state": "INFO"}
+    assert run_recbole_pref("LPOSASRec", config_dict=longer)["test_result"] == whole["test_result"]
+    assert_equal_states(final_state(tiny_dataset["checkpoint_dir"]), final_state(folder["checkpoint_dir"]))
+    # the first epoch is the best
+    worse = {**tiny_dataset, "run_stem": "w", "learning_rate": 0.01, "objective": {"weights": {"NDCG@10": -1.0}}}
+    short = run_recbole_pref("CESASRec", config_dict={**worse, "epochs": 9, "stopping_step": 1})
+    assert short["epochs"] < 9
+    longer = {**worse, "epochs": 9, "stopping_step": 9, "resume": True}
+    assert run_recbole_pref("CESASRec", config_dict=longer)["epochs"] == 9
+
+
+def test_a_reference_whose_training_was_stopped_goes_on(tiny_dataset, tmp_path, monkeypatch):
+    settings = {**tiny_dataset, "reference_epochs": 4, "stopping_step": 9}
+    whole = run_recbole_pref("SDPOSASRec", config_dict={**settings, "reference_dir": str(tmp_path / "whole")})
+    run = build_run(Config("SDPOSASRec", config_dict=settings), log=False)
+    trained, epoch = [], TrainerMixin._train_epoch
+
+    def interrupted(own, data, number, *arguments, **options):
+        trained.append(number)
+        if number == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return epoch(own, data, number, *arguments, **options)
+
+    monkeypatch.setattr(TrainerMixin, "_train_epoch", interrupted)
+    with pytest.raises(PrefError, match="stopped while its reference was trained; give the command again"):
+        run.trainer.fit(run.train_data, run.valid_data)
+    monkeypatch.setattr(TrainerMixin, "_train_epoch", lambda *a, **o: trained.append(a[2]) or epoch(*a, **o))
+    again = run_recbole_pref("SDPOSASRec", config_dict=settings)
+    assert trained == [0, 1, 2, 2, 3, 0, 1]  # the reference goes on in its third epoch
+    assert again["test_result"] == whole["test_result"]
+    assert not list(Path(tiny_dataset["checkpoint_dir"], "reference", "training").glob("*.pth"))
+
+
+def test_of_equal_scores_the_latest_epoch_is_the_best(tiny_dataset):
+    # nothing is learnt, so that all epochs are equal
+    settings = {**tiny_dataset, "epochs": 3, "learning_rate": 1e-30, "learner": "sgd"}
+    run = build_run(Config("CESASRec", config_dict=settings), log=False)
+    assert run.trainer.best_epoch is None
+    run.trainer.fit(run.train_data, run.valid_data)
+    assert len({row["score"] for row in run.trainer.history}) == 1
+    assert run.trainer.best_epoch == 3 == checkpoint.load(run.trainer.saved_model_file)["start_epoch"]
+
+
+def test_the_best_checkpoint_holds_what_evaluation_needs_alone(tiny_dataset):
+    best = checkpoint.load(run_recbole_pref("LPOSASRec", config_dict=tiny_dataset)["checkpoint"])
+    assert "optimizer" not in best and "optimizer" in final_state(tiny_dataset["checkpoint_dir"])
+
+
 def test_clipping_sees_gradients_without_the_scale(tiny_dataset):
     settings = {**tiny_dataset, "epochs": 1, "clip_grad_norm": {"max_norm": 0.1}, "learner": "sgd"}
     settings["learning_rate"] = 1.0
@@ -302,6 +364,8 @@ def test_a_stopped_run_goes_on_in_the_middle_of_its_epoch(tiny_dataset, tmp_path
     run_recbole_pref(model, config_dict={**settings, "checkpoint_dir": broken, "resume": True})
     assert_equal_states(final_state(whole), final_state(broken))
     assert final_state(whole)["history"] == final_state(broken)["history"]
+    stopped = final_state(broken)["epoch_times"]
+    assert len(stopped) == 4 and min(stopped) > 0.2 * max(stopped)  # the part before the stop counts
 
 
 def test_a_signal_ends_recboles_own_training_at_once(tiny_dataset, monkeypatch):
@@ -404,7 +468,7 @@ def test_recboles_own_models_run_with_head_and_tail_metrics(tiny_dataset, model)
 
 def test_resuming_with_another_size_of_the_model_is_told_in_one_sentence(tiny_dataset):
     run_recbole_pref("LPOSASRec", config_dict={**tiny_dataset, "epochs": 1, "run_stem": "one"})
-    with pytest.raises(PrefError, match="resume: the checkpoint does not fit the model"):
+    with pytest.raises(PrefError, match="resume='.*one-last-1.pth' is of a run with hidden_size=16, this one has 8"):
         run_recbole_pref(
             "LPOSASRec",
             config_dict={**tiny_dataset, "epochs": 2, "run_stem": "one", "resume": True, "hidden_size": 8},

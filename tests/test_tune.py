@@ -27,7 +27,7 @@ from recbole_pref.tune import (
     _check_corners,
     _cross_entropy_score,
     _fixed_settings,
-    _keep_defaults,
+    _keep,
     _objective,
     _shared,
     tune,
@@ -45,7 +45,7 @@ SPACE = {"tau": {"loguniform": [0.05, 2.0]}, "num_negatives": {"quniform": [1, 4
 def test_a_sweep_file(tmp_path):
     file = tmp_path / "sweep.yaml"
     file.write_text(
-        "space:\n  tau: {loguniform: [0.05, 2.0]}\n  lambda: {grid: [0.1, 1]}\n  alpha_tail: 2.0\n"
+        "space:\n  tau: {loguniform: [5e-2, 2.0]}\n  lambda: {grid: [0.1, 1]}\n  alpha_tail: 2.0\n"
         "search: random\nscheduler: {name: asha, grace_epochs: 2}\nnum_samples: 3\n"
     )
     plan = read_plan(file, "LPOSASRec")
@@ -67,7 +67,7 @@ def test_the_sweep_of_a_baseline_searches_what_its_backbone_has(backbone):
     plan = read_plan(Path(__file__).resolve().parents[1] / file, model)
     assert (plan.objective, plan.scheduler) == ("NDCG@10", "asha")
     assert set(plan.space) <= set(Config(model, "ml-100k").final_config_dict)
-    _check_corners(model, "ml-100k", {}, plan)
+    _check_corners(Config(model, "ml-100k"), {}, plan)
 
 
 def test_recboles_own_files_are_read(tmp_path):
@@ -146,6 +146,12 @@ def settings(tiny_dataset):
     ("changes", "more", "words"),
     [
         ({}, {"eval_step": 9}, "never validates"),
+        ({"space": {**SPACE, "eval_step": 9}}, {}, "never validates"),
+        ({"space": {"eval_step": {"choice": [1, 9]}}}, {}, "with .'eval_step': 9.: .*never validates"),
+        ({"space": {**SPACE, "tau": -1}}, {}, "tau=-1 is not accepted"),
+        ({"space": {"dropout_prob": {"uniform": [0.1, 0.5]}}}, {}, "LPOSASRec has no setting dropout_prob.*attn_dropout_prob"),
+        ({"space": {"hidden_size": {"choice": [8, 16]}}, "scheduler": "pbt"}, {}, "'pbt' .* where hidden_size differs"),
+        ({"objective": KEPT}, {"ce_weight": 0}, "objective: baseline: .*ce_weight"),
         ({"space": {"run_stem": {"choice": ["a", "b"]}}}, {}, "set by the sweep itself"),
         ({"objective": "TailNDCG@7"}, {}, "add 7 to it"),
         ({"objective": {"maximize": "TailNDCG@10"}}, {}, "is not understood"),
@@ -220,7 +226,6 @@ class RaySide:
 
     def __init__(self, epochs, n_trials):
         self.scheduler = make_scheduler(read_plan(wrong(scheduler="hyperband"), "LPOSASRec"), epochs)
-        self.scheduler.set_search_properties("score", "max")
         self.trials = [mock.Mock(status=Trial.PENDING, is_saving=False) for _ in range(n_trials)]
         for trial in self.trials:
             self.scheduler.on_trial_add(self, trial)
@@ -311,14 +316,56 @@ def test_a_baseline_serves_again_with_the_same_settings_alone(settings, tmp_path
 
 
 def test_trials_have_the_defaults_that_the_sweep_began_with(settings, tmp_path):
-    _keep_defaults(tmp_path / "defaults.txt", "first", resumed=False)
-    _keep_defaults(tmp_path / "defaults.txt", "first", resumed=True)
-    with pytest.raises(PrefError, match="--resume.* began with other defaults.*--name"):
-        _keep_defaults(tmp_path / "defaults.txt", "second", resumed=True)
+    began = {"settings": {"epochs": 4}, "space": {"tau": [1, 2]}, "num_samples": 3, "defaults": "first"}
+    _keep(tmp_path / "sweep.json", began, resumed=False)
+    _keep(tmp_path / "sweep.json", began, resumed=True)
+    for change, words in (
+        ({"defaults": "second"}, "other defaults"),
+        ({"settings": {"epochs": 4, "hidden_size": 32}}, "another hidden_size"),
+        ({"space": {"tau": [1, 3]}}, "another tau"),
+        ({"space": {}}, "another tau"),
+        ({"num_samples": 9}, "num_samples: 3, not 9"),
+    ):
+        with pytest.raises(PrefError, match=f"--resume.* began with {words}.*--name"):
+            _keep(tmp_path / "sweep.json", {**began, **change}, resumed=True)
     shared = {"model": "LPOSASRec", "dataset": "tiny", "settings": settings, "threads": 1, "references": {},
               "reference_dir": None, "defaults": "those of an edited file", "data": None}  # fmt: skip
     with pytest.raises(PrefError, match="not those that the sweep began with"):
         _train({"tau": 0.3}, shared, tmp_path)
+
+
+def test_fixed_values_of_the_space_hold_for_baseline_and_scheduler_too(settings, tmp_path, monkeypatch):
+    seen = {}
+
+    def train(name, dataset, config_dict):
+        seen.update(config_dict)
+        raise PrefError("seen enough")
+
+    monkeypatch.setattr("recbole_pref.tune._start_ray", lambda *arguments: None)
+    monkeypatch.setattr("recbole_pref.tune._check_resources", lambda *arguments: None)
+    monkeypatch.setattr("recbole_pref.tune.run_recbole_pref", train)
+    monkeypatch.setattr("recbole_pref.tune.algorithms.make_scheduler", lambda plan, epochs: seen.update(most=epochs))
+    space = {**SPACE, "hidden_size": 8, "epochs": 7}
+    for resume in (False, True):  # a sweep that ended before its first trial goes on
+        with pytest.raises(PrefError, match="seen enough"):
+            tune("LPOSASRec", "tiny", wrong(objective=KEPT, space=space), config_dict=settings,
+                 storage_path=str(tmp_path), resume=resume)  # fmt: skip
+    assert (seen["hidden_size"], seen["epochs"], seen["most"]) == (8, 7, 7)
+    with pytest.raises(PrefError, match="began with another tau"):
+        tune("LPOSASRec", "tiny", wrong(objective=KEPT, space={**space, "tau": {"uniform": [0.1, 0.2]}}),
+             config_dict=settings, storage_path=str(tmp_path), resume=True)  # fmt: skip
+
+
+def test_a_search_learns_from_the_best_validation_and_schedulers_compare_the_latest():
+    pytest.importorskip("optuna")
+    plan = read_plan(wrong(search="optuna", scheduler="asha"), "LPOSASRec")
+    assert make_searcher(plan, 1).metric == "best_score"
+    assert make_scheduler(plan, 9)._metric == "score"
+
+
+def test_storage_that_cannot_be_reached_is_named(settings):
+    with pytest.raises(PrefError, match="--storage_path: 'foo://x/.*cannot be reached"):
+        tune("LPOSASRec", "tiny", wrong(), config_dict=settings, storage_path="foo://x")
 
 
 def test_what_ray_refuses_is_told_before_a_baseline_is_trained(settings, tmp_path, monkeypatch):
@@ -488,7 +535,7 @@ def trials_of(folder):
 
 
 def test_killed_trials_and_killed_sweeps_end_as_undisturbed_ones(settings, tmp_path):
-    whole, trial_killed, sweep_killed = (tmp_path / name for name in ("whole", "trial", "sweep"))
+    whole, trial_killed, sweep_killed, stopped = (tmp_path / name for name in ("whole", "trial", "sweep", "stopped"))
     assert start(settings, whole).wait() == 0
     expected = trials_of(whole)
     assert set(expected) == {0.1, 0.5, 1.0}
@@ -511,7 +558,14 @@ def test_killed_trials_and_killed_sweeps_end_as_undisturbed_ones(settings, tmp_p
     assert start(settings, sweep_killed).wait() != 0  # refused: a sweep is there
     assert start(settings, sweep_killed, resume=True).wait() == 0
 
-    for folder in (trial_killed, sweep_killed):
+    process = start(settings, stopped)
+    wait_for(lambda: list(stopped.glob("s/*/checkpoint_00000[3-9]")))
+    process.send_signal(signal.SIGINT)
+    assert process.wait() != 0
+    assert not (stopped / "s" / "best.yaml").exists()
+    assert start(settings, stopped, resume=True).wait() == 0
+
+    for folder in (trial_killed, sweep_killed, stopped):
         found = trials_of(folder)
         assert {tau: row["state"] for tau, row in found.items()} == dict.fromkeys(expected, "done")
         for tau, row in found.items():

@@ -330,6 +330,11 @@ class PreferenceMixin:
             arguments += [ref[:, 0], ref[:, 1:]]
         result = self.method.loss(*arguments, **self.loss_settings)
         per_row, extras = result if isinstance(result, tuple) else (result, {})
+        if per_row.shape != pos.shape:
+            raise PrefError(
+                f"the loss of method {self.method.name!r} returned a tensor of shape {list(per_row.shape)} for "
+                f"{len(pos)} rows: return one value per row, such as the mean over the negatives."
+            )
         self.watched.append((pos.detach(), neg.detach(), ref, extras))
         return per_row
 

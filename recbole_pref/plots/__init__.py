@@ -29,11 +29,11 @@ from recbole_pref.plots.records import (
     scope,
     tail_definition,
 )
-from recbole_pref.plots.settings import RUN_SETTINGS, collapse_rows, sensitivity, swept_settings, variants
+from recbole_pref.plots.settings import collapse_rows, sensitivity, swept_settings, variants
 from recbole_pref.plots.sweeps import parallel_coordinates, sweep_pareto
 
 __all__ = [
-    "LINES", "MARKERS", "RUN_SETTINGS", "as_svg", "by_label", "caption", "collapse", "collapse_rows",
+    "LINES", "MARKERS", "as_svg", "by_label", "caption", "collapse", "collapse_rows",
     "curve_of", "draw_all", "exposure", "figures", "learning_curves", "load_comparison", "load_runs", "main_metric",
     "number", "parallel_coordinates", "pareto_front", "popularity_exposure", "read_collapse", "save", "scope",
     "sensitivity", "shared_epochs", "styles", "swept_settings", "sweep_pareto", "tail_definition", "tail_gap",

@@ -269,9 +269,10 @@ def collapse(rows, metric="ndcg@10"):
 
     Args:
         rows (list of dict): ``method``, ``K``, ``metric``, ``loss`` and perhaps ``reference``, the metric
-            before training, ``dataset`` and ``epochs``, the words that say which epochs metric and loss are of;
-            several rows of one method and K are seeds. See :func:`read_collapse` and :func:`collapse_rows`.
-        metric (str): what ``metric`` is, for the axis.
+            before training, ``dataset``, ``epochs``, the words that say which epochs metric and loss are of, and
+            ``name``, what ``metric`` is; several rows of one method and K are seeds. See :func:`read_collapse` and
+            :func:`collapse_rows`.
+        metric (str): what ``metric`` is, for the axis, where the rows do not say.
 
     Returns:
         Figure: two panels over one x axis, a line per method.
@@ -298,7 +299,7 @@ def collapse(rows, metric="ndcg@10"):
     if np.isfinite(reference).any():
         line = upper.axhline(np.nanmean(reference), color=GREY, linewidth=1, linestyle=":", label="reference")
         entries.append(("reference, before training", line))
-    upper.set_ylabel(f"test {display_name(metric)}")
+    upper.set_ylabel(f"test {display_name(rows[0].get('name', metric))}")
     lower.set_ylabel("training loss per row (nats)")
     lower.set_xlabel("negatives per positive, num_negatives K")
     value_axis(lower, [int(row["K"]) for row in rows])

@@ -142,7 +142,9 @@ def read_collapse(path, metric="last"):
                 "K": int(row["K"]),
                 "metric": float(row[metric]),
                 "loss": float(row["loss"]),
-                "reference": float(row.get("reference") or "nan"),
+                "name": "tailndcg@10" if metric == "tail_best" else "ndcg@10",
+                # of the reference the overall metric is known alone
+                "reference": float("nan" if metric == "tail_best" else row.get("reference") or "nan"),
             }
             for row in rows
         ]

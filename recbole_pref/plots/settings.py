@@ -18,15 +18,7 @@ from recbole_pref.plots.drawing import (
     value_axis,
 )
 from recbole_pref.plots.records import check_metric, number, scope
-
-# Settings that name a run or its machine and say nothing about what was trained.
-RUN_SETTINGS = frozenset(
-    (
-        "checkpoint_dir", "data_path", "dataloaders_save_path", "dataset_save_path", "device", "gpu_id",
-        "keep_last", "local_rank", "log_wandb", "reference_dir", "result_file", "resume", "run_stem",
-        "save_dataloaders", "save_dataset", "seed", "show_progress", "state", "wandb_project", "worker",
-    )
-)  # fmt: skip
+from recbole_pref.settings import RUN_SETTINGS
 
 
 def variants(runs, setting):

@@ -9,6 +9,7 @@ import logging
 import os
 import pickle
 import sys
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from recbole.utils import argument_list
 from recbole_pref import checkpoint, reference
 from recbole_pref.config import Config, absolute_paths, digest_of_defaults
 from recbole_pref.environment import python_path, write_result
-from recbole_pref.errors import PrefError
+from recbole_pref.errors import PrefError, suggest
 from recbole_pref.objective import check_measured, check_objective, less_is_better
 from recbole_pref.quick_start import build_run, prepare_data, run_recbole_pref
 from recbole_pref.registry import split_model_name
@@ -30,6 +31,11 @@ __all__ = ["Plan", "read_plan", "tune"]
 
 # Settings that change what is read or how it is split: trials that differ in them load data themselves.
 _DATA_KEYS = {*argument_list.dataset_arguments, "eval_args", "mm_fields", "data_path"}
+# Settings of RecBole that every model has, with or without a default.
+_SHARED_KEYS = {
+    *argument_list.general_arguments, *argument_list.training_arguments, *argument_list.evaluation_arguments,
+    *argument_list.dataset_arguments,
+}  # fmt: skip
 # Settings of trials that the sweep itself decides.
 _OWN_KEYS = ("checkpoint_dir", "reference_dir", "run_stem", "resume", "result_file")
 
@@ -79,22 +85,33 @@ def tune(
     plan = read_plan(sweep, model, num_samples)
     if cpus_per_trial <= 0 or gpus_per_trial < 0:
         raise PrefError("--cpus_per_trial must be above 0 and --gpus_per_trial 0 or more.")
-    config = Config(model, dataset, config_file_list, dict(config_dict or {}))
-    _check_runs(config, plan)
+    for key in _OWN_KEYS:
+        if key in plan.space:
+            raise PrefError(f"tune: {key} is set by the sweep itself: remove it from space.")
+    fixed = {key: as_setting(key, domain.values[0]) for key, domain in plan.space.items() if domain.kind == "fixed"}
+    plan = replace(plan, space={key: domain for key, domain in plan.space.items() if key not in fixed})
+    try:
+        config = Config(model, dataset, config_file_list, {**(config_dict or {}), **fixed})
+    except PrefError as error:
+        raise PrefError(f"tune: with {fixed}: {error}" if fixed else str(error)) from None
+    _check_runs(config)
     settings = _fixed_settings(config)
     # Checked with any bound: the baseline is trained when nothing is left that can refuse.
-    settings["objective"] = _objective(plan, config, settings, lambda metric: 0.0)
-    _check_corners(model, dataset, settings, plan)
+    settings["objective"] = _objective(plan, config, settings, partial(_any_score, config, settings))
+    _check_corners(config, settings, plan)
     name = name or f"{config['model']}-{config['dataset']}"
     remote = "://" in str(storage_path)
     storage = str(storage_path) if remote else os.path.abspath(storage_path)
     folder = Path("tune", name).absolute() if remote else Path(storage, name)
-    restorable = _restorable(f"{storage}/{name}", resume)
+    record = folder / "sweep.json"
+    restorable = _restorable(f"{storage}/{name}", resume, record)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise PrefError(f"--storage_path={storage!r} cannot be written: {error.strerror}.") from None
-    _keep_defaults(folder / "defaults.txt", digest_of_defaults(config), restorable)
+    began = {"model": config["model"], "dataset": config["dataset"], "settings": settings, **asdict(plan)}
+    began["defaults"] = digest_of_defaults(config)
+    _keep(record, json.loads(json.dumps(checkpoint.to_plain(began, other=str))), resume)
     algorithms = make_scheduler(plan, config["epochs"]), make_searcher(plan, config["seed"])
     resources = (cpus_per_trial, gpus_per_trial)
     _start_ray(ray, ray_address)
@@ -111,16 +128,13 @@ def tune(
 # -- checks -------------------------------------------------------------------------------------
 
 
-def _check_runs(config, plan):
+def _check_runs(config):
     """Refuse settings with which no trial would report anything."""
     if config["eval_step"] < 1 or config["eval_step"] > config["epochs"]:
         raise PrefError(
             f"eval_step={config['eval_step']} with epochs={config['epochs']} never validates, and a sweep "
             "follows validations: set eval_step between 1 and epochs."
         )
-    for key in _OWN_KEYS:
-        if key in plan.space:
-            raise PrefError(f"tune: {key} is set by the sweep itself: remove it from space.")
 
 
 def _fixed_settings(config):
@@ -132,41 +146,72 @@ def _fixed_settings(config):
     return checkpoint.to_plain(settings, other=str)
 
 
-def _check_corners(model, dataset, settings, plan):
+def _check_corners(config, settings, plan):
     """Let Config see the objective, then both ends of the space, where values clash with fixed settings."""
+    model, dataset = config["model"], config["dataset"]
     try:
-        Config(model, dataset, config_dict=settings)
+        whole = Config(model, dataset, config_dict=settings)
     except PrefError as error:
         raise PrefError(f"tune: {error}") from None
+    pair = split_model_name(model)
+    for key in plan.space:
+        if pair and key not in whole.final_config_dict and key not in _SHARED_KEYS:
+            raise PrefError(
+                f"tune: {model} has no setting {key}: remove it from space.{suggest(key, whole.final_config_dict)}"
+            )
+    if pair and plan.scheduler == "pbt":
+        sizes = {key for key, value in reference.backbone_settings(config, pair[1]).items() if type(value) is int}
+        shaping = [key for key in plan.space if key in sizes | _DATA_KEYS]
+        if shaping:
+            raise PrefError(
+                f"tune: scheduler 'pbt' lets a trial go on with another's weights, which do not fit where {shaping[0]} "
+                "differs: remove it from space or choose another scheduler."
+            )
     for end in (0, -1):
         corner = {key: as_setting(key, domain.ends()[end]) for key, domain in plan.space.items()}
         try:
-            Config(model, dataset, config_dict={**settings, **corner})
+            _check_runs(Config(model, dataset, config_dict={**settings, **corner}))
         except PrefError as error:
             raise PrefError(f"tune: with {corner}: {error}") from None
 
 
-def _restorable(path, resume):
+def _restorable(path, resume, record):
     """Return whether a stored sweep goes on, refusing to write over one."""
     from ray.tune import Tuner
 
-    stored = Tuner.can_restore(path)
+    try:
+        stored = Tuner.can_restore(path)
+    except (OSError, ValueError) as error:
+        told = " ".join(str(error).split())[:200]
+        raise PrefError(f"--storage_path: {path!r} cannot be reached: {told}") from None
     if stored and not resume:
         raise PrefError(f"{path!r} holds a sweep already: pass --resume to go on with it, or another --name.")
-    if resume and not stored:
+    if resume and not stored and not record.is_file():  # with it, the sweep ended before its first trial
         raise PrefError(f"--resume: {path!r} holds no sweep: check --storage_path and --name.")
     return stored
 
 
-def _keep_defaults(path, digest, resumed):
-    """Store what the defaults were when a sweep began, or refuse to go on with others."""
+def _keep(path, began, resumed):
+    """Store what a sweep begins with, or refuse to go on with anything else."""
     if not resumed:
-        checkpoint.write_atomically(path, lambda file: file.write(digest.encode()), "storage_path")
-    elif path.is_file() and path.read_bytes() != digest.encode():
-        raise PrefError(
-            f"--resume: {str(path.parent)!r} began with other defaults: a property file, a plugin or a version changed "
-            "since; take that back, or begin another sweep with --name."
-        )
+        checkpoint.write_atomically(path, lambda file: file.write(json.dumps(began, indent=1).encode()), "storage_path")
+    elif path.is_file():
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        for key in began:
+            if stored.get(key) == began[key]:
+                continue
+            if key == "defaults":
+                fault = "other defaults: a property file, a plugin or a version changed since"
+            elif key in ("settings", "space"):
+                named = {**(stored.get(key) or {}), **began[key]}
+                changed = [name for name in named if (stored.get(key) or {}).get(name) != began[key].get(name)]
+                fault = f"another {changed[0]}"
+            else:
+                fault = f"{key}: {stored.get(key)!r}, not {began[key]!r}"
+            where = str(path.parent)
+            raise PrefError(
+                f"--resume: {where!r} began with {fault}; take that back, or begin another sweep with --name."
+            )
 
 
 # -- what trials share --------------------------------------------------------------------------
@@ -213,13 +258,31 @@ def _objective(plan, config, settings, cross_entropy):
     return objective
 
 
+def _baseline(config, settings):
+    """Return name, settings and Config of the baseline: cross-entropy alone with the fixed settings.
+
+    Raises:
+        PrefError: settings that it does not accept.
+    """
+    pair = split_model_name(config["model"])
+    name, own = f"CE{pair[1].__name__}" if pair else config["model"], {**settings, "objective": None}
+    try:
+        return name, own, Config(name, config["dataset"], config_dict=dict(own))
+    except PrefError as error:
+        raise PrefError(f"tune: objective: baseline: {error}") from None
+
+
+def _any_score(config, settings, metric):
+    """Stand in for :func:`_cross_entropy_score` where settings are only checked."""
+    _baseline(config, settings)
+    return 0.0
+
+
 def _cross_entropy_score(config, settings, folder, metric):
     """Return the best validation value that cross-entropy alone reaches with the fixed settings."""
     path = folder / "baseline.json"
-    pair = split_model_name(config["model"])
-    name = f"CE{pair[1].__name__}" if pair else config["model"]
-    own = {**settings, "checkpoint_dir": str(folder / "baseline"), "objective": None}
-    defaults = digest_of_defaults(Config(name, config["dataset"], config_dict=dict(own)))
+    name, own, baseline_config = _baseline(config, {**settings, "checkpoint_dir": str(folder / "baseline")})
+    defaults = digest_of_defaults(baseline_config)
     made_of = {"model": name, "dataset": config["dataset"], "settings": own, "defaults": defaults}
     if path.is_file():
         try:
@@ -298,8 +361,7 @@ def _tuner(plan, config, shared, storage, name, restorable, resources, quiet, al
         trainable,
         param_space=space,
         tune_config=ray_tune.TuneConfig(
-            metric="score", mode="max", num_samples=plan.num_samples, scheduler=scheduler,
-            search_alg=searcher, max_concurrent_trials=most,
+            num_samples=plan.num_samples, scheduler=scheduler, search_alg=searcher, max_concurrent_trials=most,
             trial_name_creator=_trial_id, trial_dirname_creator=_trial_id,
         ),
         run_config=ray_tune.RunConfig(
@@ -317,6 +379,10 @@ def _trial_id(trial):
 
 
 def _start_ray(ray, address):
+    # A trial that cannot succeed is told in the table, not by Ray's tracebacks.
+    logging.getLogger("ray.tune.execution.tune_controller").setLevel(logging.CRITICAL)
+    # Ray would end the sweep as if it were whole; Ctrl-C leaves it as a kill does, to be resumed.
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     # Ray's writer tells at every report how it renames the tags of metrics, which hold an @.
     logging.getLogger("tensorboardX").setLevel(logging.WARNING)
     if ray.is_initialized():

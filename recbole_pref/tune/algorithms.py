@@ -6,6 +6,10 @@ from ray.tune.experiment import Trial
 from recbole_pref.errors import PrefError
 from recbole_pref.tune.space import RANGES
 
+# Schedulers compare trials by their latest validation; a search learns from the best, by which the winner is chosen.
+_LATEST = {"metric": "score", "mode": "max"}
+_BEST = {"metric": "best_score", "mode": "max"}
+
 
 class HyperBand(schedulers.HyperBandScheduler):
     """HyperBand whose paused trials do not wait for ever.
@@ -32,27 +36,27 @@ def make_scheduler(plan, epochs):
     if plan.scheduler == "asha":
         return schedulers.ASHAScheduler(
             time_attr="epoch", max_t=epochs, grace_period=min(options["grace_epochs"], epochs),
-            reduction_factor=options["reduction_factor"],
+            reduction_factor=options["reduction_factor"], **_LATEST,
         )  # fmt: skip
     if plan.scheduler == "hyperband":
         kind = schedulers.HyperBandForBOHB if plan.search == "bohb" else HyperBand
-        return kind(time_attr="epoch", max_t=epochs, reduction_factor=options["reduction_factor"])
+        return kind(time_attr="epoch", max_t=epochs, reduction_factor=options["reduction_factor"], **_LATEST)
     if plan.scheduler == "median":
         return schedulers.MedianStoppingRule(
             time_attr="epoch", grace_period=options["grace_epochs"],
-            min_samples_required=int(options["min_trials"]),
+            min_samples_required=int(options["min_trials"]), **_LATEST,
         )  # fmt: skip
     if plan.scheduler == "pbt":
         mutated = {
             # Ray steps to a neighbour in a list; it would multiply what a choice of its own gave.
             key: list(domain.values) if domain.kind == "choice" else domain.to_ray()
             for key, domain in plan.space.items()
-            if domain.kind not in ("grid", "fixed")
+            if domain.kind != "grid"
         }
         return schedulers.PopulationBasedTraining(
             time_attr="epoch", perturbation_interval=options["interval_epochs"],
             quantile_fraction=options["quantile"], hyperparam_mutations=mutated,
-            custom_explore_fn=_within(plan),
+            custom_explore_fn=_within(plan), **_LATEST,
         )  # fmt: skip
     return None
 
@@ -78,17 +82,17 @@ def make_searcher(plan, seed):
         if plan.search == "optuna":
             from ray.tune.search.optuna import OptunaSearch
 
-            return OptunaSearch(seed=seed)
+            return OptunaSearch(seed=seed, **_BEST)
         if plan.search == "hyperopt":
             from ray.tune.search.hyperopt import HyperOptSearch
 
             return HyperOptSearch(
-                random_state_seed=seed, n_initial_points=int(options["n_initial_points"])
+                random_state_seed=seed, n_initial_points=int(options["n_initial_points"]), **_BEST
             )
         if plan.search == "bohb":
             from ray.tune.search.bohb import TuneBOHB
 
-            return TuneBOHB(seed=seed)
+            return TuneBOHB(seed=seed, **_BEST)
     except (ImportError, AssertionError) as error:
         packages = {"bohb": "hpbandster ConfigSpace"}.get(plan.search, plan.search)
         raise PrefError(

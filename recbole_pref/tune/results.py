@@ -156,8 +156,7 @@ def _draw(rows, plan, folder, pair):
     try:
         if all(overall in row and tail in row for row in done):
             plots.save(plots.sweep_pareto(done, overall, tail), folder / "pareto")
-        searched = [key for key, domain in plan.space.items() if domain.kind != "fixed"]
-        plots.save(plots.parallel_coordinates(done, searched, "score"), folder / "parallel_coordinates")
+        plots.save(plots.parallel_coordinates(done, list(plan.space), "score"), folder / "parallel_coordinates")
     except PrefError as error:  # matplotlib is an extra; the table stands without pictures
         getLogger().warning(f"no pictures: {error}")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import yaml
 
-from recbole_pref.config import known_keys, parse_value, shipped
+from recbole_pref.config import FlowLoader, known_keys, parse_value, shipped
 from recbole_pref.errors import PrefError, suggest
 from recbole_pref.registry import METHODS, split_model_name
 from recbole_pref.settings import (
@@ -175,7 +175,7 @@ def _read(path):
     if path.suffix not in (".yaml", ".yml"):
         return {"space": _recbole_lines(text, path)}
     try:
-        content = yaml.safe_load(text)
+        content = yaml.load(text, Loader=FlowLoader)
     except yaml.YAMLError as error:
         raise PrefError(f"tune={str(path)!r} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):

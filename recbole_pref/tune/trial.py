@@ -85,7 +85,7 @@ def _train(params, shared, folder):
         with start.as_directory() as stored:
             shutil.rmtree(work, ignore_errors=True)
             shutil.copytree(stored, work)
-        trainer.resume_checkpoint(checkpoint.newest_good(work, STEM)[0])
+        trainer.resume_checkpoint(*checkpoint.newest_good(work, STEM))
 
     def report(epoch_idx, score):
         trainer.save_after(epoch_idx)
@@ -103,12 +103,10 @@ def _train(params, shared, folder):
 
 def _best(trainer):
     """Return the best validation so far, its metrics behind ``best_``, and its epoch."""
-    scores = [row["score"] for row in trainer.history]
-    best = scores.index(max(scores) if trainer.valid_metric_bigger else min(scores))
     row = {name: float(value) for name, value in (trainer.best_valid_result or {}).items()}
     return {
         "best_score": float(trainer.best_valid_score),
-        "best_epoch": trainer.history[best]["epoch"] + 1,
+        "best_epoch": trainer.best_epoch,
         **{f"best_{name}": value for name, value in row.items()},
     }
 
