@@ -168,15 +168,16 @@ def check_files(config):
 def _check_file(path, version, id_field, reading, seq_separator, known):
     frame, columns = read_atomic(path, *reading)
     items = frame[id_field]
-    for row in np.flatnonzero(items.duplicated())[:1]:
-        first = int((items == items[row]).argmax()) + 2
-        raise PrefError(f"{path}, line {row + 2}: item {items[row]!r} stands in line {first} already, keep one.")
-    if known is not None:
-        for row in np.flatnonzero(~items.isin(known))[:1]:
-            raise PrefError(
-                f"{path}, line {row + 2}: item {items[row]!r} is neither in the interactions nor in the item file, "
-                "remove the line or correct the token."
-            )
+    again = np.flatnonzero(items.duplicated())
+    if len(again):
+        item, first = items[again[0]], int((items == items[again[0]]).argmax())
+        raise PrefError(f"{path}, line {again[0] + 2}: item {item!r} stands in line {first + 2} already, keep one.")
+    strange = np.flatnonzero(~items.isin(known)) if known is not None else ()
+    if len(strange):
+        raise PrefError(
+            f"{path}, line {strange[0] + 2}: item {items[strange[0]]!r} is neither in the interactions nor in the "
+            "item file, remove the line or correct the token."
+        )
     for field in (field for field, kind in columns.items() if kind == "float_seq"):
         width = None
         for line, cell in enumerate(frame[field], start=2):
