@@ -4,9 +4,7 @@ Every run is a process of its own (its peak memory is its own, and its crash doe
 A run that was killed goes on from its last checkpoint, a finished one is not repeated.
 """
 
-import csv
 import hashlib
-import io
 import json
 import os
 import re
@@ -22,7 +20,6 @@ import torch
 import yaml
 from filelock import FileLock, Timeout
 from recbole.utils import EvaluatorType
-from tabulate import tabulate
 
 from recbole_pref import checkpoint, evidence, reference
 from recbole_pref.config import Config, absolute_paths, digest_of_defaults, parse_value, shipped
@@ -34,14 +31,9 @@ from recbole_pref.metrics import group_of
 from recbole_pref.popularity import head_in_words
 from recbole_pref.quick_start import build_run, check_files
 from recbole_pref.settings import RUN_SETTINGS
-from recbole_pref.significance import TESTS, holm
+from recbole_pref.significance import LEVEL, TESTS, holm
+from recbole_pref.tables import COSTS, comparison_csv, comparison_table
 
-LEVEL = 0.05  # of significance
-_LATEX = str.maketrans(
-    {mark: f"\\{mark}" for mark in "&%$#_{}"}
-    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-)
-_COSTS = ("seconds_per_epoch", "epochs_to_best", "peak_memory_mb")
 _MOST_SEEDS = 1000  # a larger count is a seed that was meant as a list of one
 _FILES = (".yaml", ".yml")
 _OF_ALL = {  # what a comparison fixes for all entries: the way to set it
@@ -586,7 +578,7 @@ def summarize(runs, baseline, test):
             difference = _per_user_difference(pairs, metric)
             if difference is not None:
                 tested.append((row[metric], TESTS[test][0](difference)))
-        for cost in _COSTS:
+        for cost in COSTS:
             known = [record[cost] for record in records if record[cost] is not None]
             row[cost] = float(np.mean(known)) if known else None
         rows.append(row)
@@ -662,7 +654,7 @@ def _write(entries, tasks, folder, baseline, test, failed):
     if any(task["asks"] for task in tasks):
         note += " Seconds and epochs leave out the training of the references from which methods start."
     note = " ".join([note, *_reference_notes(tasks), *_longer_notes(tasks, runs)])
-    text = table_text(rows, metrics, "github") + f"\n\n{note}\n"
+    text = comparison_table(rows, metrics, "github") + f"\n\n{note}\n"
     for name, reason in failed.items():
         text += f"\n{name} failed: {reason}"
     summary = {
@@ -671,8 +663,8 @@ def _write(entries, tasks, folder, baseline, test, failed):
     }  # fmt: skip
     write_result(folder / "comparison.json", summary, "output")
     _write_text(folder / "table.md", text)
-    _write_text(folder / "table.tex", table_text(rows, metrics, "latex") + f"\n% {note}\n")
-    _write_csv(folder / "table.csv", rows, metrics)
+    _write_text(folder / "table.tex", comparison_table(rows, metrics, "latex") + f"\n% {note}\n")
+    _write_text(folder / "table.csv", comparison_csv(rows, metrics))
     return Comparison(folder, rows, failed, text)
 
 
@@ -716,61 +708,8 @@ def _ranking(record):
     return "full ranking" if mode == "full" else f"ranking among {mode} (eval_args)"
 
 
-def table_text(rows, metrics, form):
-    """Return the table as text.
-
-    Args:
-        rows (list of dict): of :func:`summarize`.
-        metrics (list of str): columns.
-        form (str): ``latex``, or a format of the tabulate package such as ``github``.
-    """
-    header = ["model", "seeds", *metrics, "s / epoch", "epochs to best", "peak MiB"]
-    if form == "latex":
-        header = [name.translate(_LATEX) for name in header]
-    plus_minus = r" $\pm$ " if form == "latex" else " ± "
-    cells = []
-    for row in rows:
-        label = row["label"].translate(_LATEX) if form == "latex" else row["label"].replace("|", r"\|")
-        line = [label, len(row["seeds"])]
-        for metric in metrics:
-            cell = row[metric]
-            text = f"{cell['mean']:.4f}"
-            if cell["std"] is not None:
-                text += f"{plus_minus}{cell['std']:.4f}"
-            line.append(text + ("*" if cell["p"] is not None and cell["p"] < LEVEL else ""))
-        line += [_number(row[cost], digits) for cost, digits in zip(_COSTS, (2, 1, 0))]
-        cells.append(line)
-    if form == "latex":
-        return _latex(header, cells)
-    return tabulate(cells, header, tablefmt=form, disable_numparse=True)
-
-
-def _latex(header, cells):
-    lines = [
-        r"% needs \usepackage{booktabs}", r"\begin{tabular}{l" + "r" * (len(header) - 1) + "}", r"\toprule",
-        " & ".join(map(str, header)) + r" \\", r"\midrule",
-        *(" & ".join(map(str, line)) + r" \\" for line in cells), r"\bottomrule", r"\end{tabular}",
-    ]  # fmt: skip
-    return "\n".join(lines)
-
-
-def _number(value, digits):
-    return "" if value is None else f"{value:.{digits}f}"
-
-
 def _write_text(path, text):
     checkpoint.write_atomically(path, lambda file: file.write(text.encode("utf-8")), "output")
-
-
-def _write_csv(path, rows, metrics):
-    parts = ("mean", "std", "difference", "p")
-    text = io.StringIO(newline="")
-    writer = csv.writer(text)
-    writer.writerow(["model", "seeds", *(f"{m} {part}" for m in metrics for part in parts), *_COSTS])
-    for row in rows:
-        values = [row[metric][part] for metric in metrics for part in parts]
-        writer.writerow([row["label"], len(row["seeds"]), *values, *(row[cost] for cost in _COSTS)])
-    _write_text(path, text.getvalue())
 
 
 def main(argv=None):

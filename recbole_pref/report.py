@@ -16,8 +16,8 @@ from recbole_pref.checkpoint import SHARED_BY_KINDS
 from recbole_pref.errors import PrefError
 from recbole_pref.metrics import display_name
 from recbole_pref.settings import RUN_SETTINGS
+from recbole_pref.significance import LEVEL
 
-ALPHA = 0.05
 ABSENT = "–"
 # key of a record -> its name in the tables, and the decimals shown, as in table.md
 COSTS = {
@@ -289,7 +289,7 @@ def _results(table):
     tested = any(_p(row, key) is not None for row in rows for key in metrics)
     notes = ["Test set: mean ± standard deviation over the seeds."]
     if tested:
-        notes.append(f"* differs from {table.get('baseline')}, corrected p < {ALPHA}.")
+        notes.append(f"* differs from {table.get('baseline')}, corrected p < {LEVEL}.")
     if table.get("test"):  # says both, and more
         notes = [table["test"]]
     notes.append("↑: better, ↓: worse." if tested else "No test of significance was made.")
@@ -368,7 +368,7 @@ def _cell(cell, key):
     if math.isfinite(std) and text != ABSENT:
         text += f" ± {std:.4f}"
     p, difference = plots.number(cell.get("p")), plots.number(cell.get("difference"))
-    if p < ALPHA and difference != 0:
+    if p < LEVEL and difference != 0:
         text += " ↑*" if (difference > 0) != _smaller_is_better(key) else " ↓*"
     return text
 

@@ -3,6 +3,7 @@
 import numpy as np
 from scipy import stats
 
+LEVEL = 0.05  # below which a corrected p-value is marked
 _CHUNK = 2**24  # numbers that the bootstrap holds at a time
 
 

@@ -1,7 +1,17 @@
 """Results as readable text."""
 
+import csv
+import io
+
 from tabulate import tabulate
 
+from recbole_pref.significance import LEVEL
+
+COSTS = ("seconds_per_epoch", "epochs_to_best", "peak_memory_mb")  # beside the metrics of a comparison
+_LATEX = str.maketrans(
+    {mark: f"\\{mark}" for mark in "&%$#_{}"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+)
 _GROUPS = (("Overall", ""), ("Head", "head"), ("Tail", "tail"))
 
 
@@ -32,3 +42,57 @@ def result_table(result, model, dataset):
     if result["seconds_per_epoch"]:
         text += f"\n{result['epochs']} epochs, {result['seconds_per_epoch']:.2f} s per epoch"
     return text
+
+
+def comparison_table(rows, metrics, form):
+    """Return the table of a comparison as text.
+
+    Args:
+        rows (list of dict): see ``compare.Comparison.rows``.
+        metrics (list of str): columns.
+        form (str): ``latex``, or a format of the tabulate package such as ``github``.
+    """
+    header = ["model", "seeds", *metrics, "s / epoch", "epochs to best", "peak MiB"]
+    if form == "latex":
+        header = [name.translate(_LATEX) for name in header]
+    plus_minus = r" $\pm$ " if form == "latex" else " ± "
+    cells = []
+    for row in rows:
+        label = row["label"].translate(_LATEX) if form == "latex" else row["label"].replace("|", r"\|")
+        line = [label, len(row["seeds"])]
+        for metric in metrics:
+            cell = row[metric]
+            text = f"{cell['mean']:.4f}"
+            if cell["std"] is not None:
+                text += f"{plus_minus}{cell['std']:.4f}"
+            line.append(text + ("*" if cell["p"] is not None and cell["p"] < LEVEL else ""))
+        line += [_number(row[cost], digits) for cost, digits in zip(COSTS, (2, 1, 0))]
+        cells.append(line)
+    if form == "latex":
+        return _latex(header, cells)
+    return tabulate(cells, header, tablefmt=form, disable_numparse=True)
+
+
+def _latex(header, cells):
+    lines = [
+        r"% needs \usepackage{booktabs}", r"\begin{tabular}{l" + "r" * (len(header) - 1) + "}", r"\toprule",
+        " & ".join(map(str, header)) + r" \\", r"\midrule",
+        *(" & ".join(map(str, line)) + r" \\" for line in cells), r"\bottomrule", r"\end{tabular}",
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
+def _number(value, digits):
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def comparison_csv(rows, metrics):
+    """Return the table of a comparison as CSV, every number whole; see :func:`comparison_table`."""
+    parts = ("mean", "std", "difference", "p")
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(["model", "seeds", *(f"{m} {part}" for m in metrics for part in parts), *COSTS])
+    for row in rows:
+        values = [row[metric][part] for metric in metrics for part in parts]
+        writer.writerow([row["label"], len(row["seeds"]), *values, *(row[cost] for cost in COSTS)])
+    return text.getvalue()

@@ -95,7 +95,8 @@ class TrainerMixin(EvaluationMixin):
             )
         # A resumed run with nothing left to do keeps its files as they are.
         if saved and (self._resumed is None or self.start_epoch < self.epochs):
-            self._save_last(len(self.epoch_times), finished=True)
+            done = min(len(self.epoch_times), self.epochs)  # some of RecBole's trainers have several passes per epoch
+            self._save_last(done, finished=True)
         return result
 
     def _prepare(self, train_data, valid_data):

@@ -17,7 +17,7 @@ import yaml
 from filelock import FileLock
 from scipy import stats
 
-from recbole_pref import compare, config, environment, evidence
+from recbole_pref import compare, config, environment, evidence, tables
 from recbole_pref.cli import main
 from recbole_pref.errors import PrefError
 from recbole_pref.report import write_report
@@ -156,8 +156,8 @@ def test_labels_that_differ_by_a_mark_are_different_runs(settings, tmp_path):
         entry = compare.Entry(label, "CESASRec")
         names |= {task["id"] for task in compare._plan([entry], "tiny", 1, None, settings, tmp_path / "out")}
     assert len(names) == 3
-    row = {"label": "a|b", "seeds": [1], **dict.fromkeys(compare._COSTS)}
-    assert r"| a\|b " in compare.table_text([row], [], "github")
+    row = {"label": "a|b", "seeds": [1], **dict.fromkeys(tables.COSTS)}
+    assert r"| a\|b " in tables.comparison_table([row], [], "github")
 
 
 def test_paths_of_references_hold_in_the_folder_of_the_runs(tiny_dataset, tmp_path, monkeypatch):
@@ -281,7 +281,7 @@ def test_a_summary_by_hand():
     assert new["hit@10"]["difference"] == pytest.approx(0.25)  # over seeds 1 and 2
     assert new["hit@10"]["p"] == pytest.approx(stats.ttest_rel((one + other) / 2, other).pvalue)
     assert new["tailpercentage@10"]["p"] is None
-    text = compare.table_text([base, new], ["hit@10"], "github")
+    text = tables.comparison_table([base, new], ["hit@10"], "github")
     assert "0.1667 ± 0.0000" in text and "0.5000 ± 0.2887" in text
 
 
@@ -347,8 +347,8 @@ def test_files_of_one_name_are_told_apart_by_their_folder(tmp_path):
 
 
 def test_labels_survive_latex():
-    row = {"label": "a_b #1 50% {x: ~1} ^ \\", "seeds": [1], **dict.fromkeys(compare._COSTS), "hit@10": {"mean": 0.1, "std": None, "difference": None, "p": None}}
-    lines = compare.table_text([row], ["hit@10"], "latex").splitlines()
+    row = {"label": "a_b #1 50% {x: ~1} ^ \\", "seeds": [1], **dict.fromkeys(tables.COSTS), "hit@10": {"mean": 0.1, "std": None, "difference": None, "p": None}}
+    lines = tables.comparison_table([row], ["hit@10"], "latex").splitlines()
     assert lines[0] == r"% needs \usepackage{booktabs}"
     assert lines[5].startswith(r"a\_b \#1 50\% \{x: \textasciitilde{}1\} \textasciicircum{} \textbackslash{} & 1 & 0.1000")
 
