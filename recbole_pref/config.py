@@ -60,15 +60,17 @@ _FIELDS = (
 )  # fmt: skip
 # Settings of training that only <Method><Backbone> models read, and what turns them off.
 _OF_OUR_MODELS = {"lr_scheduler": "none", "warmup_ratio": 0, "repeat_bias": False, "max_nan_steps": 0}
+# Options of the command line that would do nothing in a file.
+_OPTIONS = ("nproc", "world_size", "ip", "port", "group_offset", "plots", "compare", "predict", "tune", "debug")
 # Keys that RecBole or the command line read and that stand in none of RecBole's property files.
 _OTHER_KEYS = {
     "model", "dataset", "config_files", "nproc", "world_size", "ip", "port", "offset",
     "group_offset", "local_rank", "single_spec", "tail_ratio", "encoding", "numerical_features",
     "url", "ITEM_LIST_LENGTH_FIELD", "kg_reverse_r", "double_tower", "benchmark_filename",
-    "neg_sampling", "training_neg_sample_num", "transform", "mask_ratio", "eta", "device", "debug",
+    "neg_sampling", "training_neg_sample_num", "transform", "mask_ratio", "eta", "device",
     "HEAD_ENTITY_ID_FIELD", "log_wandb", "wandb_project", "discretization", "leave_one_num",
     "MODEL_TYPE", "MODEL_INPUT_TYPE", "eval_type", "valid_neg_sample_args", "test_neg_sample_args",
-    "fit_intercept", "alpha", "pretrain_path", "train_stage", "dp_rate", "plots", "compare",
+    "fit_intercept", "alpha", "pretrain_path", "train_stage", "dp_rate",
 }  # fmt: skip
 
 
@@ -260,6 +262,11 @@ class Config(RecBoleConfig):
             return
         of_model = known_keys()
         for key in given:
+            if key in _OPTIONS:
+                raise PrefError(
+                    f"{key}={shown(given[key])} is no setting but an option of the command line: write "
+                    f"--{key}=... there, or give it to the function that does it in Python."
+                )
             if key not in of_model:
                 raise PrefError(
                     f"{shown(key)[1:-1]}={shown(given[key])} is not a setting of RecBole or RecBole-Pref."

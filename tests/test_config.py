@@ -124,6 +124,13 @@ def test_what_recboles_own_models_do_not_read_is_refused(settings):
     Config("SASRec", "ml-100k", config_dict={"lr_scheduler": "none", "repeat_bias": False, "tau": 0.5})
 
 
+@pytest.mark.parametrize("option", ["nproc", "port", "plots", "tune"])
+def test_options_of_the_command_line_are_no_settings(tmp_path, option):
+    (tmp_path / "mine.yaml").write_text(f"{option}: 2\n")
+    with pytest.raises(PrefError, match=f"{option}=2 is no setting but an option of the command line"):
+        Config("LPOSASRec", "ml-100k", [str(tmp_path / "mine.yaml")])
+
+
 def test_keys_of_your_own_need_to_be_allowed():
     config = Config("LPOSASRec", "ml-100k", config_dict={"zzz": 1, "strict_config": False})
     assert config["zzz"] == 1
