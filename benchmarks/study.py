@@ -70,6 +70,7 @@ ENTRIES = {
 RECOMMENDED = "LPO recommended"  # entries that begin so start from the property file
 ALONE = ("CE", "LPO", "ORPO")  # methods that start from random weights
 FIRST, PARTS = "CE,CE repeat bias,LPO recommended", "CE,CE reweighted,LPO,LPO log-probability"
+WEIGHTS = "CE repeat bias,LPO recommended,LPO recommended lambda=0"  # with the preference term and without
 METHODS = "CE,DPO,DMPO,SDPO,DynamicPO,RoDPO,TAWin,SimPO,MPPO,ORPO"
 TUNED_SASREC = "learning_rate=0.002 hidden_dropout_prob=0.6 attn_dropout_prob=0.4"
 TUNED_GRU4REC = "learning_rate=0.0027 dropout_prob=0.6"
@@ -103,6 +104,8 @@ STUDIES = {
     # with what the sweeps of properties/tune/ found
     "tuned-ml-100k-SASRec": Study("ml-100k", "SASRec", _tuned(FIRST, TUNED_SASREC), "5"),
     "tuned-ml-100k-GRU4Rec": Study("ml-100k", "GRU4Rec", _tuned(FIRST, TUNED_GRU4REC), "5", masked=True),
+    "weights-ml-100k-SASRec": Study("ml-100k", "SASRec", _tuned(WEIGHTS, TUNED_SASREC), "5"),
+    "weights-ml-100k-GRU4Rec": Study("ml-100k", "GRU4Rec", _tuned(WEIGHTS, TUNED_GRU4REC), "5"),
     "parts-ml-100k": Study(
         "ml-100k", "SASRec", f"{PARTS},LPO without reweighting,LPO top-K negatives,LPO random negatives", "5"
     ),
