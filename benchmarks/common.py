@@ -1,7 +1,6 @@
 """What the benchmarks share."""
 
 import csv
-import io
 import json
 import subprocess
 import sys
@@ -98,14 +97,11 @@ def read_rows(path, same):
 
 
 def write_rows(path, rows):
-    """Write a table, whole or not at all, with the columns of its last row."""
+    """Write a table as CSV, whole or not at all."""
     from recbole_pref.checkpoint import write_atomically
+    from recbole_pref.tables import rows_as_csv
 
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, rows[-1])
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomically(path, lambda file: file.write(text.getvalue().encode()), "output")
+    write_atomically(path, lambda file: file.write(rows_as_csv(rows).encode()), "output")
 
 
 def exit_code_of(main):

@@ -11,7 +11,6 @@ it sits at. Writes OUTPUT.csv, OUTPUT.png, .pdf and .svg.
 """
 
 import argparse
-import csv
 import json
 import sys
 import tempfile
@@ -19,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import generated_data, ready_run, result_of, seconds_of
+from common import generated_data, ready_run, result_of, seconds_of, write_rows
 from tabulate import tabulate
 
 ROWS, HIDDEN, LENGTH, LAYERS, INNER = 2048, 64, 10, 2, 256  # of a step; RecBole's SASRec
@@ -167,10 +166,7 @@ def main():
             add("sequences", model, sequences, got)
         for negatives in map(int, arguments.negatives.split(",")):
             add("K", model, negatives, step_case(model, arguments.at_items, negatives, arguments.threads))
-    with open(f"{arguments.output}.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, FIELDS)
-        writer.writeheader()
-        writer.writerows(rows)
+    write_rows(f"{arguments.output}.csv", rows)
     for sweep in PANELS:
         part = [row for row in rows if row["sweep"] == sweep]
         shown = list(FIELDS[1:])[: 6 if sweep == "items" else 4]

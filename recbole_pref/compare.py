@@ -30,7 +30,7 @@ from recbole_pref.memory import explained, peak_mb
 from recbole_pref.metrics import group_of
 from recbole_pref.popularity import head_in_words
 from recbole_pref.quick_start import build_run, check_files
-from recbole_pref.settings import RUN_SETTINGS
+from recbole_pref.settings import FILTERS, RUN_SETTINGS
 from recbole_pref.significance import LEVEL, TESTS, holm
 from recbole_pref.tables import COSTS, comparison_csv, comparison_table
 
@@ -42,7 +42,6 @@ _OF_ALL = {  # what a comparison fixes for all entries: the way to set it
     "seed": "name seeds with --seeds",
 }
 _OWN_KEYS = ("checkpoint_dir", "run_stem", "resume", "result_file")  # settings that a comparison decides
-_FILTERS = ("user_inter_num_interval", "item_inter_num_interval", "val_interval", "rm_dup_inter")
 _LABEL_PART = 80  # characters of the label in the name of a run, which is a file's name
 
 
@@ -338,8 +337,8 @@ def _measured(config):
     at = str(config["valid_metric"]).partition("@")[2]
     same = {"metrics": sorted(map(str.lower, config["metrics"])), "cut-off of valid_metric": at}
     same["first of topk"] = "" if at else config["topk"][0]  # which the table shows then
-    same |= {key: config[key] for key in (*_FILTERS, "eval_args", "head_ratio", "tail_split")}
-    same |= {key: config[key] for key in ("tail_ratio", "metric_decimal_place")}
+    keys = (*FILTERS, "eval_args", "head_ratio", "tail_split", "tail_ratio", "metric_decimal_place")
+    same |= {key: config[key] for key in keys}
     return same | {"mask_history": history_is_masked(config)}
 
 

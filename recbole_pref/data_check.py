@@ -162,8 +162,7 @@ def _missing(folder, name, dataset):
 
 
 def _check_interactions(path, config, benchmark, fields):
-    separator, data = config["field_separator"] or "\t", _content(path, config["encoding"])
-    columns = _header(path, data, separator)
+    data, columns, separator = _begin(path, config["field_separator"], config["encoding"])
     sequential = config["MODEL_TYPE"] == ModelType.SEQUENTIAL
     needed = {"USER_ID_FIELD": "token", "ITEM_ID_FIELD": "token"}
     if sequential and not benchmark:
@@ -189,8 +188,7 @@ def _check_interactions(path, config, benchmark, fields):
 
 
 def _check_features(path, source, config, interactions, fields):
-    separator, data = config["field_separator"] or "\t", _content(path, config["encoding"])
-    columns = _header(path, data, separator)
+    data, columns, separator = _begin(path, config["field_separator"], config["encoding"])
     setting = f"{source.upper()}_ID_FIELD"
     field = config[setting]
     _check_field(path, columns, setting, field, "token")
@@ -234,9 +232,14 @@ def read_atomic(path, separator=None, encoding=None):
     Raises:
         PrefError: it cannot be read or is malformed; names file, line and remedy.
     """
-    separator, data = separator or "\t", _content(path, encoding)
-    columns = _header(path, data, separator)
+    data, columns, separator = _begin(path, separator, encoding)
     return _table(path, data, columns, separator), columns
+
+
+def _begin(path, separator, encoding):
+    """Return a file's text (``_content``), its columns (``_header``) and the separator, which is never None."""
+    separator, data = separator or "\t", _content(path, encoding)
+    return data, _header(path, data, separator), separator
 
 
 def _content(path, encoding):

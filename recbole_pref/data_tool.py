@@ -484,6 +484,23 @@ def summarize(frame, head_ratio=0.2):
 # -- the whole
 
 
+def check_name(option, name, written=True):
+    """Refuse what cannot be the name of a data set of the user's.
+
+    Args:
+        option (str): what gave the name, for the message.
+        name (str): of a folder and the files in it.
+        written (bool): whether files are written under it.
+
+    Raises:
+        PrefError: it names no folder, or one that RecBole does not look for.
+    """
+    if name in ("", ".", "..") or Path(name).name != name:
+        raise PrefError(f"{option}={name!r} is no name of a folder: use letters, digits, - and _.")
+    if name == "ml-100k" and written:
+        raise PrefError(f"{option}={name!r} would never be read, as RecBole brings that one: choose another name.")
+
+
 def convert(
     input,
     format,
@@ -523,10 +540,7 @@ def convert(
         raise PrefError(
             f"format={format!r} does not exist: use one of {', '.join(FORMATS)}.{suggest(format, FORMATS)}"
         )
-    if name in ("", ".", "..") or Path(name).name != name:
-        raise PrefError(f"name={name!r} is no name of a folder: use letters, digits, - and _.")
-    if name == "ml-100k" and not dry_run:
-        raise PrefError("name='ml-100k' would never be read, as RecBole brings that one: choose another name.")
+    check_name("name", name, written=not dry_run)
     if table and format != "table":
         given = next(iter(table))
         raise PrefError(f"{given}={table[given]!r} goes with format='table' alone, not with {format!r}.")

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from recbole_pref.data_check import read_atomic
+from recbole_pref.data_tool import check_name
 from recbole_pref.encoder.features import OTHER_FILES, columns_of
 from recbole_pref.errors import PrefError, suggest
 
@@ -248,8 +249,6 @@ def locate(dataset, data_path, suffix, save_as):
         import recbole
 
         source = Path(recbole.__file__).parent / "dataset_example" / dataset
-        if save_as == dataset:
-            raise PrefError("--save_as=ml-100k would never be read, as RecBole brings that one: choose another name.")
         save_as = save_as or f"{dataset}-{suffix}"
     else:
         source = Path(data_path, dataset)
@@ -313,8 +312,8 @@ def make(options):
         raise PrefError(
             f"--suffix={suffix!r} is that of a file of the data set itself: use another, such as {options.kind}."
         )
-    if options.save_as and (options.save_as in (".", "..") or Path(options.save_as).name != options.save_as):
-        raise PrefError(f"--save_as={options.save_as!r} is no name of a folder: use letters, digits, - and _.")
+    if options.save_as:
+        check_name("--save_as", options.save_as)
     if options.batch_size < 1:
         raise PrefError(f"--batch_size={options.batch_size} is not accepted: set it to at least 1.")
     if options.kind == "image" and not (options.images and options.encoder):

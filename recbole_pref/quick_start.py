@@ -369,7 +369,7 @@ def _known_stem(config):
 
 def _resume(trainer, config):
     """Load the checkpoint that ``resume`` asks for."""
-    wanted = config["resume"]
+    wanted, state = config["resume"], None
     if not wanted:
         return
     if wanted is True:
@@ -382,8 +382,6 @@ def _resume(trainer, config):
             )
             return
         wanted, state = found
-    else:
-        state = None
     if not checkpoint.verify(wanted, "resume"):
         raise PrefError(
             f"resume={str(wanted)!r} has no checksum, so it is no checkpoint of RecBole-Pref: name one with -last- "
@@ -397,7 +395,6 @@ def _resume(trainer, config):
 # Settings that a run which goes on may have others of: they name it, or change how far or in what parts it is computed.
 _MAY_DIFFER = RUN_SETTINGS - {"seed"} | {
     "epochs", "stopping_step", "eval_batch_size", "logits_memory_mb", "trust_checkpoint", "strict_config",
-    "nproc", "world_size", "offset", "ip", "port", "single_spec",
 }  # fmt: skip
 
 

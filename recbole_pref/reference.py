@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 from recbole_pref import checkpoint
 from recbole_pref.config import _top_level_keys, properties_dir
 from recbole_pref.errors import PrefError
+from recbole_pref.settings import FILTERS
 
 # What shapes the training of a reference beside the data and the backbone's own settings.
 _TRAINING_KEYS = (
@@ -274,8 +275,7 @@ def _shape(tensor):
 
 def _config_differences(theirs, config):
     """Compare the settings that decide the item vocabulary and the split."""
-    keys = ("dataset", "eval_args", "user_inter_num_interval", "item_inter_num_interval")
-    keys += ("val_interval", "rm_dup_inter", "load_col")
+    keys = ("dataset", "eval_args", *FILTERS, "load_col")
     pairs = ((key, theirs[key] if key in theirs else None, config[key]) for key in keys)
     return [f"{key}: {saved} != {own}" for key, saved, own in pairs if saved != own]
 

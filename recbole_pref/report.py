@@ -17,14 +17,9 @@ from recbole_pref.errors import PrefError
 from recbole_pref.metrics import display_name
 from recbole_pref.settings import RUN_SETTINGS
 from recbole_pref.significance import LEVEL
+from recbole_pref.tables import COSTS
 
 ABSENT = "–"
-# key of a record -> its name in the tables, and the decimals shown, as in table.md
-COSTS = {
-    "seconds_per_epoch": ("seconds per epoch", 2),
-    "epochs_to_best": ("epochs to best", 1),
-    "peak_memory_mb": ("peak memory (MiB)", 0),
-}
 TITLES = {
     "trade_off": "Overall against tail",
     "learning_curves": "Learning curves",
@@ -306,7 +301,7 @@ def _costs(table):
     if not costs:
         return ""
     lines = [[row["label"], *(_cost(row.get(key), key) for key in costs)] for row in table["rows"]]
-    header = ["label", *(COSTS[key][0] for key in costs)]
+    header = ["label", *(COSTS[key][1] for key in costs)]
     return _table(header, lines, range(1, len(header))) + '<p class="note">Costs: mean over the seeds.</p>'
 
 
@@ -338,7 +333,7 @@ def _run_table(runs):
         ]
         for run in runs
     ]  # fmt: skip
-    names = [name for name, _ in COSTS.values()]
+    names = [name for _, name, _ in COSTS.values()]
     header = ["label", "seed", *map(display_name, metrics), "epochs", *names]
     return _details(f"All {len(runs)} runs", _table(header, lines, range(1, len(header))))
 
@@ -349,7 +344,7 @@ def _shown(value):
 
 
 def _cost(value, key):
-    value, decimals = plots.number(value), COSTS[key][1]
+    value, decimals = plots.number(value), COSTS[key][2]
     return f"{value:,.{decimals}f}" if math.isfinite(value) else ABSENT
 
 

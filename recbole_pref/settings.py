@@ -18,6 +18,8 @@ RUN_SETTINGS = frozenset(
         "save_dataloaders", "save_dataset", "seed", "show_progress", "state", "wandb_project", "worker",
     )
 )  # fmt: skip
+# Settings that leave interactions out.
+FILTERS = ("user_inter_num_interval", "item_inter_num_interval", "val_interval", "rm_dup_inter")
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,12 @@ from tabulate import tabulate
 
 from recbole_pref.significance import LEVEL
 
-COSTS = ("seconds_per_epoch", "epochs_to_best", "peak_memory_mb")  # beside the metrics of a comparison
+# What a comparison tells beside metrics: key of a record -> name of the column, name in words, decimals.
+COSTS = {
+    "seconds_per_epoch": ("s / epoch", "seconds per epoch", 2),
+    "epochs_to_best": ("epochs to best", "epochs to best", 1),
+    "peak_memory_mb": ("peak MiB", "peak memory (MiB)", 0),
+}
 _LATEX = str.maketrans(
     {mark: f"\\{mark}" for mark in "&%$#_{}"}
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
@@ -52,7 +57,7 @@ def comparison_table(rows, metrics, form):
         metrics (list of str): columns.
         form (str): ``latex``, or a format of the tabulate package such as ``github``.
     """
-    header = ["model", "seeds", *metrics, "s / epoch", "epochs to best", "peak MiB"]
+    header = ["model", "seeds", *metrics, *(column for column, _, _ in COSTS.values())]
     if form == "latex":
         header = [name.translate(_LATEX) for name in header]
     plus_minus = r" $\pm$ " if form == "latex" else " ± "
@@ -66,7 +71,7 @@ def comparison_table(rows, metrics, form):
             if cell["std"] is not None:
                 text += f"{plus_minus}{cell['std']:.4f}"
             line.append(text + ("*" if cell["p"] is not None and cell["p"] < LEVEL else ""))
-        line += [_number(row[cost], digits) for cost, digits in zip(COSTS, (2, 1, 0))]
+        line += [_number(row[cost], digits) for cost, (_, _, digits) in COSTS.items()]
         cells.append(line)
     if form == "latex":
         return _latex(header, cells)
@@ -84,6 +89,15 @@ def _latex(header, cells):
 
 def _number(value, digits):
     return "" if value is None else f"{value:.{digits}f}"
+
+
+def rows_as_csv(rows):
+    """Return dicts as CSV, a column for each of their keys in the order in which they come."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)))
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
 
 
 def comparison_csv(rows, metrics):

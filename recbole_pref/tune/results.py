@@ -1,7 +1,5 @@
 """What a sweep leaves behind: the table, CSV and JSON, the pictures, and the winner to run again."""
 
-import csv
-import io
 import json
 import shutil
 from logging import getLogger
@@ -15,6 +13,7 @@ from recbole_pref.config import Config
 from recbole_pref.environment import environment, write_result
 from recbole_pref.errors import PrefError
 from recbole_pref.quick_start import build_run, settings_of
+from recbole_pref.tables import rows_as_csv
 from recbole_pref.tune.space import as_setting
 from recbole_pref.tune.trial import STEM
 
@@ -140,12 +139,7 @@ def _shown(value):
 
 
 def _write_csv(path, rows):
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, names)
-    writer.writeheader()
-    writer.writerows(rows)
-    checkpoint.write_atomically(path, lambda file: file.write(text.getvalue().encode()), "storage_path")
+    checkpoint.write_atomically(path, lambda file: file.write(rows_as_csv(rows).encode()), "storage_path")
 
 
 def _draw(rows, plan, folder, pair):
