@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from recbole_pref.data_check import read_atomic
-from recbole_pref.data_tool import check_name
+from recbole_pref.data_tool import check_name, reading
 from recbole_pref.encoder.features import OTHER_FILES, columns_of
 from recbole_pref.errors import PrefError, suggest
 
@@ -329,7 +329,8 @@ def make(options):
                 f"{path} exists already: train on it with --config_files={settings}, choose another --suffix, or pass "
                 "--force to replace it."
             )
-    columns = columns_of(inter_file, encoding=_ENCODING)
+    with reading(inter_file):
+        columns = columns_of(inter_file, encoding=_ENCODING)
     _check_item_id(inter_file, columns)
     if options.kind == "text":
         inputs = item_texts(item_file, options.fields.split(",") if options.fields else None)
