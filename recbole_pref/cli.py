@@ -21,7 +21,7 @@ examples:
   python run_recbole_pref.py --list=DynamicPO
 
 Any other --key=value is a setting of RecBole or RecBole-Pref; the command line wins over files, files
-over defaults. Exit code: 0 done, 2 a mistake in the input, told in one sentence, 130 stopped by Ctrl-C.
+over defaults. Exit code: 0 done, 2 a mistake in the input, told in one sentence, 130 stopped by Ctrl-C or SIGTERM.
 """
 
 
@@ -174,7 +174,7 @@ def main(argv=None):
     except KeyboardInterrupt:
         if "--debug" in argv:
             raise
-        told = "stopped by Ctrl-C; the same command goes on with a comparison, with --resume added with a sweep."
+        told = "stopped by a signal; the same command goes on with a comparison, with --resume added with a sweep."
         print(f"recbole-pref: {told}", file=sys.stderr)
         return 130
 

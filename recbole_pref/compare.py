@@ -23,7 +23,7 @@ from recbole.utils import EvaluatorType
 
 from recbole_pref import checkpoint, evidence, reference
 from recbole_pref.config import Config, absolute_paths, digest_of_defaults, parse_value, shipped
-from recbole_pref.environment import environment, python_path, threads_per_process, write_result
+from recbole_pref.environment import environment, python_path, sigterm_as_ctrl_c, threads_per_process, write_result
 from recbole_pref.errors import PrefError, suggest
 from recbole_pref.evaluation import history_is_masked
 from recbole_pref.memory import explained, peak_mb
@@ -342,6 +342,7 @@ def _measured(config):
     return same | {"mask_history": history_is_masked(config)}
 
 
+@sigterm_as_ctrl_c()
 def _run_missing(tasks, folder, processes):
     """Run the tasks without a result, some at a time; return run to reason for those that failed."""
     missing = [task for task in tasks if not _record_path(folder, task["id"]).is_file()]
@@ -350,7 +351,6 @@ def _run_missing(tasks, folder, processes):
         _make_folder(path, folder)
     threads = threads_per_process(processes)
     waiting, running, failed = list(missing), {}, {}
-    before = _exit_on_sigterm()
     try:
         while waiting or running:
             while len(running) < processes and (task := _ready(waiting, running.values())):
@@ -367,8 +367,6 @@ def _run_missing(tasks, folder, processes):
             process.terminate()
         for process in running:
             process.wait()
-        if before is not None:
-            signal.signal(signal.SIGTERM, before)
     return failed
 
 
@@ -376,17 +374,6 @@ def _ready(waiting, running):
     """Return the first task whose reference is not being trained by a running one, or None."""
     offered = [task["offers"] for task in running if task["offers"]]
     return next((task for task in waiting if task["asks"] not in offered), None)
-
-
-def _exit_on_sigterm():
-    """Let SIGTERM end this process by an exception, so that it ends its runs; return the handler before.
-
-    Ctrl-C reaches the runs as well, which ignore it (see ``main``) and are ended as by SIGTERM.
-    """
-    try:
-        return signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    except ValueError:  # not the main thread
-        return None
 
 
 def _tell(text):

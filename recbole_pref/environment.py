@@ -5,8 +5,10 @@ import math
 import os
 import platform
 import shlex
+import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 
@@ -136,3 +138,22 @@ def _json_value(value):
     if isinstance(value, dict):
         return {str(key): _json_value(item) for key, item in value.items()}
     return value
+
+
+@contextmanager
+def sigterm_as_ctrl_c():
+    """Let SIGTERM, with which schedulers of clusters end a job, do here what Ctrl-C does; only in the main thread.
+
+    Raises:
+        KeyboardInterrupt: SIGTERM arrived.
+    """
+    try:
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    except ValueError:  # not the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        if before is not None:  # None: not set from Python, and not to be had back
+            signal.signal(signal.SIGTERM, before)

@@ -17,7 +17,7 @@ from recbole.utils import argument_list
 
 from recbole_pref import checkpoint, reference
 from recbole_pref.config import Config, absolute_paths, digest_of_defaults
-from recbole_pref.environment import python_path, write_result
+from recbole_pref.environment import python_path, sigterm_as_ctrl_c, write_result
 from recbole_pref.errors import PrefError, suggest
 from recbole_pref.objective import check_measured, check_objective, less_is_better
 from recbole_pref.quick_start import build_run, prepare_data, run_recbole_pref
@@ -120,7 +120,8 @@ def tune(
     settings["objective"] = _objective(plan, config, settings, cross_entropy)
     shared = _shared(config, plan, settings, folder, cpus_per_trial)
     tuner = _tuner(plan, config, shared, storage, name, restorable, resources, quiet, algorithms)
-    grid = tuner.fit()
+    with sigterm_as_ctrl_c():  # after Ray's start, whose own way to take it is a stack trace
+        grid = tuner.fit()
     finish(grid, folder, plan, config, settings)
     return grid
 
