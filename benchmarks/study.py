@@ -72,6 +72,7 @@ ALONE = ("CE", "LPO", "ORPO")  # methods that start from random weights
 FIRST, PARTS = "CE,CE repeat bias,LPO recommended", "CE,CE reweighted,LPO,LPO log-probability"
 WEIGHTS = "CE repeat bias,LPO recommended,LPO recommended lambda=0"  # with the preference term and without
 METHODS = "CE,DPO,DMPO,SDPO,DynamicPO,RoDPO,TAWin,SimPO,MPPO,ORPO"
+EVERY = f"{METHODS},CE reweighted,LPO,LPO log-probability"
 TUNED_SASREC = "learning_rate=0.002 hidden_dropout_prob=0.6 attn_dropout_prob=0.4"
 TUNED_GRU4REC = "learning_rate=0.0027 dropout_prob=0.6"
 
@@ -110,9 +111,8 @@ STUDIES = {
         "ml-100k", "SASRec", f"{PARTS},LPO without reweighting,LPO top-K negatives,LPO random negatives", "5"
     ),
     "methods-ml-100k": Study("ml-100k", "SASRec", f"{METHODS},LPO", "5"),
-    "methods-ml-100k-GRU4Rec": Study(
-        "ml-100k", "GRU4Rec", _tuned(f"{METHODS},CE reweighted,LPO,LPO log-probability", TUNED_GRU4REC), "5"
-    ),
+    "methods-ml-100k-GRU4Rec": Study("ml-100k", "GRU4Rec", _tuned(EVERY, TUNED_GRU4REC), "5"),
+    "methods-ml-100k-Caser": Study("ml-100k", "Caser", EVERY, "5"),
     "tawin-kl-ml-100k": Study("ml-100k", "SASRec", "CE,TAWin KL", "5"),
     "without-bias-ml-100k": Study("ml-100k", "SASRec", "CE,LPO recommended without repeat bias", "3"),
     "recommended-amazon-beauty-SASRec": Study("amazon-beauty", "SASRec", FIRST, "5", masked=True),

@@ -323,35 +323,6 @@ def test_the_collapse_benchmark_trains_each_seed_and_keeps_to_its_settings(tmp_p
         run("--seed=1")
 
 
-def test_the_table_of_methods_keeps_to_its_settings(tmp_path, monkeypatch, capsys):
-    module, trained = benchmark("methods"), []
-
-    def train(model, dataset, config_dict):
-        trained.append((model, dataset, config_dict["seed"]))
-        return {"epochs": 1, "seconds_per_epoch": 1.0, "test_result": dict.fromkeys(module.COLUMNS, 0.5)}
-
-    def run(*settings):
-        given = ["--methods=CE,LPO", "--backbones=SASRec", f"--output={tmp_path / 'methods.csv'}"]
-        monkeypatch.setattr(sys, "argv", ["methods.py", *given, *settings])
-        module.main()
-
-    monkeypatch.setattr("recbole_pref.quick_start.run_recbole_pref", train)
-    run()
-    run()
-    assert trained == [("CESASRec", "ml-100k", 2020), ("LPOSASRec", "ml-100k", 2020)]
-    assert capsys.readouterr().out.count("| CESASRec ") == 2
-    for setting in ("--dataset=yelp", "--seed=1", "--epochs=3"):
-        with pytest.raises(PrefError, match="methods.csv' holds rows with .* name another one"):
-            run(setting)
-    (tmp_path / "methods.csv").write_text("model,epochs,s/epoch\nCESASRec,1,1\n")  # as it was once written
-    with pytest.raises(PrefError, match="rows with dataset=None"):
-        run()
-    assert len(trained) == 2
-
-
-# -- pictures of a comparison
-
-
 def test_learning_curves_hold_the_mean_over_seeds(runs):
     figure = plots.learning_curves(runs)
     assert [axis.get_ylabel() for axis in figure.axes] == ["valid NDCG@10", "valid tail NDCG@10"]
