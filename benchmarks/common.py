@@ -105,7 +105,7 @@ def write_rows(path, rows):
 
 
 def exit_code_of(main):
-    """Return the exit code of ``main()``, None of which is 0; a mistake of the user is 2 and told in one sentence."""
+    """Return the exit code of ``main()``: 0 for None, 2 for a mistake of the user, told in a sentence, 130 for Ctrl-C."""
     from recbole_pref.errors import PrefError
 
     script = Path(sys.argv[0]).name
@@ -114,6 +114,8 @@ def exit_code_of(main):
     except PrefError as error:
         print(f"{script}: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
 
 
 def ready_run(config):

@@ -52,6 +52,10 @@ def test_a_mistake_is_one_sentence_before_anything_is_trained(arguments, sentenc
     assert sentence in told and told.startswith("study.py: ") and "\n" not in told
 
 
+def test_ctrl_c_ends_a_script_without_a_traceback():
+    assert exit_code_of(mock.Mock(side_effect=KeyboardInterrupt)) == 130
+
+
 def test_every_study_names_entries_whose_settings_are_accepted():
     for name, planned in study.STUDIES.items():
         labels = [entry.label for entry in study.entries_for(planned.backbone, planned.entries)]
