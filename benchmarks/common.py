@@ -105,7 +105,7 @@ def write_rows(path, rows):
 
 
 def exit_code_of(main):
-    """Return the exit code of ``main()``: 0 for None, 2 for a mistake of the user, told in a sentence, 130 for Ctrl-C."""
+    """Return the exit code of ``main()``: 0 for None, 2 for a mistake of the user, told in one line, 130 for Ctrl-C."""
     from recbole_pref.errors import PrefError
 
     script = Path(sys.argv[0]).name
