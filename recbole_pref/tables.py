@@ -103,10 +103,9 @@ def rows_as_csv(rows):
 def comparison_csv(rows, metrics):
     """Return the table of a comparison as CSV, every number whole; see :func:`comparison_table`."""
     parts = ("mean", "std", "difference", "p")
-    text = io.StringIO(newline="")
-    writer = csv.writer(text)
-    writer.writerow(["model", "seeds", *(f"{m} {part}" for m in metrics for part in parts), *COSTS])
+    lines = []
     for row in rows:
-        values = [row[metric][part] for metric in metrics for part in parts]
-        writer.writerow([row["label"], len(row["seeds"]), *values, *(row[cost] for cost in COSTS)])
-    return text.getvalue()
+        values = {f"{metric} {part}": row[metric][part] for metric in metrics for part in parts}
+        costs = {cost: row[cost] for cost in COSTS}
+        lines.append({"model": row["label"], "seeds": len(row["seeds"]), **values, **costs})
+    return rows_as_csv(lines)

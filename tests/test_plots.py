@@ -323,6 +323,9 @@ def test_the_collapse_benchmark_trains_each_seed_and_keeps_to_its_settings(tmp_p
         run("--seed=1")
 
 
+# -- pictures of a comparison
+
+
 def test_learning_curves_hold_the_mean_over_seeds(runs):
     figure = plots.learning_curves(runs)
     assert [axis.get_ylabel() for axis in figure.axes] == ["valid NDCG@10", "valid tail NDCG@10"]
