@@ -181,6 +181,8 @@ class Recommender:
             rows[number, : len(kept)] = kept
             lengths[number] = len(kept)
         fields = {model.ITEM_SEQ: rows, model.ITEM_SEQ_LEN: lengths, model.USER_ID: torch.as_tensor(users)}
+        # RecBole's SASRecCPR and GRU4RecCPR ask for the next item while they score, for a loss that nobody reads.
+        fields[model.ITEM_ID] = torch.ones_like(lengths)
         return Interaction(fields).to(self.device)
 
     def _ids_of(self, sequence, number, unknown):

@@ -114,8 +114,9 @@ def _explained(trainer):
     except Exception as error:
         if not _in_recbole(error):  # a fault of this package, not of the settings
             raise
+        advice = "; some models of RecBole need enable_amp: False" if trainer.enable_amp else ""
         raise PrefError(
-            f"model={trainer.config['model']!r} failed with these settings and data: {_reason(error)}"
+            f"model={trainer.config['model']!r} failed with these settings and data: {_reason(error)}{advice}"
         ) from error
     finally:
         trainer.tensorboard.close()  # its thread would stay

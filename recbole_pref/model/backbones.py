@@ -1,7 +1,8 @@
 """How RecBole's sequential models turn sequences into representations.
 
-An entry names the backbone's RecBole class; classes derived from it use the same entry. Backbones
-without an entry are trained through RecBole's ``full_sort_predict``, whole scores at a time.
+An entry names the backbone's RecBole class; classes derived from it use the same entry unless they have a
+``forward`` of their own. Backbones without an entry are trained through RecBole's ``full_sort_predict``, whole
+scores at a time, or through what stands in for it where its loss scores the catalogue in another way.
 """
 
 from collections.abc import Callable
@@ -146,5 +147,35 @@ def backbone_of(cls):
     """Return the ``Backbone`` entry of a model class, or None when it has only whole scores."""
     for base in cls.__mro__:
         if base.__name__ in _BACKBONES:
-            return _BACKBONES[base.__name__]
+            return _BACKBONES[base.__name__] if cls.forward is base.forward else None
     return None
+
+
+def _shan_scores(model, interaction):
+    """SHAN's scores of sequences with the padding in front: what its loss reads, and its ranking does not."""
+    item_seq, lengths = interaction[model.ITEM_SEQ], interaction[model.ITEM_SEQ_LEN]
+    places = torch.arange(item_seq.shape[1], device=item_seq.device)
+    padded_first = item_seq.gather(1, (places + lengths.unsqueeze(1)) % item_seq.shape[1])
+    return model.forward(padded_first, interaction[model.USER_ID]) @ model.item_embedding.weight.t()
+
+
+def _core_scores(model, interaction):
+    """CORE's scores with the dropout of item vectors, which its loss has and its ranking has no use for."""
+    states = model.forward(interaction[model.ITEM_SEQ])  # [B, H]
+    items = F.normalize(model.item_dropout(model.item_embedding.weight), dim=-1)
+    return states @ items.t() / model.temperature
+
+
+_WHOLE_SCORES = {"SHAN": _shan_scores, "CORE": _core_scores}
+
+
+def whole_scores(model, cls, interaction):
+    """Return the scores of all items for each row, as the loss of a RecBole class has them: [B, n_items].
+
+    Args:
+        model (nn.Module): an instance of ``cls`` or of a class derived from it.
+        cls (type): the backbone, of RecBole.
+        interaction (Interaction): B rows.
+    """
+    scores = _WHOLE_SCORES.get(cls.__name__, cls.full_sort_predict)
+    return scores(model, interaction)

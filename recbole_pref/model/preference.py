@@ -7,7 +7,7 @@ the head/tail weights. Which scores are computed follows from what the parts nee
   chunks of rows, in which negatives are drawn as well;
 * otherwise only the K + 1 dot products of positive and negatives, after a pass without gradient where
   the sampler ranks the catalogue;
-* backbones without a representation entry: RecBole's ``full_sort_predict``.
+* backbones without a representation entry: whole scores, RecBole's ``full_sort_predict``.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from recbole.utils import InputType
 from recbole_pref import distributed, losses, scoring
 from recbole_pref.dropout import use_fast_dropout
 from recbole_pref.errors import PrefError
-from recbole_pref.model.backbones import backbone_of, encode_last
+from recbole_pref.model.backbones import backbone_of, encode_last, whole_scores
 from recbole_pref.packing import PackedBatch
 from recbole_pref.popularity import head_tail_split, sample_weights, train_counts
 from recbole_pref.registry import METHODS
@@ -178,7 +178,7 @@ class PreferenceMixin:
     def full_sort_predict(self, interaction):
         """Return the scores of all items for each row, as RecBole's backbone: [B, n_items]."""
         if self.backbone is None:
-            return super().full_sort_predict(interaction)
+            return whole_scores(self, self.backbone_class, interaction)
         return self.score_items(self.encode(interaction), interaction)
 
     def predict(self, interaction):
@@ -366,19 +366,20 @@ class PreferenceMixin:
             means["repeat_bias"] = _bias_of(self).item()
         return means
 
-    def _whole_scores(self, output):
-        scores = output.float().view(-1, self.n_items)
+    def _whole_scores(self, model, interaction):
+        """Return the scores that cross-entropy of the policy or the reference is about: [R, n_items]."""
+        scores = whole_scores(model, self.backbone_class, interaction).float().view(-1, self.n_items)
         if self.backbone_class.__name__ in _PROBABILITY_BACKBONES:
             scores = scores.clamp_min(torch.finfo(scores.dtype).tiny).log()
         return scores
 
     def _loss_from_scores(self, interaction, targets, weights):
-        scores = self._whole_scores(super().full_sort_predict(interaction))  # [R, n]
+        scores = self._whole_scores(self, interaction)
         context = self._context(interaction, targets)
         reference = None
         if self.uses_reference:
             with torch.no_grad():
-                reference = self._whole_scores(self.reference.full_sort_predict(interaction))
+                reference = self._whole_scores(self.reference, interaction)
         log_z = torch.logsumexp(scores, dim=-1)
         ids = [torch.zeros_like(targets).unsqueeze(1), targets.unsqueeze(1)]
         if self.sampler is not None:
