@@ -207,11 +207,13 @@ def _dispatch(options, settings):
         return _tune(options, model, dataset, files, settings)
     if options.resume is not None:
         settings["resume"] = options.resume
+    from recbole_pref.config import Config
     from recbole_pref.memory import explained
     from recbole_pref.quick_start import run
     from recbole_pref.tables import result_table
 
     with explained():
+        Config(model, dataset, files, dict(settings)).refuse_unread(settings, "")
         result = run(
             model,
             dataset,

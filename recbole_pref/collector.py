@@ -20,6 +20,8 @@ U counts the rows of the evaluation (users, or user-target rows of a sequential 
 ``max(topk)``.
 """
 
+from contextlib import suppress
+
 import pandas as pd
 import torch
 from recbole.evaluator.collector import Collector, DataStruct
@@ -180,7 +182,7 @@ class PrefCollector(Collector):
         collect_users (bool): keep what :meth:`user_frame` returns; setting ``collect_users``.
         train_dataset (Dataset): training data given to :meth:`data_collect`, else None.
         tail_share (float): share of tail items among the first 10 of the lists of the last evaluation,
-            None when it made no lists or the training data are unknown.
+            None when it made no lists, or the training data are unknown or have no head or no tail.
     """
 
     def __init__(self, config):
@@ -209,6 +211,8 @@ class PrefCollector(Collector):
             self.train_dataset, self._split = dataset, None
         if self.config["eval_type"] == EvaluatorType.RANKING:
             self._check_topk(dataset.num(self.config["ITEM_ID_FIELD"]))
+            with suppress(PrefError):  # metrics by group tell it; without them tail_share is left out
+                self._counts_and_tail()
         if self.register.need("data.train_count"):
             self.data_struct.set("data.train_count", self.train_count)
         if self.register.need("data.tail_mask"):
@@ -288,7 +292,7 @@ class PrefCollector(Collector):
         if not self.collect_users and not any(map(self.register.need, RANKING_TABLES)):
             return
         self._check_topk(num_items)
-        items = torch.topk(scores_tensor, max(self.topk), dim=-1).indices  # [B, K]
+        values, items = torch.topk(scores_tensor, max(self.topk), dim=-1)  # [B, K]
         if self.register.need("rec.items"):
             self._add("rec.items", items)
         hits = hit_table(items, positive_u, positive_i, num_items, single)  # [B, K]
@@ -298,9 +302,11 @@ class PrefCollector(Collector):
             above = negatives_above(scores_tensor, items, hits, positive_u, positive_i, single)
             self._add("rec.above", above)
         groups = [group for group in GROUPS if self.register.need(f"rec.topk_{group}")]
-        if groups or self.train_dataset is not None:
+        if groups or self._split is not None:
             tail = self.tail_mask.to(device)
-            self._add("tail_share", tail[items[:, :TAIL_SHARE_AT]].float().mean(1))
+            ranked = values[:, :TAIL_SHARE_AT] > -torch.inf  # among few candidates some places hold items left out
+            shown = (tail[items[:, :TAIL_SHARE_AT]] & ranked).sum(1)
+            self._add("tail_share", shown / ranked.sum(1).clamp(min=1))
             for group in groups:
                 wanted = tail if group == "tail" else ~tail
                 kept = positive_u[wanted[positive_i]]

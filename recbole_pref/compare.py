@@ -19,10 +19,10 @@ import numpy as np
 import torch
 import yaml
 from filelock import FileLock, Timeout
-from recbole.utils import EvaluatorType
+from recbole.utils import EvaluatorType, ModelType
 
 from recbole_pref import checkpoint, evidence, reference
-from recbole_pref.config import Config, absolute_paths, digest_of_defaults, parse_value, shipped
+from recbole_pref.config import Config, FlowLoader, absolute_paths, digest_of_defaults, parse_value, shipped
 from recbole_pref.environment import environment, python_path, sigterm_as_ctrl_c, threads_per_process, write_result
 from recbole_pref.errors import PrefError, suggest
 from recbole_pref.evaluation import history_is_masked
@@ -30,7 +30,7 @@ from recbole_pref.memory import explained, peak_mb
 from recbole_pref.metrics import group_of
 from recbole_pref.popularity import head_in_words
 from recbole_pref.quick_start import build_run, check_files
-from recbole_pref.settings import FILTERS, RUN_SETTINGS
+from recbole_pref.settings import FILTERS, RUN_SETTINGS, check_recbole_setting
 from recbole_pref.significance import LEVEL, TESTS, holm
 from recbole_pref.tables import COSTS, comparison_csv, comparison_table
 
@@ -149,7 +149,7 @@ def _parse_entry(text):
 def _read_settings(file):
     """Return the settings of a YAML file, data set and seed left out: dict."""
     try:
-        content = yaml.safe_load(Path(shipped(file)).read_text(encoding="utf-8"))
+        content = yaml.load(Path(shipped(file)).read_text(encoding="utf-8"), Loader=FlowLoader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise PrefError(f"--compare: {file!r} cannot be read: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
@@ -224,6 +224,7 @@ def compare(
     for key in _OWN_KEYS:
         if any(key in settings for settings in (config_dict or {}, *(entry.settings for entry in entries))):
             raise PrefError(f"--compare: {key} is set by the comparison itself: remove it.")
+    dataset = str(dataset)
     folder = Path(output or Path("compare", dataset)).absolute()
     tasks = _plan(entries, dataset, seeds, config_file_list, config_dict or {}, folder)
     for note in _reference_notes(tasks):
@@ -244,6 +245,7 @@ def _plan(entries, dataset, seeds, files, shared, folder):
                 raise PrefError(f"--compare: {entry.label!r} sets {key}, which no entry has for itself: {way}.")
         settings = {**shared, **entry.settings}
         config = Config(entry.model, dataset, files, dict(settings))
+        config.refuse_unread(entry.settings, f"--compare: {entry.label!r}: ")
         some = some or config
         if config["eval_type"] != EvaluatorType.RANKING:
             raise PrefError(
@@ -254,6 +256,12 @@ def _plan(entries, dataset, seeds, files, shared, folder):
             settings = {**config.file_config_dict, **settings}
             settings = {key: value for key, value in settings.items() if key not in ("model", "dataset")}
         settings |= absolute_paths(config)  # the runs' working folder is another one
+        if _test_row(config) != _test_row(some):
+            raise PrefError(
+                f"--compare: with eval_args split {config['eval_args']['split']} a test row is {_test_row(config)} for "
+                f"{entry.label} and {_test_row(some)} for {entries[0].label}: one table needs the same, which "
+                "split {LS: valid_and_test} gives."
+            )
         measured = _measured(config)
         table = table or measured
         for what, value in measured.items():
@@ -266,6 +274,7 @@ def _plan(entries, dataset, seeds, files, shared, folder):
         asks, offers = reference.key_asked(config), reference.key_offered(config)
         first = config["seed"] if first is None else first
         for seed in parse_seeds(seeds, first):
+            check_recbole_setting("seed", seed)
             own = {**settings, "seed": seed}
             lasting = {key: value for key, value in own.items() if key not in RUN_SETTINGS - {"seed"}}
             made_of = [entry.model, dataset, checkpoint.to_plain(lasting, other=str), defaults]
@@ -284,6 +293,12 @@ def _plan(entries, dataset, seeds, files, shared, folder):
         some["checkpoint_dir"] = str(folder / "checkpoints" / tasks[0]["id"])  # where a run looks for pickles
         check_files(some)
     return tasks
+
+
+def _test_row(config):
+    """Return what RecBole's test rows hold, in words."""
+    alone = config["MODEL_TYPE"] == ModelType.SEQUENTIAL or "LS" in config["eval_args"]["split"]
+    return "one target" if alone else "a user with all targets"
 
 
 def _of_seed(key, seed):
@@ -574,18 +589,28 @@ def summarize(runs, baseline, test):
 
 
 def _per_user_difference(pairs, metric):
-    """Return the difference per test row, averaged over the seeds: ndarray [R'], or None."""
+    """Return the difference per user, averaged over the seeds: ndarray [U], or None.
+
+    Of a user with several test rows it is their sum: rows of one user are no independent draws, and the mean of the
+    sums has the sign of the difference in the table.
+    """
     total = 0.0
     for one, another in pairs:
-        if not all(np.array_equal(one[1][key], another[1][key]) for key in ("target", "user")):
+        if not _same_rows(one[1], another[1]):
             return None
         if group_of(metric) and not _same_groups(one[1], another[1]):
             return None
-        values, others = _values(*one, metric), _values(*another, metric)
-        if values is None or others is None:
+        found, others = _values(*one, metric), _values(*another, metric)
+        if found is None or others is None:
             return None
-        total = total + values - others
-    return total / len(pairs)
+        total = total + found[0] - others[0]
+    users = pairs[0][0][1]["user"][found[1]]
+    return np.bincount(np.unique(users, return_inverse=True)[1], weights=total / len(pairs))
+
+
+def _same_rows(one, another):
+    """Return whether the arrays of two runs are of the same test rows."""
+    return all(np.array_equal(one[key], another[key]) for key in ("target", "user"))
 
 
 def _same_groups(one, another):
@@ -594,7 +619,7 @@ def _same_groups(one, another):
 
 
 def _values(record, arrays, metric):
-    """Return a metric per test row, or None where ranks do not tell it.
+    """Return a metric per test row and those rows, or None where ranks do not tell it.
 
     With several targets in a row, or scores that tie, the mean over ranks is not what the evaluator reports.
     """
@@ -602,7 +627,7 @@ def _values(record, arrays, metric):
     step = 10.0 ** -record["config"].get("metric_decimal_place", 4)
     if found is None or not abs(found[0].mean() - record["test_result"][metric]) <= step:  # NaN is neither
         return None
-    return found[0]
+    return found
 
 
 def _write(entries, tasks, folder, baseline, test, failed):
@@ -636,7 +661,9 @@ def _write(entries, tasks, folder, baseline, test, failed):
         )
     else:
         note += f"Nothing is tested: the baseline {baseline} has no finished run."
-    note = " ".join([note, *_groups(some, arrays, metrics), *_other_groups(runs, arrays, metrics)])
+    note = " ".join(
+        [note, *_groups(some, arrays, metrics), *_other_rows(runs, arrays), *_other_groups(runs, arrays, metrics)]
+    )
     if any(task["asks"] for task in tasks):
         note += " Seconds and epochs leave out the training of the references from which methods start."
     note = " ".join([note, *_reference_notes(tasks), *_longer_notes(tasks, runs)])
@@ -678,6 +705,16 @@ def _groups(record, arrays, metrics):
     ]
 
 
+def _other_rows(runs, arrays):
+    """Return sentences on labels whose test rows are others than those of some arrays: list of str."""
+    return [
+        f"{label} is measured on other test rows ({len(next(iter(by_seed.values()))[1]['target'])}, not "
+        f"{len(arrays['target'])}), as its kind of model leaves out other users: nothing of it is tested."
+        for label, by_seed in runs.items()
+        if not all(_same_rows(own, arrays) for _, own in by_seed.values())
+    ]
+
+
 def _other_groups(runs, arrays, metrics):
     """Return sentences on labels whose head and tail are others than those of some arrays: list of str."""
     if not any(map(group_of, metrics)):
@@ -685,7 +722,7 @@ def _other_groups(runs, arrays, metrics):
     return [
         f"{label} has other head and tail items, as its training counts differ: these columns are of other test rows."
         for label, by_seed in runs.items()
-        if not all(_same_groups(own, arrays) for _, own in by_seed.values())
+        if not all(_same_groups(own, arrays) for _, own in by_seed.values() if _same_rows(own, arrays))
     ]
 
 

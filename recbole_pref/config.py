@@ -29,7 +29,7 @@ from torch.nn import Module
 
 from recbole_pref.errors import PrefError, suggest
 from recbole_pref.objective import check_measured, check_objective
-from recbole_pref.registry import method_of, model_class
+from recbole_pref.registry import METHODS, method_of, model_class
 from recbole_pref.settings import (
     RECBOLE_SETTINGS,
     SETTINGS,
@@ -51,8 +51,10 @@ _RECBOLES_REFUSALS = (
     ValueError, TypeError, KeyError, IndexError, RuntimeError, NotImplementedError, AttributeError,
     AssertionError, SyntaxError, OverflowError,
 )  # fmt: skip
+_KINDS_OF_ALL = ("general", "training", "evaluation", "dataset")  # RecBole's lists of what every model has
 # What metrics with a cut-off are computed from.
 _CUT = ("rec.topk", "rec.items")
+_SEQUENTIAL_EVAL_ARGS = {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"}
 _TRANSFORM_KEYS = {"crop_itemseq": "eta", "reorder_itemseq": "beta"}  # RecBole's transforms, what each reads
 # Names that columns have or get; two of the same would overwrite each other.
 _FIELDS = (
@@ -130,12 +132,23 @@ def known_keys():
 @lru_cache(maxsize=1)
 def _stock_keys():
     keys = set(RECBOLE_SETTINGS) | _OTHER_KEYS
-    for name in ("general", "training", "evaluation", "dataset"):
+    for name in _KINDS_OF_ALL:
         keys.update(getattr(argument_list, f"{name}_arguments"))
     for root in (Path(recbole.__file__).parent / "properties", properties_dir()):
         for file in root.rglob("*.yaml"):
             if file.parent.name != "tune":
                 keys.update(_top_level_keys(file))
+    return frozenset(keys)
+
+
+@lru_cache(maxsize=1)
+def _keys_of_models():
+    """Return the keys that some of RecBole's models or of our methods read and others do not: frozenset of str."""
+    stock, ours = Path(recbole.__file__).parent / "properties", properties_dir()
+    files = [*stock.glob("model/*.yaml"), *ours.glob("method/*.yaml"), *ours.glob("backbone/*.yaml")]
+    keys = set().union(*map(_top_level_keys, files))
+    for name in _KINDS_OF_ALL:
+        keys.difference_update(getattr(argument_list, f"{name}_arguments"))
     return frozenset(keys)
 
 
@@ -273,6 +286,24 @@ class Config(RecBoleConfig):
                     f"{suggest(key, of_model) or ' Set strict_config: False to allow keys of your own.'}"
                 )
 
+    def refuse_unread(self, keys, where):
+        """Refuse settings that have no default for this <Method><Backbone>: they would do nothing.
+
+        Args:
+            keys (iterable of str): settings that were given for this model alone.
+            where (str): what messages begin with.
+
+        Raises:
+            PrefError: names the first of another method or backbone.
+        """
+        if method_of(self.model_class) is None:
+            return
+        of_losses = {name for method in METHODS.values() for name in method.setting_names}
+        own = self.internal_config_dict
+        for key in keys:
+            if key in (_keys_of_models() | of_losses) - own.keys():
+                raise PrefError(f"{where}{self.model} has no setting {key}: leave it out.{suggest(key, own)}")
+
     def _set_default_parameters(self):
         self._check_keys()
         self._check_values()
@@ -350,6 +381,9 @@ class Config(RecBoleConfig):
                     check(key, final[key])
                     final[key] = self._tidied(key, final[key], table[key])
         self._check_texts()
+        if getattr(self.model_class, "type", None) == ModelType.SEQUENTIAL and isinstance(final["eval_args"], dict):
+            # RecBole fills what is left out with a random 80/10/10 split, which is not what it has for these models.
+            final["eval_args"] = {**_SEQUENTIAL_EVAL_ARGS, **final["eval_args"]}
         check_eval_args(final["eval_args"])
         check_negatives(final.get("train_neg_sample_args") or {})
         check_clipping(final.get("clip_grad_norm") or {})

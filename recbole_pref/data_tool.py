@@ -178,7 +178,7 @@ def read_parquet_file(path):
             raise PrefError(f"{path} is no Parquet file: {' '.join(str(error).split())}") from None
 
 
-def read_text_table(path, separator, header=0):
+def read_text_table(path, separator, header=0, skip_blank_lines=True):
     """Read a text table: DataFrame of str; a PrefError says what is wrong with it."""
     if header == 0:
         _check_header(path, separator)
@@ -189,7 +189,7 @@ def read_text_table(path, separator, header=0):
             return pd.read_csv(
                 path, sep=separator if plain else re.escape(separator), header=header,
                 dtype=str, keep_default_na=False, index_col=False, encoding="utf-8-sig",
-                engine="c" if plain else "python",
+                engine="c" if plain else "python", skip_blank_lines=skip_blank_lines,
                 compression="gzip" if path.suffix == ".gz" else None,
             ).fillna("")  # fmt: skip
         except pd.errors.EmptyDataError:
@@ -263,9 +263,14 @@ def _with_ids(frame, place):
     return frame
 
 
+def without_fractions(values):
+    """Return a column of ids with whole numbers as such: Parquet may hold them as floats, where some are missing."""
+    whole = pd.api.types.is_float_dtype(values) and (values.dropna() % 1 == 0).all()
+    return values.astype("Int64") if whole else values
+
+
 def _ids(values, column, place):
-    if pd.api.types.is_float_dtype(values) and (values.dropna() % 1 == 0).all():
-        values = values.astype("Int64")  # Parquet turns whole numbers into floats where some are missing
+    values = without_fractions(values)
     texts = values.astype(str)
     bad = values.isna() | texts.isin(MISSING) | texts.str.contains(r"[\t\n\r\0]")
     at = np.flatnonzero(bad)

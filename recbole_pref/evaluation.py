@@ -39,11 +39,12 @@ def chunk_rows(num_items, budget_mb=None, cache_sized=False):
 def history_is_masked(config):
     """Return whether seen items are left out of the ranking of the test set.
 
-    ``mask_history`` says so for sequential models; RecBole's full ranking of other models always leaves them out.
+    ``mask_history`` says so for sequential models. Other models' rankings leave them out, full or among sampled
+    candidates, unless ``repeatable`` is set.
     """
     if config["MODEL_TYPE"] == ModelType.SEQUENTIAL:
         return bool(config["mask_history"])
-    return config["eval_args"]["mode"]["test"] == "full"
+    return not config["repeatable"]
 
 
 def encodes(model):

@@ -29,7 +29,8 @@ class Recorder(PrefCollector):
         own = scores[rows, targets].unsqueeze(1)  # [P, 1]
         probability = torch.softmax(scores, dim=1)
         gap = probability[:, tail].mean(1) - probability[:, 1:].mean(1)  # [B]
-        top = scores.topk(min(TOP, scores.shape[1] - 1), dim=1).indices  # [B, TOP]
+        best = scores.topk(min(TOP, scores.shape[1] - 1), dim=1)
+        top = best.indices.masked_fill(best.values == -torch.inf, 0)  # [B, TOP], padding where fewer are ranked
         users = users_of_rows(interaction, self.config, scores)
         parts = {
             "user": users[rows],
@@ -54,8 +55,8 @@ def evaluate(trainer, train_data, test_data):
         tuple: the metrics, dict of float; and arrays over R test rows (one per target) and the items,
         index 0 padding: ``user`` [R] tokens, ``target`` [R] item ids, ``rank`` [R] from 1 in the full
         ranking, ``tail_gap`` [R] mean softmax probability of tail items less that of all items,
-        ``top`` [R, 10] recommended item ids, ``count`` [n_items] training interactions, ``tail``
-        [n_items] bool.
+        ``top`` [R, 10] recommended item ids, 0 where fewer are ranked, ``count`` [n_items] training
+        interactions, ``tail`` [n_items] bool.
     """
     recorder = Recorder(trainer.config)
     before, trainer.eval_collector = trainer.eval_collector, recorder

@@ -62,7 +62,7 @@ class Objective:
             self._sign[metric] * (bound - result[metric]) / max(abs(bound), 1e-12)
             for metric, bound in self.at_least.items()
         ]
-        return max([0.0, *gaps])
+        return max((0.0, *(gap if gap == gap else float("inf") for gap in gaps)))
 
     def _floor(self):
         """Return a number that the size of the weighted sum does not reach."""

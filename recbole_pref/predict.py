@@ -21,7 +21,7 @@ from recbole.data.interaction import Interaction
 
 from recbole_pref import checkpoint, scoring
 from recbole_pref.config import Config
-from recbole_pref.data_tool import read_parquet_file, read_text_table
+from recbole_pref.data_tool import read_parquet_file, read_text_table, without_fractions
 from recbole_pref.encoder.multimodal import Multimodal
 from recbole_pref.errors import PrefError, suggest
 from recbole_pref.quick_start import load_data, load_model, settings_of
@@ -382,7 +382,7 @@ def read_sequences(path):
         raise PrefError(f"input={str(path)!r} {'is a folder' if path.is_dir() else 'does not exist'}: name a file.")
     ending = _ending(path, "input")
     try:
-        frame = read_parquet_file(path) if ending == ".parquet" else read_text_table(path, ",")
+        frame = read_parquet_file(path) if ending == ".parquet" else _read_csv(path)
     except PrefError as error:
         raise PrefError(
             f"input is no table with one header line and as many fields in each row (a field with commas goes in "
@@ -396,6 +396,8 @@ def read_sequences(path):
             "'item', or 'user' alone."
         )
     named = [name for name in columns if name != "items"]
+    for name in named:
+        frame[name] = without_fractions(frame[name])
     empty = frame[columns].isna().any(axis=1) | frame[named].eq("").any(axis=1)
     if empty.any():
         raise PrefError(f"input={str(path)!r}: row {int(empty.argmax()) + 1} is not complete: remove it.")
@@ -406,6 +408,15 @@ def read_sequences(path):
         return list(map(str, names)), [_tokens(value, path, row) for row, value in enumerate(frame["items"], start=1)]
     grouped = frame.astype(str).groupby("user", sort=False)["item"].agg(list)
     return list(grouped.index), list(grouped)
+
+
+def _read_csv(path):
+    """Return the table of a CSV file; before its end a blank line is a row where rows go by their numbers."""
+    frame = read_text_table(path, ",", skip_blank_lines=False)
+    blank = frame.eq("").all(axis=1)
+    if list(frame) == ["items"]:
+        blank &= blank[::-1].cummin()[::-1]
+    return frame[~blank].reset_index(drop=True)
 
 
 def _tokens(value, path, row):

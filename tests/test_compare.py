@@ -23,12 +23,14 @@ from recbole_pref.errors import PrefError
 from recbole_pref.report import write_report
 from recbole_pref.significance import holm, paired_bootstrap, paired_t
 
+SPLIT = {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"}
+
 # -- reading the request
 
 
 def test_entries_are_models_with_settings_or_files(tmp_path):
     file = tmp_path / "tuned.yaml"
-    file.write_text("model: RoDPOGRU4Rec\ndataset: other\nbeta: 0.3\n")
+    file.write_text("model: RoDPOGRU4Rec\ndataset: other\nbeta: 3e-1\n")
     text = f"CESASRec, LPOSASRec tau=0.5 topk=[5,10],{file} lambda=2"
     first, second, third = compare.parse_entries(text)
     assert first == compare.Entry("CESASRec", "CESASRec", {})
@@ -106,6 +108,13 @@ def test_entries_that_no_table_can_hold_are_refused_before_training(settings, tm
         ("CESASRec,CESASRec model=GRU4Rec", {}, "sets model.*write the model before its settings"),
         ("CESASRec,CESASRec dataset=other", {}, "sets dataset.*--dataset"),
         ("CESASRec,BPR", {}, "BPR has mask_history True, the first entry False.*--mask_history="),
+        ("CESASRec,BPR", {"eval_args": {**SPLIT, "mode": "uni10"}}, "BPR has mask_history True, the first entry False"),
+        (
+            "CESASRec,BPR", {"eval_args": {**SPLIT, "split": {"RS": [8, 1, 1]}}, "mask_history": True},
+            "a test row is a user with all targets for BPR and one target for CESASRec",
+        ),
+        ("LPOSASRec,LPOSASRec beta=0.5", {}, "'LPOSASRec beta=0.5': LPOSASRec has no setting beta"),
+        ("CESASRec dropout_prob=0.9", {}, "CESASRec has no setting dropout_prob.*attn_dropout_prob"),
         (
             "CESASRec topk=[5],CESASRec topk=[10]",
             {"metrics": ["NDCG", "GAUC"], "valid_metric": "GAUC"},
@@ -116,7 +125,7 @@ def test_entries_that_no_table_can_hold_are_refused_before_training(settings, tm
     ],
 )
 def test_what_one_table_cannot_hold_is_told_before_training(settings, tmp_path, models, more, words):
-    settings |= {"eval_args": {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"}}
+    settings |= {"eval_args": dict(SPLIT)}
     if models == "FM":
         settings["eval_args"] |= {"mode": "labeled"}
     with pytest.raises(PrefError, match=words):
@@ -125,8 +134,7 @@ def test_what_one_table_cannot_hold_is_told_before_training(settings, tmp_path, 
 
 
 def test_general_models_are_tested_against_sequential_ones_user_by_user(settings, tmp_path):
-    split = {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"}
-    more = {"mask_history": True, "eval_args": split, "epochs": 1}
+    more = {"mask_history": True, "eval_args": SPLIT, "epochs": 1}
     done = compare.compare("CESASRec,BPR,EASE", "tiny", 1, config_dict={**settings, **more}, output=tmp_path)
     assert "history masked" in done.text and "other head and tail" not in done.text
     ranks = []
@@ -308,6 +316,23 @@ def test_no_p_value_where_head_and_tail_are_others():
     assert not compare._other_groups(runs, runs["base"][1][1], ["hit@10"])
 
 
+def test_rows_of_one_user_are_no_independent_draws():
+    one, other = np.array([1, 1, 0, 1, 0, 1]), np.array([0, 1, 0, 0, 0, 0])
+    runs = {"base": {1: made_up(other)}, "new": {1: made_up(one)}}
+    for by_seed in runs.values():
+        by_seed[1][1]["user"] = np.array(["a", "a", "a", "b", "c", "c"])
+    new = compare.summarize(runs, "base", "t-test")[1]["hit@10"]
+    assert new["difference"] == pytest.approx(0.5)
+    assert new["p"] == pytest.approx(stats.ttest_1samp([1, 1, 1], 0).pvalue)
+
+
+def test_other_test_rows_are_told():
+    runs = {"base": {1: made_up(np.array([1, 0, 1]))}, "new": {1: made_up(np.array([1, 0]))}}
+    assert compare.summarize(runs, "base", "t-test")[1]["hit@10"]["p"] is None
+    (note,) = compare._other_rows(runs, runs["base"][1][1])
+    assert note.startswith("new is measured on other test rows (2, not 3)")
+
+
 def test_numbers_that_json_has_as_text_are_numbers(tmp_path):
     runs = {"base": {1: made_up(np.array([1, 0]))}}
     record, arrays = made_up(np.array([1, 1]))
@@ -465,16 +490,16 @@ def test_a_mistake_in_the_data_is_told_once_and_before_any_run(settings, tmp_pat
 
 
 def test_ranking_among_candidates_is_told_and_names_its_users(settings, tmp_path):
-    settings["eval_args"] = {
-        "mode": {"valid": "uni20", "test": "uni20"}, "split": {"LS": "valid_and_test"}, "order": "TO",
-        "group_by": "user",
-    }  # fmt: skip
+    settings["eval_args"] = {**SPLIT, "mode": {"valid": "uni20", "test": "uni5"}}
     (tmp_path / "seed.yaml").write_text("seed: 7\n")
     arguments = {"config_dict": {**settings, "epochs": 1}, "config_file_list": [str(tmp_path / "seed.yaml")]}
     done = compare.compare("CESASRec hidden_dropout_prob=0.5", "tiny", 1, output=tmp_path / "out", **arguments)
-    assert "ranking among uni20" in done.text and done.rows[0]["seeds"] == [7]
+    assert "ranking among uni5" in done.text and done.rows[0]["seeds"] == [7]
     (name,) = [path.stem for path in (tmp_path / "out" / "runs").glob("*.json")]
-    assert len(set(compare.load_record(tmp_path / "out", name)[1]["user"])) == 60
+    arrays = compare.load_record(tmp_path / "out", name)[1]
+    assert len(set(arrays["user"])) == 60
+    listed = (arrays["top"] > 0).sum(1)  # the target and at most five others
+    assert listed.min() >= 2 and listed.max() == 6
 
 
 @pytest.mark.parametrize("how", ["SIGKILL", "SIGTERM", "SIGINT"])
@@ -599,6 +624,10 @@ def test_mistakes_end_before_anything_is_trained(settings, tmp_path):
         compare.compare("CESASRec", test="z", **shared)
     with pytest.raises(PrefError, match="--processes"):
         compare.compare("CESASRec", processes=0, **shared)
+    with pytest.raises(PrefError, match="seed=-5"):
+        compare.compare("CESASRec", seeds="3,-5", **shared)
+    with pytest.raises(PrefError, match="2020.inter"):  # a name of digits, which YAML reads as a number
+        compare.compare("CESASRec", **{**shared, "dataset": 2020, "output": None})
     with pytest.raises(PrefError, match="run_stem is set by the comparison itself"):
         compare.compare("CESASRec,LPOSASRec run_stem=a", **shared)
     with pytest.raises(PrefError, match="result_file is set by the comparison itself"):

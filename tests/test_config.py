@@ -40,6 +40,21 @@ def test_precedence_is_recboles(tmp_path, monkeypatch):
     assert config["url"] == "http://a?b=c"
 
 
+def test_a_part_of_eval_args_leaves_the_rest_as_it_is_for_sequential_models():
+    for model in ("LPOSASRec", "SASRec"):
+        given = {"eval_args": {"mode": "uni100"}, "train_neg_sample_args": None}
+        found = Config(model, "ml-100k", config_dict=given)["eval_args"]
+        assert found["split"] == {"LS": "valid_and_test"} and found["order"] == "TO"
+        assert found["mode"] == {"valid": "uni100", "test": "uni100"}
+    assert Config("BPR", "ml-100k", config_dict={"eval_args": {"mode": "full"}})["eval_args"]["order"] == "RO"
+
+
+@pytest.mark.parametrize("given", ["beta=0.5", "clip_eps=0.1", "dropout_prob=0.5", "moe_experts=4"])
+def test_settings_of_others_are_refused_on_the_command_line(given, capsys):
+    assert cli.main(["--model=LPOSASRec", f"--{given}"]) == 2
+    assert f"LPOSASRec has no setting {given.partition('=')[0]}: leave it out" in capsys.readouterr().err
+
+
 def test_recboles_own_config_finds_our_defaults():
     config = RecBoleConfig("LPOSASRec", "ml-100k")
     assert config["tau"] == 0.1 and config["n_layers"] == 2

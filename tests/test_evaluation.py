@@ -397,6 +397,29 @@ def test_tail_share_is_that_of_the_first_ten(make, topk):
     assert trainer.eval_collector.tail_share == pytest.approx(expected) and 0 < expected < 1
 
 
+def test_tail_share_counts_ranked_items_only(make):
+    config, train, _, test, model = make(TwoStep, mode="uni3", metrics=["Hit"], topk=[10])
+    trainer = OurTrainer(config, model)
+    lists = []
+
+    def kept(scores, *others):
+        lists.append(scores.clone())
+        type(trainer.eval_collector).eval_batch_collect(trainer.eval_collector, scores, *others)
+
+    trainer.eval_collector.eval_batch_collect = kept
+    run(trainer, train, test)
+    tail = trainer.eval_collector.tail_mask
+    shares = [tail[row > -torch.inf].float().mean().item() for scores in lists for row in scores]
+    assert trainer.eval_collector.tail_share == pytest.approx(np.mean(shares)) and 0 < np.mean(shares) < 1
+
+
+def test_without_a_head_what_asks_for_none_is_measured(make):
+    config, train, _, test, model = make(TwoStep, metrics=["Hit"], topk=[5], head_ratio=0.001)
+    trainer = OurTrainer(config, model)
+    assert run(trainer, train, test)["hit@5"] > 0
+    assert trainer.eval_collector.tail_share is None
+
+
 # -- history
 
 

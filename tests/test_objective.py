@@ -33,6 +33,11 @@ def test_whatever_holds_the_bound_wins_and_outside_less_violation_wins():
     assert objective.violation(results[2]) == 0
 
 
+def test_a_metric_that_is_no_number_holds_no_bound():
+    objective = Objective({"TailNDCG@10": 1.0}, {"NDCG@10": 0.1})
+    assert objective.score({"ndcg@10": float("nan"), "tailndcg@10": 0.9}) < objective.score({"ndcg@10": 0.01, "tailndcg@10": 0.0})
+
+
 def test_bounds_win_over_metrics_that_are_no_shares():
     for weights in ({"AveragePopularity@10": 1.0}, {"ShannonEntropy@10": -3.0, "NDCG@10": 1.0}):
         objective = Objective(weights, {"NDCG@10": 0.05})

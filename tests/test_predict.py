@@ -287,6 +287,27 @@ def test_parquet_holds_lists_and_no_gaps(tmp_path):
             read_sequences(tmp_path / f"d{number}.parquet")
 
 
+def test_whole_numbers_that_parquet_holds_as_floats(tmp_path):
+    pytest.importorskip("pyarrow")
+    pd.DataFrame({"user": [196.0, 7.0], "item": [242.0, 302.0]}).to_parquet(tmp_path / "a.parquet")
+    assert read_sequences(tmp_path / "a.parquet") == (["196", "7"], [["242"], ["302"]])
+    pd.DataFrame({"user": [196.0, 7.5]}).to_parquet(tmp_path / "b.parquet")
+    assert read_sequences(tmp_path / "b.parquet")[0] == ["196.0", "7.5"]
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("items\ni3 i4\n\ni5\n\n\n", (["1", "2", "3"], [["i3", "i4"], [], ["i5"]])),
+        ("user,item\n\nann,i3\n\nann,i4\n", (["ann"], [["i3", "i4"]])),
+        ("user\n\nu1\n\nu2\n", (["u1", "u2"], None)),
+    ],
+)
+def test_blank_lines_shift_no_numbers(tmp_path, text, expected):
+    (tmp_path / "in.csv").write_text(text)
+    assert read_sequences(tmp_path / "in.csv") == expected
+
+
 def test_nothing_that_is_read_is_overwritten(recommender, tmp_path):
     source = tmp_path / "in.csv"
     source.write_text("items\ni3 i4\n")

@@ -18,7 +18,7 @@ from recbole.utils import argument_list
 from recbole_pref import checkpoint, reference
 from recbole_pref.config import Config, absolute_paths, digest_of_defaults
 from recbole_pref.environment import python_path, sigterm_as_ctrl_c, write_result
-from recbole_pref.errors import PrefError, suggest
+from recbole_pref.errors import PrefError
 from recbole_pref.objective import check_measured, check_objective, less_is_better
 from recbole_pref.quick_start import build_run, prepare_data, run_recbole_pref
 from recbole_pref.registry import split_model_name
@@ -31,11 +31,6 @@ __all__ = ["Plan", "read_plan", "tune"]
 
 # Settings that change what is read or how it is split: trials that differ in them load data themselves.
 _DATA_KEYS = {*argument_list.dataset_arguments, "eval_args", "mm_fields", "data_path"}
-# Settings of RecBole that every model has, with or without a default.
-_SHARED_KEYS = {
-    *argument_list.general_arguments, *argument_list.training_arguments, *argument_list.evaluation_arguments,
-    *argument_list.dataset_arguments,
-}  # fmt: skip
 # Settings of trials that the sweep itself decides.
 _OWN_KEYS = ("checkpoint_dir", "reference_dir", "run_stem", "resume", "result_file")
 
@@ -151,15 +146,10 @@ def _check_corners(config, settings, plan):
     """Let Config see the objective, then both ends of the space, where values clash with fixed settings."""
     model, dataset = config["model"], config["dataset"]
     try:
-        whole = Config(model, dataset, config_dict=settings)
+        Config(model, dataset, config_dict=settings).refuse_unread(plan.space, "space: ")
     except PrefError as error:
         raise PrefError(f"tune: {error}") from None
     pair = split_model_name(model)
-    for key in plan.space:
-        if pair and key not in whole.final_config_dict and key not in _SHARED_KEYS:
-            raise PrefError(
-                f"tune: {model} has no setting {key}: remove it from space.{suggest(key, whole.final_config_dict)}"
-            )
     if pair and plan.scheduler == "pbt":
         sizes = {key for key, value in reference.backbone_settings(config, pair[1]).items() if type(value) is int}
         shaping = [key for key in plan.space if key in sizes | _DATA_KEYS]

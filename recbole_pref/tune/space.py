@@ -14,7 +14,6 @@ import yaml
 
 from recbole_pref.config import FlowLoader, known_keys, parse_value, shipped
 from recbole_pref.errors import PrefError, suggest
-from recbole_pref.registry import METHODS, split_model_name
 from recbole_pref.settings import (
     RECBOLE_SETTINGS,
     SETTINGS,
@@ -136,7 +135,7 @@ def read_plan(source, model, num_samples=None):
         raise PrefError("tune: space is empty: write a line such as 'tau: {loguniform: [0.05, 2.0]}'.")
     space = {str(key): _domain(str(key), value) for key, value in content["space"].items()}
     for key, domain in space.items():
-        _check_key(key, model)
+        _check_key(key)
         _check_values(key, domain)
     search, search_options = _named(content.get("search", "random"), "search", SEARCHES)
     scheduler, scheduler_options = _named(content.get("scheduler", "none"), "scheduler", SCHEDULERS)
@@ -263,20 +262,10 @@ def _check_range(key, kind, values):
         raise PrefError(f"tune: {key}: randint takes whole numbers, not {list(values)!r}.")
 
 
-def _check_key(key, model):
+def _check_key(key):
     known = known_keys()
     if key not in known:
         raise PrefError(f"tune: {key} is not a setting of RecBole or RecBole-Pref.{suggest(key, known)}")
-    pair = split_model_name(model)
-    if pair is None:
-        return
-    method = pair[0]
-    of_losses = {name for other in METHODS.values() for name in other.setting_names}
-    if key in of_losses and key not in method.setting_names:
-        raise PrefError(
-            f"tune: {key} is not a setting of {method.name}, whose loss takes "
-            f"{', '.join(method.setting_names) or 'none'}."
-        )
 
 
 def _check_values(key, domain):
