@@ -297,7 +297,9 @@ def _plan(entries, dataset, seeds, files, shared, folder):
 
 def _test_row(config):
     """Return what RecBole's test rows hold, in words."""
-    alone = config["MODEL_TYPE"] == ModelType.SEQUENTIAL or "LS" in config["eval_args"]["split"]
+    args = config["eval_args"]
+    row_by_row = config["MODEL_TYPE"] == ModelType.SEQUENTIAL and args["mode"]["test"] == "full"
+    alone = row_by_row or "LS" in args["split"]
     return "one target" if alone else "a user with all targets"
 
 
