@@ -594,9 +594,9 @@ def _per_user_difference(pairs, metric):
     """Return the difference per user, averaged over the seeds: ndarray [U], or None.
 
     Of a user with several test rows it is their sum: rows of one user are no independent draws, and the mean of the
-    sums has the sign of the difference in the table.
+    sums has the sign of the difference in the table. Seeds may split the data differently.
     """
-    total = 0.0
+    users, gaps = [], []
     for one, another in pairs:
         if not _same_rows(one[1], another[1]):
             return None
@@ -605,9 +605,10 @@ def _per_user_difference(pairs, metric):
         found, others = _values(*one, metric), _values(*another, metric)
         if found is None or others is None:
             return None
-        total = total + found[0] - others[0]
-    users = pairs[0][0][1]["user"][found[1]]
-    return np.bincount(np.unique(users, return_inverse=True)[1], weights=total / len(pairs))
+        users.append(one[1]["user"][found[1]])
+        gaps.append(found[0] - others[0])
+    _, places = np.unique(np.concatenate(users), return_inverse=True)
+    return np.bincount(places, weights=np.concatenate(gaps)) / len(pairs)
 
 
 def _same_rows(one, another):
@@ -663,9 +664,8 @@ def _write(entries, tasks, folder, baseline, test, failed):
         )
     else:
         note += f"Nothing is tested: the baseline {baseline} has no finished run."
-    note = " ".join(
-        [note, *_groups(some, arrays, metrics), *_other_rows(runs, arrays), *_other_groups(runs, arrays, metrics)]
-    )
+    others = [*_other_rows(runs, of_baseline), *_other_groups(runs, of_baseline, metrics)]
+    note = " ".join([note, *_groups(some, arrays, metrics), *others])
     if any(task["asks"] for task in tasks):
         note += " Seconds and epochs leave out the training of the references from which methods start."
     note = " ".join([note, *_reference_notes(tasks), *_longer_notes(tasks, runs)])
@@ -707,24 +707,33 @@ def _groups(record, arrays, metrics):
     ]
 
 
-def _other_rows(runs, arrays):
-    """Return sentences on labels whose test rows are others than those of some arrays: list of str."""
+def _beside(by_seed, of_baseline):
+    """Return the arrays of runs beside those of the baseline with the same seed: list of pairs."""
+    return [(arrays, of_baseline[seed][1]) for seed, (_, arrays) in by_seed.items() if seed in of_baseline]
+
+
+def _other_rows(runs, of_baseline):
+    """Return sentences on labels whose test rows are others than the baseline's: list of str."""
+    found = {}
+    for label, by_seed in runs.items():
+        for own, other in _beside(by_seed, of_baseline):
+            if not _same_rows(own, other):
+                found[label] = f"({len(own['target'])}, not {len(other['target'])})"
     return [
-        f"{label} is measured on other test rows ({len(next(iter(by_seed.values()))[1]['target'])}, not "
-        f"{len(arrays['target'])}), as its kind of model leaves out other users: nothing of it is tested."
-        for label, by_seed in runs.items()
-        if not all(_same_rows(own, arrays) for _, own in by_seed.values())
+        f"{label} is measured on other test rows {numbers}, as its kind of model leaves out other users: nothing of it "
+        "is tested."
+        for label, numbers in found.items()
     ]
 
 
-def _other_groups(runs, arrays, metrics):
-    """Return sentences on labels whose head and tail are others than those of some arrays: list of str."""
+def _other_groups(runs, of_baseline, metrics):
+    """Return sentences on labels whose head and tail are others than the baseline's: list of str."""
     if not any(map(group_of, metrics)):
         return []
     return [
         f"{label} has other head and tail items, as its training counts differ: these columns are of other test rows."
         for label, by_seed in runs.items()
-        if not all(_same_groups(own, arrays) for _, own in by_seed.values() if _same_rows(own, arrays))
+        if not all(_same_groups(*pair) for pair in _beside(by_seed, of_baseline) if _same_rows(*pair))
     ]
 
 

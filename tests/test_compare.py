@@ -151,6 +151,14 @@ def test_general_models_are_tested_against_sequential_ones_user_by_user(settings
     assert min(paired_t(gaps) * 6, 1) >= alone.rows[1]["hit@10"]["p"] >= paired_t(gaps) * (1 - 1e-9)
 
 
+def test_seeds_may_split_the_data_differently(settings, tmp_path):
+    random = {"split": {"RS": [6, 2, 2]}, "order": "RO", "group_by": "user", "mode": "full"}
+    more = {"eval_args": random, "epochs": 1, "metrics": ["NDCG", "TailNDCG"]}
+    done = compare.compare("BPR,EASE", "tiny", 2, config_dict={**settings, **more}, output=tmp_path)
+    assert "other test rows" not in done.text and "other head and tail" not in done.text
+    assert done.rows[1]["ndcg@10"]["difference"] and not done.failed
+
+
 def test_a_file_of_settings_leaves_the_seeds_to_the_comparison(settings, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "best.yaml").write_text("model: CESASRec\nseed: 7\ndataset: other\n")
@@ -311,9 +319,9 @@ def test_no_p_value_where_head_and_tail_are_others():
         runs[label] = {1: (record, arrays)}
     base, new, same = compare.summarize(runs, "base", "t-test")
     assert new["tailhit@10"]["p"] is None and new["hit@10"]["p"] == 1 and same["tailhit@10"]["p"] == 1
-    (note,) = compare._other_groups(runs, runs["base"][1][1], ["hit@10", "tailhit@10"])
+    (note,) = compare._other_groups(runs, runs["base"], ["hit@10", "tailhit@10"])
     assert note.startswith("new has other head and tail items")
-    assert not compare._other_groups(runs, runs["base"][1][1], ["hit@10"])
+    assert not compare._other_groups(runs, runs["base"], ["hit@10"])
 
 
 def test_rows_of_one_user_are_no_independent_draws():
@@ -324,12 +332,16 @@ def test_rows_of_one_user_are_no_independent_draws():
     new = compare.summarize(runs, "base", "t-test")[1]["hit@10"]
     assert new["difference"] == pytest.approx(0.5)
     assert new["p"] == pytest.approx(stats.ttest_1samp([1, 1, 1], 0).pvalue)
+    for label, values in (("base", [0, 0]), ("new", [1, 0])):  # of users 0 and 1, in another split
+        runs[label][2] = made_up(np.array(values))
+    new = compare.summarize(runs, "base", "t-test")[1]["hit@10"]
+    assert new["p"] == pytest.approx(stats.ttest_1samp([0.5, 0, 0.5, 0.5, 0.5], 0).pvalue)
 
 
 def test_other_test_rows_are_told():
     runs = {"base": {1: made_up(np.array([1, 0, 1]))}, "new": {1: made_up(np.array([1, 0]))}}
     assert compare.summarize(runs, "base", "t-test")[1]["hit@10"]["p"] is None
-    (note,) = compare._other_rows(runs, runs["base"][1][1])
+    (note,) = compare._other_rows(runs, runs["base"])
     assert note.startswith("new is measured on other test rows (2, not 3)")
 
 
