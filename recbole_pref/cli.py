@@ -147,6 +147,22 @@ def parse(argv):
     return options, settings
 
 
+def check(model, dataset, arguments):
+    """Refuse a run that could not start, before its data exist.
+
+    Args:
+        model (str): ``<Method><Backbone>``.
+        dataset (str): name of the data set.
+        arguments (list of str): further arguments of the run.
+
+    Raises:
+        PrefError: what the run itself would be refused for before it reads its data.
+    """
+    options, settings = _read(arguments)
+    files = options.config_files.split() if options.config_files else None
+    _config_of_run(model, dataset, files, settings)
+
+
 def main(argv=None):
     """Run the command line.
 
@@ -157,15 +173,8 @@ def main(argv=None):
         int: exit code, 0, 2 or 130.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
-    # RecBole reads sys.argv wherever a Config is made; the settings reach it through config_dict.
-    sys.argv = sys.argv[:1]
     try:
-        options, settings = parse(argv)
-        if options.plugins is not None:
-            from recbole_pref import plugins
-
-            plugins.load(path.strip() for path in options.plugins.split(",") if path.strip())
-        return _dispatch(options, settings)
+        return _dispatch(*_read(argv))
     except PrefError as error:
         if "--debug" in argv:
             raise
@@ -177,6 +186,23 @@ def main(argv=None):
         told = "stopped by a signal; the same command goes on with a comparison, with --resume added with a sweep."
         print(f"recbole-pref: {told}", file=sys.stderr)
         return 130
+
+
+def _read(argv):
+    # RecBole reads sys.argv wherever a Config is made; the settings reach it through config_dict.
+    sys.argv = sys.argv[:1]
+    options, settings = parse(argv)
+    if options.plugins is not None:
+        from recbole_pref import plugins
+
+        plugins.load(path.strip() for path in options.plugins.split(",") if path.strip())
+    return options, settings
+
+
+def _config_of_run(model, dataset, files, settings):
+    from recbole_pref.config import Config
+
+    Config(model, dataset, files, dict(settings)).refuse_unread(settings, "")
 
 
 def _dispatch(options, settings):
@@ -207,13 +233,12 @@ def _dispatch(options, settings):
         return _tune(options, model, dataset, files, settings)
     if options.resume is not None:
         settings["resume"] = options.resume
-    from recbole_pref.config import Config
     from recbole_pref.memory import explained
     from recbole_pref.quick_start import run
     from recbole_pref.tables import result_table
 
     with explained():
-        Config(model, dataset, files, dict(settings)).refuse_unread(settings, "")
+        _config_of_run(model, dataset, files, settings)
         result = run(
             model,
             dataset,

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from recbole_pref import cli
 from recbole_pref.data_check import read_atomic
 from recbole_pref.data_tool import check_name, reading
 from recbole_pref.encoder.features import OTHER_FILES, columns_of
@@ -360,6 +361,8 @@ def main(argv=None):
     try:
         if rest and options.train is None:
             raise PrefError(f"{rest[0]!r} is not understood: settings of a run need --train=MODEL.")
+        if options.train is not None:
+            cli.check(options.train, options.dataset, rest)  # encoding may take hours
         folder, name, settings = make(options)
     except PrefError as error:
         print(f"recbole-pref-features: {error}", file=sys.stderr)
@@ -368,8 +371,6 @@ def main(argv=None):
     if options.train is None:
         print(f"train on it: recbole-pref --model=RoDPOMMSASRec {' '.join(command)}")
         return 0
-    from recbole_pref import cli
-
     return cli.main([f"--model={options.train}", *command, *rest])
 
 

@@ -102,9 +102,24 @@ def test_text_features_are_written_and_trained_on(shop, tmp_path, capsys):
 def test_one_command_makes_features_and_trains(shop, capsys):
     settings = [f"--{key}={value}" for key, value in shop.items() if key not in ("dataset", "data_path")]
     own = ["--encoder=my_encoders:letters", "--train=RoDPOMMSASRec", "--mm_fusion=concat", "--epochs=1"]
-    settings = [text for text in settings if not text.startswith(("--epochs=", "--load_col="))]
+    others = ("--epochs=", "--load_col=", "--embedding_size=", "--nv=", "--nh=")
+    settings = [text for text in settings if not text.startswith(others)]
     assert run(*own, *settings) == 0
     assert "RoDPOMMSASRec on tiny" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--train=RoDPOMMSASRecc"], "RoDPOMMSASRec"),
+        (["--train=RoDPOMMSASRec", "--embedding_size=16"], "has no setting embedding_size"),
+        (["--train=RoDPOMMSASRec", "--epochs=1", "--epochs=2"], "--epochs is given twice"),
+    ],
+)
+def test_a_run_that_cannot_start_is_refused_before_features_are_made(shop, tmp_path, capsys, arguments, message):
+    assert run("--encoder=my_encoders:letters", *arguments) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "dataset/tiny/tiny.text").exists()
 
 
 def picture(path, color):
