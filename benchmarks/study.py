@@ -75,6 +75,7 @@ METHODS = "CE,DPO,DMPO,SDPO,DynamicPO,RoDPO,TAWin,SimPO,MPPO,ORPO"
 EVERY = f"{METHODS},CE reweighted,LPO,LPO log-probability"
 TUNED_SASREC = "learning_rate=0.002 hidden_dropout_prob=0.6 attn_dropout_prob=0.4"
 TUNED_GRU4REC = "learning_rate=0.0027 dropout_prob=0.6"
+TUNED_CASER = "learning_rate=0.00043 embedding_size=128 dropout_prob=0.7"  # on amazon-beauty
 
 
 def _tuned(entries, found):
@@ -121,6 +122,7 @@ STUDIES = {
     "against-bias-amazon-beauty-SASRec": Study("amazon-beauty", "SASRec", FIRST, "5", "CE repeat bias"),
     "against-bias-amazon-beauty-GRU4Rec": Study("amazon-beauty", "GRU4Rec", FIRST, "5", "CE repeat bias"),
     "against-bias-amazon-beauty-Caser": Study("amazon-beauty", "Caser", FIRST, "5", "CE repeat bias"),
+    "tuned-amazon-beauty-Caser": Study("amazon-beauty", "Caser", _tuned(FIRST, TUNED_CASER), "5", masked=True),
     "methods-amazon-beauty": Study("amazon-beauty", "SASRec", METHODS, "5"),
     "parts-amazon-beauty": Study("amazon-beauty", "SASRec", PARTS, "5"),
 }
