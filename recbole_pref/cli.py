@@ -66,7 +66,7 @@ def build_parser():
     add = parser.add_argument
     add("--model", "-m", default=None, help="<Method><Backbone> or a model of RecBole (LPOSASRec)")
     add("--dataset", "-d", default=None, help="name of the data set (ml-100k)")
-    add("--config_files", default=None, help="YAML files, separated by spaces; also shipped ones")
+    add("--config_files", type=str.split, help="YAML files, separated by spaces; also shipped ones")
     add("--plugins", help="Python files with methods of your own, separated by commas (docs/extending.md)")
     add("--predict", metavar="CHECKPOINT", help="recommend for the sequences or users of --input instead of training")
     add("--compare", metavar="MODELS", help="models and YAML files to compare, separated by commas")
@@ -159,8 +159,7 @@ def check(model, dataset, arguments):
         PrefError: what the run itself would be refused for before it reads its data.
     """
     options, settings = _read(arguments)
-    files = options.config_files.split() if options.config_files else None
-    _config_of_run(model, dataset, files, settings)
+    _config_of_run(model, dataset, options.config_files, settings)
 
 
 def main(argv=None):
@@ -223,7 +222,7 @@ def _dispatch(options, settings):
     if options.plots:
         _refuse_settings(settings, "plots")
         return _publish(options.plots)
-    files = options.config_files.split() if options.config_files else None
+    files = options.config_files
     named = _named_in(files)
     model = options.model or named.get("model", DEFAULT_MODEL)
     dataset = options.dataset or named.get("dataset", DEFAULT_DATASET)
