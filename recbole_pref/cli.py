@@ -159,7 +159,7 @@ def check(model, dataset, arguments):
         PrefError: what the run itself would be refused for before it reads its data.
     """
     options, settings = _read(arguments)
-    _config_of_run(model, dataset, options.config_files, settings)
+    _check_settings(model, dataset, options.config_files, settings)
 
 
 def main(argv=None):
@@ -198,7 +198,7 @@ def _read(argv):
     return options, settings
 
 
-def _config_of_run(model, dataset, files, settings):
+def _check_settings(model, dataset, files, settings):
     from recbole_pref.config import Config
 
     Config(model, dataset, files, dict(settings)).refuse_unread(settings, "")
@@ -237,7 +237,7 @@ def _dispatch(options, settings):
     from recbole_pref.tables import result_table
 
     with explained():
-        _config_of_run(model, dataset, files, settings)
+        _check_settings(model, dataset, files, settings)
         result = run(
             model,
             dataset,

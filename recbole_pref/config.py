@@ -51,7 +51,6 @@ _RECBOLES_REFUSALS = (
     ValueError, TypeError, KeyError, IndexError, RuntimeError, NotImplementedError, AttributeError,
     AssertionError, SyntaxError, OverflowError,
 )  # fmt: skip
-_KINDS_OF_ALL = ("general", "training", "evaluation", "dataset")  # RecBole's lists of what every model has
 # What metrics with a cut-off are computed from.
 _CUT = ("rec.topk", "rec.items")
 _SEQUENTIAL_EVAL_ARGS = {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"}
@@ -131,9 +130,7 @@ def known_keys():
 
 @lru_cache(maxsize=1)
 def _stock_keys():
-    keys = set(RECBOLE_SETTINGS) | _OTHER_KEYS
-    for name in _KINDS_OF_ALL:
-        keys.update(getattr(argument_list, f"{name}_arguments"))
+    keys = set(RECBOLE_SETTINGS) | _OTHER_KEYS | _shared_keys()
     for root in (Path(recbole.__file__).parent / "properties", properties_dir()):
         for file in root.rglob("*.yaml"):
             if file.parent.name != "tune":
@@ -146,10 +143,13 @@ def _keys_of_models():
     """Return the keys that some of RecBole's models or of our methods read and others do not: frozenset of str."""
     stock, ours = Path(recbole.__file__).parent / "properties", properties_dir()
     files = [*stock.glob("model/*.yaml"), *ours.glob("method/*.yaml"), *ours.glob("backbone/*.yaml")]
-    keys = set().union(*map(_top_level_keys, files))
-    for name in _KINDS_OF_ALL:
-        keys.difference_update(getattr(argument_list, f"{name}_arguments"))
-    return frozenset(keys)
+    return frozenset().union(*map(_top_level_keys, files)) - _shared_keys()
+
+
+def _shared_keys():
+    """Return the keys that RecBole lists for every model: set of str."""
+    kinds = ("general", "training", "evaluation", "dataset")
+    return set().union(*(getattr(argument_list, f"{kind}_arguments") for kind in kinds))
 
 
 def _top_level_keys(file):
@@ -300,8 +300,9 @@ class Config(RecBoleConfig):
             return
         of_losses = {name for method in METHODS.values() for name in method.setting_names}
         own = self.internal_config_dict
+        foreign = (_keys_of_models() | of_losses) - own.keys()
         for key in keys:
-            if key in (_keys_of_models() | of_losses) - own.keys():
+            if key in foreign:
                 raise PrefError(f"{where}{self.model} has no setting {key}: leave it out.{suggest(key, own)}")
 
     def _set_default_parameters(self):

@@ -359,10 +359,10 @@ def main(argv=None):
     argv = sys.argv[1:] if argv is None else list(argv)
     options, rest = build_parser().parse_known_args(argv)
     try:
-        if rest and options.train is None:
-            raise PrefError(f"{rest[0]!r} is not understood: settings of a run need --train=MODEL.")
         if options.train is not None:
             cli.check(options.train, options.dataset, rest)  # encoding may take hours
+        elif rest:
+            raise PrefError(f"{rest[0]!r} is not understood: settings of a run need --train=MODEL.")
         folder, name, settings = make(options)
     except PrefError as error:
         print(f"recbole-pref-features: {error}", file=sys.stderr)

@@ -48,23 +48,23 @@ def test_a_sweep_file(tmp_path):
         "space:\n  tau: {loguniform: [5e-2, 2.0]}\n  lambda: {grid: [0.1, 1]}\n  alpha_tail: 2.0\n"
         "search: random\nscheduler: {name: asha, grace_epochs: 2}\nnum_samples: 3\n"
     )
-    plan = read_plan(file, "LPOSASRec")
+    plan = read_plan(file)
     assert plan.space["tau"] == Domain("loguniform", (0.05, 2.0))
     assert plan.space["alpha_tail"] == Domain("fixed", (2.0,))
     assert plan.scheduler_options == {"grace_epochs": 2, "reduction_factor": 3}
     assert plan.trials == 6
-    assert read_plan(file, "LPOSASRec", num_samples=5).trials == 10
+    assert read_plan(file, num_samples=5).trials == 10
 
 
 def test_the_shipped_sweep_file_is_one():
     file = Path(__file__).resolve().parents[1] / "properties" / "tune" / "lpo.yaml"
-    assert set(read_plan(file, "LPOSASRec").space) == {"tau", "lambda", "alpha_tail", "num_negatives"}
+    assert set(read_plan(file).space) == {"tau", "lambda", "alpha_tail", "num_negatives"}
 
 
 @pytest.mark.parametrize("backbone", ["SASRec", "GRU4Rec", "Caser"])
 def test_the_sweep_of_a_baseline_searches_what_its_backbone_has(backbone):
     file, model = f"properties/tune/ce-{backbone}.yaml", f"CE{backbone}"
-    plan = read_plan(Path(__file__).resolve().parents[1] / file, model)
+    plan = read_plan(Path(__file__).resolve().parents[1] / file)
     assert (plan.objective, plan.scheduler) == ("NDCG@10", "asha")
     assert set(plan.space) <= set(Config(model, "ml-100k").final_config_dict)
     _check_corners(Config(model, "ml-100k"), {}, plan)
@@ -76,16 +76,16 @@ def test_recboles_own_files_are_read(tmp_path):
         "learning_rate loguniform -8,0\nembedding_size choice [64,96 , 128]\n\n"
         "hidden_dropout_prob quniform 0.1,0.5,0.1\nlambda uniform 0,1\n"
     )
-    space = read_plan(file, "LPOSASRec").space
+    space = read_plan(file).space
     assert space["learning_rate"].values == pytest.approx((0.00033546, 1.0), rel=1e-4)
     assert space["embedding_size"] == Domain("choice", (64, 96, 128))
     assert space["hidden_dropout_prob"] == Domain("quniform", (0.1, 0.5, 0.1))
     by_type = tmp_path / "hyper.yaml"
     by_type.write_text("choice:\n  embedding_size: [64, 96]\nuniform:\n  lambda: [0, 1]\n")
-    assert read_plan(by_type, "LPOSASRec").space["embedding_size"] == Domain("choice", (64, 96))
+    assert read_plan(by_type).space["embedding_size"] == Domain("choice", (64, 96))
     file.write_text("learning_rate loguniform\n")
     with pytest.raises(PrefError, match="line 1"):
-        read_plan(file, "LPOSASRec")
+        read_plan(file)
 
 
 def wrong(**changes):
@@ -124,7 +124,7 @@ def wrong(**changes):
 )
 def test_mistakes_in_sweep_files_are_named(sweep, words):
     with pytest.raises(PrefError, match=words):
-        read_plan(sweep, "LPOSASRec")
+        read_plan(sweep)
 
 
 def test_counts_stay_whole():
@@ -182,7 +182,7 @@ def test_a_bound_allows_what_is_somewhat_worse_than_the_baseline():
     config = {"metrics": ["NDCG", "TailNDCG", "GiniIndex"], "topk": [10]}
 
     def bounds(**keep):
-        plan = read_plan(wrong(objective={**KEPT, "percent_below": 10, **keep}), "LPOSASRec")
+        plan = read_plan(wrong(objective={**KEPT, "percent_below": 10, **keep}))
         return _objective(plan, config, {}, lambda metric: 0.5)["at_least"]
 
     assert bounds() == {"NDCG@10": pytest.approx(0.45)}
@@ -192,7 +192,7 @@ def test_a_bound_allows_what_is_somewhat_worse_than_the_baseline():
 
 def test_a_random_search_limits_its_trials():
     def searcher(**more):
-        return make_searcher(read_plan(wrong(**more), "LPOSASRec"), 1)
+        return make_searcher(read_plan(wrong(**more)), 1)
 
     assert searcher(max_concurrent=2).max_concurrent == 2
     assert searcher().max_concurrent == 0  # as many as fit
@@ -206,7 +206,7 @@ def test_population_based_training_stays_in_the_space():
         "hidden_dropout_prob": {"quniform": [0.1, 0.5, 0.1]},
         "tau": {"loguniform": [0.05, 2.0]},
     }
-    scheduler = make_scheduler(read_plan(wrong(space=space, scheduler="pbt"), "LPOSASRec"), 9)
+    scheduler = make_scheduler(read_plan(wrong(space=space, scheduler="pbt")), 9)
     params = {"lpo_space": "logit", "pool_size": 10, "num_negatives": 2, "hidden_dropout_prob": 0.3, "tau": 1.0}
     seen = {key: set() for key in space}
     for _ in range(300):
@@ -225,7 +225,7 @@ class RaySide:
     """What HyperBand sees of Ray: trials that run, and stops that it hears of."""
 
     def __init__(self, epochs, n_trials):
-        self.scheduler = make_scheduler(read_plan(wrong(scheduler="hyperband"), "LPOSASRec"), epochs)
+        self.scheduler = make_scheduler(read_plan(wrong(scheduler="hyperband")), epochs)
         self.trials = [mock.Mock(status=Trial.PENDING, is_saving=False) for _ in range(n_trials)]
         for trial in self.trials:
             self.scheduler.on_trial_add(self, trial)
@@ -288,7 +288,7 @@ def test_failed_trials_that_reported_are_no_success(settings, tmp_path):
         path=str(tmp_path / "t1"), metrics={"best_score": 0.1, "epoch": 1}, config={"tau": 0.1},
         error=RuntimeError("PrefError: the loss is nan"),
     )  # fmt: skip
-    plan = read_plan({"space": {"tau": {"uniform": [0.1, 1]}}}, "LPOSASRec")
+    plan = read_plan({"space": {"tau": {"uniform": [0.1, 1]}}})
     wanted = {"objective": {"weights": {"NDCG@10": 1.0}}}
     with pytest.raises(PrefError, match="no trial succeeded.*the loss is nan"):
         finish([failed], tmp_path, plan, Config("LPOSASRec", "tiny", config_dict=settings), wanted)
@@ -358,7 +358,7 @@ def test_fixed_values_of_the_space_hold_for_baseline_and_scheduler_too(settings,
 
 def test_a_search_learns_from_the_best_validation_and_schedulers_compare_the_latest():
     pytest.importorskip("optuna")
-    plan = read_plan(wrong(search="optuna", scheduler="asha"), "LPOSASRec")
+    plan = read_plan(wrong(search="optuna", scheduler="asha"))
     assert make_searcher(plan, 1).metric == "best_score"
     assert make_scheduler(plan, 9)._metric == "score"
 
@@ -384,7 +384,7 @@ def test_references_lie_where_the_user_keeps_them(settings, tmp_path):
     kept, sweep = tmp_path / "kept", tmp_path / "sweep"
     kept.mkdir()
     (kept / "other-SASRec-0.pth").write_bytes(b"of other data")
-    plan = read_plan({"space": {"beta": {"uniform": [0.1, 1]}}}, "SDPOSASRec")
+    plan = read_plan({"space": {"beta": {"uniform": [0.1, 1]}}})
     for named, folder in (({}, sweep / "reference"), ({"reference_dir": str(kept)}, kept)):
         config = Config("SDPOSASRec", "tiny", config_dict={**settings, **named})
         shared = _shared(config, plan, _fixed_settings(config), sweep, 1)

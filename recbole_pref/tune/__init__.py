@@ -77,7 +77,7 @@ def tune(
 
     from recbole_pref.tune.algorithms import make_scheduler, make_searcher
 
-    plan = read_plan(sweep, model, num_samples)
+    plan = read_plan(sweep, num_samples)
     if cpus_per_trial <= 0 or gpus_per_trial < 0:
         raise PrefError("--cpus_per_trial must be above 0 and --gpus_per_trial 0 or more.")
     for key in _OWN_KEYS:

@@ -109,12 +109,11 @@ class Plan:
         return self.num_samples * math.prod(len(d.values) for d in self.space.values() if d.kind == "grid")
 
 
-def read_plan(source, model, num_samples=None):
+def read_plan(source, num_samples=None):
     """Read and check a sweep file.
 
     Args:
         source (path-like or dict): the file, or its content.
-        model (str): the model that is swept, whose settings the space may name.
         num_samples (int, optional): wins over the file's.
 
     Returns:
