@@ -298,6 +298,7 @@ def _compare(options, dataset, files, settings):
 def _tune(options, model, dataset, files, settings):
     from recbole_pref.tune import tune
 
+    _check_settings(model, dataset, files, settings)
     tune(
         model,
         dataset,

@@ -87,6 +87,21 @@ def _sort_interactions_as_arrays():
     )
 
 
+# -- scipy
+
+
+def _dict_update_missing():
+    from scipy.sparse import dok_matrix
+
+    return not hasattr(dok_matrix, "_update")
+
+
+def _update_dict_of_keys():
+    from scipy.sparse import dok_matrix
+
+    dok_matrix._update = lambda self, entries: self._dict.update(entries)
+
+
 # -- pandas
 
 
@@ -252,6 +267,14 @@ PATCHES = (
         "RecBole sorts with torch",
         _always,
         _sort_interactions_as_arrays,
+    ),
+    Patch(
+        "dok_update",
+        "model/general_recommender/lightgcn.py:111 and six more fill a dok_matrix through its _update, which "
+        "today's scipy does not have",
+        "RecBole builds the matrix from rows and columns",
+        _dict_update_missing,
+        _update_dict_of_keys,
     ),
     Patch(
         "fill_nan",

@@ -521,7 +521,10 @@ class Config(RecBoleConfig):
                 f"run_stem={shown(stem)} is not accepted: set it to a file name of at most 200 characters."
             )
         gpu = final.get("gpu_id")
-        if not isinstance(gpu, (str, int, tuple)) or not str(gpu).isprintable():
+        if isinstance(gpu, list):  # of YAML or JSON
+            gpu = final["gpu_id"] = tuple(gpu)
+        several = isinstance(gpu, tuple) and all(type(number) is int for number in gpu)
+        if not several and (not isinstance(gpu, (str, int)) or not str(gpu).isprintable()):
             raise PrefError(f"gpu_id={shown(gpu)} is not accepted: set it to a number or to several, such as '0,1'.")
         if final.get("log_wandb") and importlib.util.find_spec("wandb") is None:
             raise PrefError("log_wandb=True needs the package wandb: run 'pip install wandb' or leave it out.")

@@ -27,7 +27,7 @@ _TRAINING_KEYS = (
     "clip_grad_norm", "valid_metric", "eval_args", "mask_history", "MAX_ITEM_LIST_LENGTH",
     "train_positions", "window_stride", "reference_epochs", "reference_learning_rate",
     "head_ratio", "tail_split", "repeat_bias", "enable_amp", "enable_scaler", "amp_dtype", "matmul_precision",
-    "metric_decimal_place", "tail_ratio",
+    "metric_decimal_place", "tail_ratio", "benchmark_filename",
 )  # fmt: skip
 # What a reference's training has, whatever the run's own settings.
 _CROSS_ENTROPY = {

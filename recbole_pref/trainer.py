@@ -219,12 +219,13 @@ class TrainerMixin(EvaluationMixin):
         amp_dtype = _amp_dtype(config["amp_dtype"], self.device.type)
         if show_progress:
             batches = tqdm(batches, ncols=100, desc=set_color(f"Train {epoch_idx:>5}", "pink"))
-        for step, batch in enumerate(batches):
-            if step < done:
-                continue
-            # Making batches may have drawn random numbers. The stored states are the first process's.
-            if within and step == done and distributed.is_first():
-                checkpoint.set_rng_state(within["rng"])
+        batches = iter(batches)
+        for _ in range(done):
+            next(batches)
+        # Making batches may have drawn random numbers. The stored states are the first process's.
+        if within and distributed.is_first():
+            checkpoint.set_rng_state(within["rng"])
+        for step, batch in enumerate(batches, done):
             batch = distributed.share(batch).to(self.device)
             self.optimizer.zero_grad()
             with torch.autocast(self.device.type, amp_dtype, enabled=self.enable_amp):
@@ -406,6 +407,7 @@ class TrainerMixin(EvaluationMixin):
                 "epoch": start_epoch,  # names the file
                 "finished": finished,
                 "optimizer": self.optimizer.state_dict(),
+                "optimizers": {name: optimizer.state_dict() for name, optimizer in self._further_optimizers()},
                 "rng": checkpoint.rng_state(),
                 "loader": within["loader"] if within else self._train_data.generator.get_state(),
                 "within": within and {key: within[key] for key in ("steps", "total", "seconds")},
@@ -428,7 +430,7 @@ class TrainerMixin(EvaluationMixin):
             state (dict, optional): what it holds, where it was loaded before.
 
         Raises:
-            PrefError: missing, damaged or foreign file.
+            PrefError: missing, damaged or foreign file; the run's best checkpoint is not beside it.
         """
         # On the CPU: torch's Adam reads its counts of steps at every step, from a GPU by waiting for it.
         state = checkpoint.load(resume_file, setting="resume") if state is None else state
@@ -442,10 +444,15 @@ class TrainerMixin(EvaluationMixin):
                 f"resume={str(resume_file)!r} is a best checkpoint, which cannot be continued: "
                 "name one with -last- in its name."
             )
-        self._resumed = state
         # The run goes on where it was: its best checkpoint is beside its last ones.
         folder, stem = Path(resume_file).parent, Path(resume_file).name.rsplit("-last-", 1)[0]
-        self.store = checkpoint.CheckpointDir(folder, stem, self.config["keep_last"] or 2)
+        store = checkpoint.CheckpointDir(folder, stem, self.config["keep_last"] or 2)
+        if state["best_valid_result"] is not None and store.best() is None:
+            raise checkpoint.CorruptCheckpoint(
+                f"resume={str(resume_file)!r} needs the best checkpoint of its run beside it, {stem}-best.pth: copy it "
+                "there too, or set resume: False to start anew."
+            )
+        self._resumed, self.store = state, store
         self.saved_model_file = str(self.store.folder / f"{stem}-best.pth")
 
     def _continue_from(self, state):
@@ -462,14 +469,18 @@ class TrainerMixin(EvaluationMixin):
                 "resume: the checkpoint does not fit the model: use the settings it was made with or set resume: False "
                 f"({' '.join(str(error).split())[:300]})."
             ) from None
-        self.optimizer.load_state_dict(state["optimizer"])
+        if state.get("optimizers"):
+            for name, optimizer in self._further_optimizers():
+                optimizer.load_state_dict(state["optimizers"][name])
+        else:
+            self.optimizer.load_state_dict(state["optimizer"])
         if self.scheduler is not None and state["scheduler"]:
             self.scheduler.load_state_dict(state["scheduler"])
         self.scaler.load_state_dict(state["scaler"])
         # Going on with more epochs, or more patience, is possible.
         stopped_early = state["cur_step"] > self.stopping_step
         self.start_epoch = self.epochs if stopped_early else min(state["start_epoch"], self.epochs)
-        self._follow_learning_rate(state["config"])
+        self._follow_settings(state["config"])
         self.cur_step = state["cur_step"]
         self.best_valid_score = state["best_valid_score"]
         self.best_valid_result = state["best_valid_result"]
@@ -492,19 +503,34 @@ class TrainerMixin(EvaluationMixin):
         ended = ", nothing is left to train" if self.start_epoch == self.epochs else ""
         self.logger.info(f"resumed: {len(self.epoch_times)} epochs{steps} are done{ended}")
 
-    def _follow_learning_rate(self, stored):
-        """Let a learning rate given anew win over the stored one (population-based training)."""
+    def _further_optimizers(self):
+        """Return name and optimizer of those a trainer of RecBole has beside ``optimizer``: list of tuple.
+
+        ``optimizer`` is then one of them, the one used last (RecVAETrainer).
+        """
+        found = ((name, value) for name, value in vars(self).items() if isinstance(value, torch.optim.Optimizer))
+        return [(name, value) for name, value in found if name != "optimizer"]
+
+    def _follow_settings(self, stored):
+        """Let a learning rate or weight decay given anew win over the stored one (population-based training)."""
+        optimizers = [optimizer for _, optimizer in self._further_optimizers()] or [self.optimizer]
+        groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+        decay = self.config["weight_decay"]
+        if stored.get("weight_decay") not in (None, decay):
+            for group in groups:
+                group["weight_decay"] = decay
+            self.logger.info(f"weight decay changed from {stored['weight_decay']} to {decay}")
         rate = self.config["learning_rate"]
         if stored.get("learning_rate") in (None, rate):
             return
         factor = rate / stored["learning_rate"]
-        for group in self.optimizer.param_groups:
+        for group in groups:
             for key in ("lr", "initial_lr"):
                 if key in group:
                     group[key] = group[key] * factor
         if self.scheduler is not None:
             self.scheduler.base_lrs = [base * factor for base in self.scheduler.base_lrs]
-        self.logger.info(f"learning_rate changed from {stored['learning_rate']} to {rate}")
+        self.logger.info(f"learning rate changed from {stored['learning_rate']} to {rate}")
 
     def evaluate(self, eval_data, load_best_model=True, model_file=None, show_progress=False):
         """Evaluate as RecBole does, after the checkpoint's checksum was found right."""
@@ -578,11 +604,10 @@ def train_reference(config, backbone_class, train_data, valid_data, stem):
     trainer.logger.info(set_color("training the reference", "pink") + f": {own['model']}")
     try:  # of a training that was killed
         found = checkpoint.newest_good(trainer.store.folder, stem)
+        if found:
+            trainer.resume_checkpoint(*found)
     except checkpoint.CorruptCheckpoint as error:
         trainer.logger.warning(f"{error} The reference is trained from its start.")
-        found = None
-    if found:
-        trainer.resume_checkpoint(*found)
     score, result = trainer.fit(train_data, valid_data, saved=True)
     state_dict = trainer.best_parameters()
     for file in trainer.store.files():

@@ -74,6 +74,19 @@ def test_every_patch_tells_its_cause_and_is_applied():
         assert patch.until
 
 
+def test_dok_update(tmp_path):
+    write(tmp_path, inter=interactions())
+    body = DATASET.format(model="LightGCN", more="load_col=None") + (
+        "from recbole.utils import get_model\n"
+        "train = dataset.build()[0]\n"
+        "model = get_model('LightGCN')(config, train)\n"
+        "print(model.norm_adj_matrix.coalesce()._nnz() == 2 * len(train.inter_feat))"
+    )
+    assert probe(body, folder=tmp_path) == (0, ["True"])
+    if "dok_update" in compat.applied():
+        assert probe(body, left_out="dok_update", folder=tmp_path)[0] != 0
+
+
 def test_numpy_type_names(tmp_path):
     write(tmp_path, inter=interactions())
     body = DATASET.format(model="BPR", more="") + "print(dataset.item_num)"

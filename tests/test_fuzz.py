@@ -214,7 +214,7 @@ RECBOLE = {
     "seed": ([0, 2020, 2**32 - 1, 1.0], [2**32, -1, 1.5, "x"]),
     "reproducibility": ([True, False], ["x"]),
     "device": (["cpu", "x", 3, None], []),
-    "gpu_id": (["", "0", 0, "0,1", (0, 1), -1], [None, [0]]),
+    "gpu_id": (["", "0", 0, "0,1", (0, 1), [0, 1], -1], [None, [None], ("0", "x")]),
     "use_gpu": ([True, False], ["x"]),
     "train_neg_sample_args": ([None, {}, {"distribution": "uniform"}, {"distribution": "popularity"},
                                {"distribution": "uniform", "sample_num": 2}, {"distribution": None},

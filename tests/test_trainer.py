@@ -294,6 +294,40 @@ def test_a_run_resumed_from_another_folder_goes_on_there(tiny_dataset, tmp_path)
     assert again["checkpoint"] == str(moved / "run-best.pth")
 
 
+def test_a_run_does_not_go_on_without_its_best_checkpoint(tiny_dataset, tmp_path):
+    run_recbole_pref("CESASRec", config_dict={**tiny_dataset, "run_stem": "run"})
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    shutil.copy(Path(tiny_dataset["checkpoint_dir"], "run-last-2.pth"), alone)
+    with pytest.raises(PrefError, match="needs the best checkpoint of its run beside it, run-best.pth: copy it there"):
+        run_recbole_pref("CESASRec", config_dict={**tiny_dataset, "epochs": 5, "resume": str(alone / "run-last-2.pth")})
+    assert [path.name for path in alone.iterdir()] == ["run-last-2.pth"]
+
+
+def test_all_optimizers_of_a_trainer_go_on(tiny_dataset, tmp_path):
+    settings = {**tiny_dataset, "seed": 1, "n_enc_epochs": 2, "n_dec_epochs": 1, "hidden_dimension": 8, "latent_dimension": 4}
+    whole, broken = str(tmp_path / "whole"), str(tmp_path / "broken")
+    run_recbole_pref("RecVAE", config_dict={**settings, "epochs": 4, "checkpoint_dir": whole})
+    run_recbole_pref("RecVAE", config_dict={**settings, "epochs": 2, "checkpoint_dir": broken})
+    run_recbole_pref("RecVAE", config_dict={**settings, "epochs": 4, "checkpoint_dir": broken, "resume": True})
+    one, other = final_state(whole), final_state(broken)
+    assert_equal_states(one, other)
+    assert sorted(one["optimizers"]) == ["optimizer_decoder", "optimizer_encoder"]
+    for name, state in one["optimizers"].items():
+        assert state["state"].keys() == other["optimizers"][name]["state"].keys() and state["state"]
+
+
+def test_values_given_anew_win_over_those_of_the_checkpoint(tiny_dataset):
+    """As population-based training goes on from another trial."""
+    first = {**tiny_dataset, "run_stem": "run", "epochs": 2, "learning_rate": 0.003, "weight_decay": 0.01}
+    run_recbole_pref("CESASRec", config_dict=first)
+    changed = {**first, "epochs": 3, "learning_rate": 0.006, "weight_decay": 0.0}
+    run = build_run(Config("CESASRec", config_dict=changed), log=False)
+    run.trainer.resume_checkpoint(Path(tiny_dataset["checkpoint_dir"], "run-last-2.pth"))
+    run.trainer.fit(run.train_data, run.valid_data)
+    assert [(group["lr"], group["weight_decay"]) for group in run.trainer.optimizer.param_groups] == [(0.006, 0.0)]
+
+
 def test_resume_refuses_the_checkpoint_of_another_model(tiny_dataset):
     run_recbole_pref("LPOSASRec", config_dict=tiny_dataset)
     (last, *_) = Path(tiny_dataset["checkpoint_dir"]).glob("*-last-*.pth")
@@ -336,17 +370,19 @@ def test_a_signal_in_the_last_validation_of_the_reference_stops_the_run(tiny_dat
     again.trainer.fit(again.train_data, again.valid_data)
 
 
-@pytest.mark.parametrize("model", ["LPOSASRec", "SDPOGRU4Rec", "RoDPOCaser"])
+# BERT4Rec's batches are masked at random as they are made.
+@pytest.mark.parametrize("model", ["LPOSASRec", "SDPOGRU4Rec", "RoDPOCaser", "CEBERT4Rec"])
 def test_a_stopped_run_goes_on_in_the_middle_of_its_epoch(tiny_dataset, tmp_path, monkeypatch, model):
     settings = {**tiny_dataset, "epochs": 4, "eval_step": 2, "reference_dir": str(tmp_path / "reference")}
     settings["lr_scheduler"] = "linear"
     whole, broken = str(tmp_path / "whole"), str(tmp_path / "broken")
     run_recbole_pref(model, config_dict={**settings, "checkpoint_dir": whole})
-    per_epoch = None
-    for stop in (3, 4, 9):  # steps of one process until the signal comes
+    per_epoch, steps = None, 0
+    for stop in (3, 4, 9, None):  # steps of one process until the signal comes; None: in the last step of an epoch
         own = {**settings, "checkpoint_dir": broken, "resume": True}
         run = build_run(Config(model, config_dict=own), log=False)
         loss, calls = run.model.calculate_loss, []
+        stop = stop or per_epoch - steps % per_epoch
 
         def interrupted(batch, loss=loss, calls=calls, stop=stop):
             calls.append(1)
@@ -359,11 +395,12 @@ def test_a_stopped_run_goes_on_in_the_middle_of_its_epoch(tiny_dataset, tmp_path
         with pytest.raises(PrefError, match="SIGINT stopped"):
             run.trainer.fit(run.train_data, run.valid_data)
         assert len(calls) == stop  # no step is done twice
-        per_epoch = len(run.trainer._loader)
+        per_epoch, steps = len(run.trainer._loader), steps + stop
     assert per_epoch > 4
     run_recbole_pref(model, config_dict={**settings, "checkpoint_dir": broken, "resume": True})
     assert_equal_states(final_state(whole), final_state(broken))
     assert final_state(whole)["history"] == final_state(broken)["history"]
+    assert torch.equal(final_state(whole)["rng"]["torch"], final_state(broken)["rng"]["torch"])
     stopped = final_state(broken)["epoch_times"]
     assert len(stopped) == 4 and min(stopped) > 0.2 * max(stopped)  # the part before the stop counts
 

@@ -19,7 +19,7 @@ import yaml
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler, pbt
 
-from recbole_pref import checkpoint
+from recbole_pref import checkpoint, cli
 from recbole_pref.config import Config
 from recbole_pref.errors import PrefError
 from recbole_pref.quick_start import run_recbole_pref
@@ -106,6 +106,9 @@ def wrong(**changes):
         (wrong(space={"tau": {"unifrom": [0, 1]}}), "Did you mean 'uniform'"),
         (wrong(space={"tau": {"uniform": [-1, 1]}}), "tau=-1 is not accepted"),
         (wrong(space={"num_negatives": {"choice": [1, 0]}}), "num_negatives=0"),
+        (wrong(space={"num_negatives": {"uniform": [1, 5]}}), "num_negatives takes whole numbers.*randint"),
+        (wrong(space={"train_batch_size": {"loguniform": [32, 256]}}), "train_batch_size takes whole numbers"),
+        (wrong(space={"num_negatives": {"quniform": [1, 5, 0.5]}}), "num_negatives takes whole numbers"),
         (wrong(space={"tau": {"choice": "x"}}), "takes a list"),
         (wrong(space={"tau": 1.0}), "is fixed"),
         (wrong(search="optina"), "Did you mean 'optuna'"),
@@ -151,6 +154,10 @@ def settings(tiny_dataset):
         ({"space": {"dropout_prob": {"uniform": [0.1, 0.5]}}}, {}, "LPOSASRec has no setting dropout_prob.*attn_dropout_prob"),
         ({"space": {"gamma": {"uniform": [0.1, 1]}}}, {}, "^tune: space: LPOSASRec has no setting gamma"),
         ({"space": {"hidden_size": {"choice": [8, 16]}}, "scheduler": "pbt"}, {}, "'pbt' .* where hidden_size differs"),
+        ({"space": {"learner": {"choice": ["adam", "sgd"]}}, "scheduler": "pbt"}, {}, "'pbt' .* where learner differs"),
+        ({"space": {"model": {"choice": ["LPOSASRec", "CESASRec"]}}}, {}, "model is the same for all trials.*--compare"),
+        ({"space": {"objective": {"choice": ["NDCG@10", "Hit@10"]}}}, {}, "objective is the same for all trials"),
+        ({"space": {"gpu_id": {"choice": [0, 1]}}}, {}, "gpu_id is the same for all trials.*--gpus_per_trial"),
         ({"objective": KEPT}, {"ce_weight": 0}, "objective: baseline: .*ce_weight"),
         ({"space": {"run_stem": {"choice": ["a", "b"]}}}, {}, "set by the sweep itself"),
         ({"objective": "TailNDCG@7"}, {}, "add 7 to it"),
@@ -164,7 +171,7 @@ def settings(tiny_dataset):
             {"objective": "NDCG", "space": {"MAX_ITEM_LIST_LENGTH": {"choice": [4, 8]}}}, {},
             "^tune: objective='NDCG' .* write NDCG@5",
         ),
-        ({"space": {"valid_metric": {"choice": ["NDCG@10", "NDGC@10"]}}}, {}, "Did you mean 'ndcg'"),
+        ({"space": {"valid_metric": {"choice": ["NDCG@10", "Hit@10"]}}}, {}, "valid_metric is the same .* as objective"),
     ],
 )
 def test_mistakes_end_before_ray_starts(settings, tmp_path, monkeypatch, changes, more, words):
@@ -378,6 +385,40 @@ def test_what_ray_refuses_is_told_before_a_baseline_is_trained(settings, tmp_pat
     with pytest.raises(PrefError, match="more than any machine has"):
         tune("LPOSASRec", "tiny", wrong(objective=KEPT), config_dict=settings,
              storage_path=str(tmp_path), cpus_per_trial=9)  # fmt: skip
+
+
+def test_files_are_named_from_where_the_sweep_was_started(settings, tmp_path, monkeypatch):
+    """Trials work in folders of their own."""
+    seen = []
+
+    def checked(config, settings, plan):
+        seen.extend(plan.space["reference"].values)
+        raise PrefError("checked")
+
+    monkeypatch.setattr("recbole_pref.tune._check_corners", checked)
+    space = {"reference": {"choice": ["ce1-best.pth", "auto", str(tmp_path / "ce2-best.pth")]}}
+    with pytest.raises(PrefError, match="checked"):
+        tune("SDPOSASRec", "tiny", {"space": space}, config_dict=settings, storage_path=str(tmp_path / "s"))
+    assert seen == [str(tmp_path / "ce1-best.pth"), "auto", str(tmp_path / "ce2-best.pth")]
+
+
+def test_several_gpus_and_foreign_settings_on_the_command_line(settings, tmp_path, monkeypatch, capsys):
+    sweep = tmp_path / "s.yaml"
+    sweep.write_text("space: {beta: {uniform: [0.1, 1]}}\n")
+    known = {"data_path": settings["data_path"], "MAX_ITEM_LIST_LENGTH": 8, "topk": 10}
+    words = ["--model=SDPOSASRec", "--dataset=tiny", f"--tune={sweep}", f"--storage_path={tmp_path}",
+             *(f"--{key}={value}" for key, value in known.items())]  # fmt: skip
+    seen = []
+
+    def started(ray, address):
+        raise PrefError("started")
+
+    monkeypatch.setattr("recbole_pref.tune._start_ray", started)
+    monkeypatch.setattr("recbole_pref.tune._keep", lambda path, began, resumed: seen.append(began["settings"]))
+    assert cli.main([*words, "--gpu_id=0,1,2,3"]) == 2
+    assert "started" in capsys.readouterr().err and seen[0]["gpu_id"] == [0, 1, 2, 3]
+    assert cli.main([*words, "--lpo_space=logit"]) == 2
+    assert "SDPOSASRec has no setting lpo_space" in capsys.readouterr().err
 
 
 def test_references_lie_where_the_user_keeps_them(settings, tmp_path):

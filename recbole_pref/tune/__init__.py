@@ -33,6 +33,14 @@ __all__ = ["Plan", "read_plan", "tune"]
 _DATA_KEYS = {*argument_list.dataset_arguments, "eval_args", "mm_fields", "data_path"}
 # Settings of trials that the sweep itself decides.
 _OWN_KEYS = ("checkpoint_dir", "reference_dir", "run_stem", "resume", "result_file")
+# Settings that all trials share, and what to do instead of searching them.
+_SHARED_KEYS = {
+    "model": "compare models with --compare, or sweep each",
+    "dataset": "sweep each data set by itself",
+    "objective": "name it beside space, as objective",
+    "valid_metric": "name it beside space, as objective",
+    "gpu_id": "name the GPUs with --gpu_id and --gpus_per_trial",
+}
 
 
 def tune(
@@ -83,8 +91,11 @@ def tune(
     for key in _OWN_KEYS:
         if key in plan.space:
             raise PrefError(f"tune: {key} is set by the sweep itself: remove it from space.")
+    for key, instead in _SHARED_KEYS.items():
+        if key in plan.space:
+            raise PrefError(f"tune: {key} is the same for all trials: remove it from space and {instead}.")
     fixed = {key: as_setting(key, domain.values[0]) for key, domain in plan.space.items() if domain.kind == "fixed"}
-    plan = replace(plan, space={key: domain for key, domain in plan.space.items() if key not in fixed})
+    plan = replace(plan, space={key: _found_anywhere(key, d) for key, d in plan.space.items() if key not in fixed})
     try:
         config = Config(model, dataset, config_file_list, {**(config_dict or {}), **fixed})
     except PrefError as error:
@@ -142,6 +153,13 @@ def _fixed_settings(config):
     return checkpoint.to_plain(settings, other=str)
 
 
+def _found_anywhere(key, domain):
+    """Return a domain whose files are named so that trials, which work in folders of their own, find them."""
+    if key != "reference":
+        return domain
+    return replace(domain, values=tuple(v if v in ("auto", "none") else os.path.abspath(v) for v in domain.values))
+
+
 def _check_corners(config, settings, plan):
     """Let Config see the objective, then both ends of the space, where values clash with fixed settings."""
     model, dataset = config["model"], config["dataset"]
@@ -150,13 +168,14 @@ def _check_corners(config, settings, plan):
     except PrefError as error:
         raise PrefError(f"tune: {error}") from None
     pair = split_model_name(model)
-    if pair and plan.scheduler == "pbt":
-        sizes = {key for key, value in reference.backbone_settings(config, pair[1]).items() if type(value) is int}
-        shaping = [key for key in plan.space if key in sizes | _DATA_KEYS]
+    if plan.scheduler == "pbt":
+        own = reference.backbone_settings(config, pair[1]) if pair else {}
+        sizes = {key for key, value in own.items() if type(value) is int}
+        shaping = [key for key in plan.space if key in sizes | _DATA_KEYS | {"learner"}]
         if shaping:
             raise PrefError(
-                f"tune: scheduler 'pbt' lets a trial go on with another's weights, which do not fit where {shaping[0]} "
-                "differs: remove it from space or choose another scheduler."
+                f"tune: scheduler 'pbt' lets a trial go on with another's weights and optimizer, which do not fit "
+                f"where {shaping[0]} differs: remove it from space or choose another scheduler."
             )
     for end in (0, -1):
         corner = {key: as_setting(key, domain.ends()[end]) for key, domain in plan.space.items()}

@@ -121,7 +121,7 @@ def read_plan(source, num_samples=None):
 
     Raises:
         PrefError: a file that cannot be read, an unknown key, name or kind, a range whose low end is
-            above its high one, a value that the setting does not accept.
+            above its high one, a value or a kind of range that the setting does not accept.
     """
     content = dict(source) if isinstance(source, dict) else _read(source)
     unknown = sorted(set(content) - set(TOP_KEYS))
@@ -268,6 +268,13 @@ def _check_key(key):
 
 
 def _check_values(key, domain):
+    setting = SETTINGS.get(key) or RECBOLE_SETTINGS.get(key)
+    fractions = domain.kind in ("uniform", "loguniform") or domain.kind == "quniform" and domain.values[2] % 1
+    if fractions and setting is not None and setting.kind is int:
+        raise PrefError(
+            f"tune: {key} takes whole numbers, and {domain.kind} {list(domain.values)!r} draws others: write randint: "
+            "[low, above the highest], quniform with a whole step, or choice."
+        )
     for value in domain.ends():
         value = as_setting(key, value)
         if key in SETTINGS:
