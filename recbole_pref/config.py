@@ -53,6 +53,7 @@ _RECBOLES_REFUSALS = (
 )  # fmt: skip
 # What metrics with a cut-off are computed from.
 _CUT = ("rec.topk", "rec.items")
+_ANY_DATA_SET = {"inter": ["user_id", "item_id"]}  # RecBole's load_col where there is no property file of the data set
 _SEQUENTIAL_EVAL_ARGS = {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"}
 _TRANSFORM_KEYS = {"crop_itemseq": "eta", "reorder_itemseq": "beta"}  # RecBole's transforms, what each reads
 # Names that columns have or get; two of the same would overwrite each other.
@@ -382,7 +383,12 @@ class Config(RecBoleConfig):
                     check(key, final[key])
                     final[key] = self._tidied(key, final[key], table[key])
         self._check_texts()
-        if getattr(self.model_class, "type", None) == ModelType.SEQUENTIAL and isinstance(final["eval_args"], dict):
+        sequential = getattr(self.model_class, "type", None) == ModelType.SEQUENTIAL
+        given = self.file_config_dict.keys() | self.variable_config_dict.keys()
+        if sequential and final["load_col"] == _ANY_DATA_SET and not given & {"load_col", "benchmark_filename"}:
+            # RecBole's default for data sets that it does not know leaves out what orders the sequences.
+            final["load_col"] = {"inter": [final[key] for key in ("USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD")]}
+        if sequential and isinstance(final["eval_args"], dict):
             # RecBole fills what is left out with a random 80/10/10 split, which is not what it has for these models.
             final["eval_args"] = {**_SEQUENTIAL_EVAL_ARGS, **final["eval_args"]}
         check_eval_args(final["eval_args"])

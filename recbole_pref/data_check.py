@@ -181,6 +181,7 @@ def _check_interactions(path, config, benchmark, fields):
     if frame.empty:
         raise PrefError(f"{path} holds no interactions below its header.")
     _check_numbers(path, frame, columns, loaded, config["TIME_FIELD"])
+    _check_vectors(path, frame, columns, loaded, config["seq_separator"])
     for setting in ("USER_ID_FIELD", "ITEM_ID_FIELD"):
         _check_ids(path, frame, config[setting])
     notes = _unknown_columns(path, "inter", columns, config)
@@ -203,6 +204,7 @@ def _check_features(path, source, config, interactions, fields):
     if frame.empty:
         raise PrefError(f"{path} holds no rows below its header; fill it or remove it.")
     _check_numbers(path, frame, columns, loaded, None)
+    _check_vectors(path, frame, columns, loaded, config["seq_separator"])
     _check_ids(path, frame, field)
     notes = _unknown_columns(path, source, columns, config)
     same = int(frame[field].duplicated().sum())
@@ -390,6 +392,17 @@ def _check_numbers(path, frame, columns, loaded, required):
                 "mend or remove the line."
             )
         frame[field] = values
+
+
+def _check_vectors(path, frame, columns, loaded, separator):
+    """Refuse values of loaded float_seq columns that are no numbers."""
+    for field in (field for field in columns if columns[field] == "float_seq" and field in loaded):
+        values = frame[field].str.split(separator).explode()  # the index stays that of the row
+        wrong = values.index[(pd.to_numeric(values, errors="coerce").isna() & (values != "")).to_numpy()]
+        if len(wrong):
+            raise PrefError(
+                f"{path}, line {wrong[0] + 2}: {shown(field)} holds a value that is no number; mend or remove the line."
+            )
 
 
 def _check_ids(path, frame, field):

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from tabulate import tabulate
 
-from recbole_pref.data_check import MISSING
+from recbole_pref.data_check import MISSING, read_atomic
 from recbole_pref.errors import PrefError, suggest
 
 FORMATS = ("sequences", "pairs", "table", "amazon-ratings-2014", "amazon-ratings-2018", "amazon-reviews")
@@ -182,6 +182,7 @@ def read_text_table(path, separator, header=0, skip_blank_lines=True):
     """Read a text table: DataFrame of str; a PrefError says what is wrong with it."""
     if header == 0:
         _check_header(path, separator)
+    _check_quotes(path, separator)
     plain = len(separator.encode()) == 1  # what pandas' C reader takes
     with reading(path), warnings.catch_warnings():
         warnings.simplefilter("error", pd.errors.ParserWarning)  # rows longer than the header
@@ -209,6 +210,24 @@ def _check_header(path, separator):
         twice = [name for name in names if name and names.count(name) > 1]
         if twice:
             raise PrefError(f"{path}: the column {twice[0]!r} stands there twice; rename one.")
+
+
+def _check_quotes(path, separator):
+    """Refuse quotation marks that no writer of quoted cells leaves: what they open swallows cells and lines."""
+    if len(separator) > 1:  # no quoting
+        return
+    with reading(path), _open(path, newline="") as file:
+        reader, begins = csv.reader(file, delimiter=separator, strict=True), 1
+        try:
+            for cells in reader:
+                if separator == "\t" and any("\n" in cell and "\t" in cell for cell in cells):
+                    raise csv.Error
+                begins = reader.line_num + 1
+        except csv.Error:
+            raise PrefError(
+                f"{path}, line {begins}: a quotation mark opens a cell that does not end with the next one; double the "
+                "marks within quoted cells, or remove them."
+            ) from None
 
 
 def _line_of(path, separator, record):
@@ -314,13 +333,14 @@ def _numbers(values, column, place):
 
 
 def _is_ambiguous(values):
-    """Whether dates are words such as 'now' or name the day first, both of which pandas takes: bool [rows].
+    """Whether pandas takes for dates what are none, or not surely: bool [rows].
 
-    In the same column a day of at most 12 would be read as the month.
+    Words such as 'now'; what names no year ('12:30', of today); numbers with a decimal comma; dates with the day first,
+    as in the same column a day of at most 12 would be read as the month.
     """
     texts = values.astype(str)
     first = pd.to_numeric(texts.str.extract(r"^\s*(\d{1,2})[/.-]\d{1,2}[/.-]", expand=False), errors="coerce")
-    return (first > 12) | ~texts.str.contains(r"\d")
+    return (first > 12) | ~texts.str.contains(r"\d{4}") | texts.str.fullmatch(r"\s*[+-]?\d+,\d+\s*")
 
 
 def _is_text(text):
@@ -574,6 +594,8 @@ def convert(
         )
     first = pd.factorize(frame["user_id"], sort=False)[0]
     frame = frame.iloc[np.argsort(first, kind="stable")]
+    if features is None:
+        _check_item_file(folder / f"{name}.item", frame)
     summary = summarize(frame)
     tables = [_typed(frame)]
     if features is not None:
@@ -584,6 +606,19 @@ def convert(
     if not dry_run:
         _write(dict(zip(files, tables)))
     return summary
+
+
+def _check_item_file(path, frame):
+    """Refuse to put interactions beside an item file without their items, whose interactions RecBole would drop."""
+    if not path.is_file():
+        return
+    items, columns = read_atomic(path)
+    missing = frame["item_id"][~frame["item_id"].isin(items["item_id"])] if "item_id" in columns else ()
+    if len(missing):
+        raise PrefError(
+            f"{path} is of other data: it has no row for item {missing.iloc[0]!r}; remove it or pass --item_features "
+            "and --force to replace it."
+        )
 
 
 def _typed(frame):

@@ -10,11 +10,12 @@ import importlib
 import os
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from recbole_pref import cli
+from recbole_pref import checkpoint, cli
 from recbole_pref.data_check import read_atomic
 from recbole_pref.data_tool import check_name, reading
 from recbole_pref.encoder.features import OTHER_FILES, columns_of
@@ -197,7 +198,13 @@ def encode(encoder, inputs, batch_size, prepare=lambda value: value):
         vectors = encoder([prepare(inputs[item]) for item in batch])
         if hasattr(vectors, "detach"):
             vectors = vectors.detach().cpu()
-        vectors = np.asarray(vectors, dtype=np.float32)
+        try:
+            vectors = np.asarray(vectors, dtype=np.float32)
+        except (TypeError, ValueError) as error:
+            raise PrefError(
+                f"the encoder returned no array of numbers for items {batch[0]!r} to {batch[-1]!r} "
+                f"({' '.join(str(error).split())[:120]}): it must return [{len(batch)}, D]."
+            ) from None
         width = parts[0].shape[1] if parts else vectors.shape[-1] if vectors.ndim else 0
         if vectors.ndim != 2 or vectors.shape != (len(batch), width) or not width:
             raise PrefError(
@@ -215,23 +222,25 @@ def encode(encoder, inputs, batch_size, prepare=lambda value: value):
 
 def write_features(path, suffix, items, vectors):
     """Write ``<suffix>_id:token`` and ``<suffix>_emb:float_seq``, whole or not at all."""
-    partial = path.with_name(path.name + ".part")
-    with open(partial, "w", encoding="utf-8") as file:
-        file.write(f"{suffix}_id:token\t{suffix}_emb:float_seq\n")
+
+    def write(file):
+        file.write(f"{suffix}_id:token\t{suffix}_emb:float_seq\n".encode())
         for item, vector in zip(items, vectors):
-            file.write(f"{item}\t{' '.join(f'{value:.6g}' for value in vector.tolist())}\n")
-    os.replace(partial, path)
+            item = f'"{item.replace(chr(34), chr(34) * 2)}"' if item.startswith('"') else item
+            file.write(f"{item}\t{' '.join(f'{value:.6g}' for value in vector.tolist())}\n".encode())
+
+    checkpoint.write_atomically(path, write, "--data_path")
 
 
 def write_settings(path, inter_columns, field):
     """Write the settings that train on the features."""
-    path.write_text(
+    text = (
         "# Use the item features of this folder: pass this file with --config_files.\n"
         "load_col:              # (dict) columns that are read; features are added by mm_fields\n"
         f"  inter: [{', '.join(inter_columns)}]\n"
-        f"mm_fields: [{field}]   # (list) item features that are fused with the item's ID\n",
-        encoding="utf-8",
+        f"mm_fields: [{field}]   # (list) item features that are fused with the item's ID\n"
     )
+    checkpoint.write_atomically(path, lambda file: file.write(text.encode()), "--data_path")
 
 
 # -- the command
@@ -269,10 +278,10 @@ def locate(dataset, data_path, suffix, save_as):
                 f"{copy} exists already and differs from {original}: choose another name with --save_as or "
                 "remove it."
             )
-    target.mkdir(parents=True, exist_ok=True)
     for copy, original in copies.items():
         if not copy.exists():
-            shutil.copyfile(original, copy)
+            with open(original, "rb") as source_file:
+                checkpoint.write_atomically(copy, partial(shutil.copyfileobj, source_file), "--data_path")
     return target, save_as
 
 
@@ -341,8 +350,12 @@ def make(options):
     else:
         inputs = item_pictures(Path(options.images), read_items(item_file)[0])
         vectors = encode(encoder, inputs, options.batch_size, open_picture)
-    write_features(features, suffix, inputs, vectors)
     write_settings(settings, columns, f"{suffix}_emb")
+    try:
+        write_features(features, suffix, inputs, vectors)
+    except BaseException:
+        settings.unlink()  # it names vectors that are not there
+        raise
     print(f"{features}: {len(vectors)} items, vectors of {vectors.shape[1]} numbers")
     return folder, name, settings
 

@@ -114,6 +114,16 @@ def test_a_column_that_is_not_loaded_is_named(tmp_path):
         check(tmp_path, GOOD, load_col={"item": ["item_id"]})
 
 
+def test_vectors_are_numbers(tmp_path):
+    lines = [f"{HEAD}\tv:float_seq", *(f"{line}\t1 2" for line in GOOD[1:])]
+    load = {"inter": ["user_id", "item_id", "timestamp", "v"]}
+    check(tmp_path, [*lines[:2], lines[2][:-3], *lines[3:]], load_col=load)
+    wrong = [*lines[:2], f"{lines[2][:-3]}1 x 2", *lines[3:]]
+    with pytest.raises(PrefError, match="line 3: 'v' holds a value that is no number"):
+        check(tmp_path, wrong, load_col=load)
+    check(tmp_path, wrong)
+
+
 def test_columns_that_are_not_loaded_may_hold_anything(tmp_path):
     lines = [f"{HEAD}\trating:float", *(f"{line}\tgood" for line in GOOD[1:])]
     assert check(tmp_path, lines) == []

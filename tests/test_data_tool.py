@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +20,7 @@ from recbole_pref.data_check import check_atomic_files
 from recbole_pref.data_tool import FORMATS, convert, k_core, main, summarize
 from recbole_pref.errors import PrefError
 from recbole_pref.popularity import head_tail_split, train_counts
-from recbole_pref.quick_start import prepare_data
+from recbole_pref.quick_start import prepare_data, run_recbole_pref
 
 PAIRS = [("a", "x"), ("a", "y"), ("b", "y"), ("a", "z"), ("b", "x")]
 
@@ -256,6 +257,13 @@ def test_mistakes_in_item_features_leave_nothing_behind(tmp_path, name, text, ma
         ("user_id,item_id,timestamp\na,x,1\n", {"format": "table", "separator": "\n"}, "separator='.n' is not accepted"),
         ("user_id,item_id,timestamp\na,x,03/04/2024\na,y,13/04/2024\n", {"format": "table"}, "line 3.*nor a date .YYYY"),
         ("user_id,item_id,timestamp\na,x,2024-01-01\na,y,now\n", {"format": "table"}, "line 3.*'now'"),
+        ("user_id;item_id;timestamp\na;x;1,5\na;y;20,5\n", {"format": "table", "separator": ";"}, "line 2: timestamp is '1,5'"),
+        ("user_id;item_id;timestamp\na;x;2001,5\n", {"format": "table", "separator": ";"}, "line 2: timestamp is '2001,5'"),
+        ("user_id,item_id,timestamp\na,x,12:30\n", {"format": "table"}, "line 2: timestamp is '12:30'"),
+        ("user_id,item_id,timestamp\na,x,10h\n", {"format": "table"}, "line 2: timestamp is '10h'"),
+        ('user_id,item_id,timestamp,t\na,x,1,"b" c\na,y,2,d\n', {"format": "table"}, "line 2: a quotation mark opens"),
+        ('user_id,item_id,timestamp,t\na,x,1,"b\na,y,2,"c"\n', {"format": "table"}, "line 2: a quotation mark opens"),
+        ('user_id\titem_id\ttimestamp\tt\na\tx\t1\tb\na\ty\t2\t"c\na\tz\t3\t8"\n', {"format": "table", "separator": "\t"}, "line 3: a quotation"),
         ("user_id,item_id,timestamp\na,x,1\n\n\na,,2\n", {"format": "table"}, "line 5: item_id is empty"),
         ("user_id,item_id,timestamp\na,x,1\nb\n", {"format": "table"}, "line 3: item_id is empty"),
         ('user_id,item_id,timestamp\n"a\nb",x,1\n', {"format": "table"}, "line 3: user_id.*line end"),
@@ -288,6 +296,34 @@ def test_mistakes_are_named(tmp_path, text, options, match):
         convert(tmp_path / "s", name="d", output=tmp_path, **options)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "d").exists()
+
+
+def test_quoted_cells_are_read_over_line_ends(tmp_path):
+    text = 'user_id,item_id,timestamp,t\na,x,1,"one, ""two""\nthree, 5"" long, 2, 7"\na,"y",2,12" pan\n'
+    (tmp_path / "s.csv").write_text(text)
+    assert convert(tmp_path / "s.csv", "table", "d", tmp_path)["interactions"] == 2
+
+
+def test_an_item_file_of_other_data_is_not_kept(tmp_path):
+    (tmp_path / "s").write_text("a x y z\n")
+    (tmp_path / "more").write_text("a x y z w\n")
+    (tmp_path / "f.json").write_text('{"x": [1]}')
+    convert(tmp_path / "s", "sequences", "d", tmp_path, item_features=tmp_path / "f.json")
+    before = (tmp_path / "d" / "d.inter").read_text()
+    convert(tmp_path / "s", "sequences", "d", tmp_path, force=True)
+    with pytest.raises(PrefError, match="d.item is of other data: it has no row for item 'w'; remove it or pass --item_f"):
+        convert(tmp_path / "more", "sequences", "d", tmp_path, force=True)
+    assert (tmp_path / "d" / "d.inter").read_text() == before
+    convert(tmp_path / "more", "sequences", "d", tmp_path, force=True, item_features=tmp_path / "f.json")
+
+
+def test_what_was_converted_trains_without_further_settings(tmp_path, tiny_dataset):
+    lines = [f"u{u} " + " ".join(f"i{(u + t) % 12}" for t in range(6)) for u in range(12)]
+    (tmp_path / "s").write_text("\n".join(lines))
+    convert(tmp_path / "s", "sequences", "mine", tmp_path / "dataset")
+    settings = {key: value for key, value in tiny_dataset.items() if key != "load_col"}
+    more = {"dataset": "mine", "data_path": str(tmp_path / "dataset")}
+    assert run_recbole_pref("CESASRec", config_dict={**settings, **more})["test_result"]["ndcg@10"] > 0
 
 
 def test_what_would_never_be_read_is_not_written(tmp_path):
@@ -392,17 +428,19 @@ def test_the_commands_of_the_documentation_run(tmp_path):
     text = (Path(__file__).resolve().parents[1] / "docs" / "data.md").read_text(encoding="utf-8")
     blocks = "\n".join(text.split("```")[1::2]).replace("\\\n", " ")
     commands = [shlex.split(line)[1:] for line in blocks.splitlines() if line.startswith("recbole-pref-data")]
-    assert len(commands) == 6
+    assert len(commands) == 7
     ratings = "".join(f"u{u},i{i},5.0,{u + i}\n" for u in range(5) for i in range(5))
     for words in commands:
         files = {word.split("=")[1] for word in words if word.startswith(("--input", "--item_features"))}
         for file in files:
             content = ratings if file.endswith(".csv") else '{"x": [1]}' if "json" in file else "a x y z\n"
-            (tmp_path / file).write_text(content)
-        assert main([*words, "--force"]) == 0
+            (tmp_path / file).write_text("uid,sku,ts\na,x,1\n" if file == "log.csv" else content)
+        shutil.rmtree(tmp_path / "dataset", ignore_errors=True)  # two make a data set of one name
+        assert main(words) == 0
         (name,) = (word.split("=")[1] for word in words if word.startswith("--name"))
         assert (tmp_path / "dataset" / name / f"{name}.inter").is_file()
-        assert (Path(__file__).resolve().parents[1] / "properties" / "dataset" / f"{name}.yaml").is_file()
+        known = (Path(__file__).resolve().parents[1] / "properties" / "dataset" / f"{name}.yaml").is_file()
+        assert known == (name != "shop")
 
 
 def test_help_of_the_module(tmp_path):

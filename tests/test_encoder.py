@@ -398,6 +398,44 @@ def test_float_columns_of_the_item_file_are_features(shop, tmp_path):
     assert [tokens[row] for row in (~picture.present).nonzero().flatten().tolist()] == ["[PAD]", "i5"]
 
 
+def test_numbers_of_a_feature_file_are_missing_where_it_has_no_line(shop, tmp_path):
+    lines = ["text_id:token\ttext_emb:float_seq\tprice:float", *(f"i{i}\t1 2\t{1000 + i}" for i in range(N_ITEMS) if i != 5)]
+    (tmp_path / "shop" / "tiny" / "tiny.text").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    _, _, loaders = build("CEMMSASRec", shop, mm_fields="price")
+    (price,) = features.read(loaders[0]._dataset, "price")
+    tokens = loaders[0]._dataset.field2id_token["item_id"]
+    assert [tokens[row] for row in (~price.present).nonzero().flatten().tolist()] == ["[PAD]", "i5"]
+
+
+def test_columns_that_are_no_feature_of_the_run_may_hold_anything(shop, tmp_path):
+    path = tmp_path / "shop" / "tiny" / "tiny.item"
+    head, *lines = path.read_text(encoding="utf-8").splitlines()
+    lines = [f"{head}\thistory:float_seq", *(f"{line}\t{' 1' * (i % 3)}" for i, line in enumerate(lines))]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    build("CEMMSASRec", shop, mm_fields="tags")
+
+
+def test_names_that_recbole_would_mix_up_are_refused(shop, tmp_path):
+    folder = tmp_path / "shop" / "tiny"
+    write_vectors(tmp_path / "shop", suffix="picture")
+    picture = (folder / "tiny.picture").read_text(encoding="utf-8")
+    for head, match in (
+        ("text_id:token\tpicture_emb", r"line 1: its item column is called text_id.*: call it (picture|text)_id"),
+        ("item_id:token\tpicture_emb", r"tiny\.picture, line 1: its item column is called item_id.*call it picture_id"),
+        ("picture_id:token\ttext_emb", r"tiny\.picture and .*tiny\.text both have a column text_emb: rename"),
+    ):
+        text = picture.replace("picture_id:token\tpicture_emb", head)
+        (folder / "tiny.picture").write_text(text, encoding="utf-8")
+        refused(shop, match)
+    (folder / "tiny.picture").unlink()
+    text = (folder / "tiny.text").read_text(encoding="utf-8").splitlines()
+    lines = [f"{text[0]}\tkind:token", *(f"{line}\tk" for line in text[1:])]
+    (folder / "tiny.text").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    _, model, _ = build("CEMMSASRec", shop)
+    assert len(model.item_embedding.modalities) == 3  # ID, tags and vectors
+    refused(shop, "mm_fields names 'kind', which is in no feature file", mm_fields="kind")
+
+
 def refused(settings, match, **more):
     with pytest.raises(PrefError, match=match) as caught:
         build("CEMMSASRec", settings, **more)

@@ -1,6 +1,8 @@
 """The feature tool: texts and pictures to feature files that a model trains on, and its refusals."""
 
+import errno
 import math
+import os
 import sys
 import textwrap
 
@@ -10,6 +12,7 @@ from PIL import Image
 
 from recbole_pref import features_tool
 from recbole_pref.config import Config
+from recbole_pref.data_check import read_atomic
 from recbole_pref.encoder import features
 from recbole_pref.errors import PrefError
 from recbole_pref.features_tool import encode, item_texts, main
@@ -28,6 +31,12 @@ def colors(pictures):
 
 def ragged(texts):
     return np.ones((len(texts) + 1, 3))
+
+def uneven(texts):
+    return [[1.0] * (1 + n % 2) for n in range(len(texts))]
+
+def words(texts):
+    return [[text] for text in texts]
 
 def flat(texts):
     return np.ones(len(texts))
@@ -175,6 +184,8 @@ def test_bad_pictures_are_named(shop, tmp_path, capsys):
         (["--encoder=no_such_module:f"], "cannot be loaded"),
         (["--encoder=my_encoders:number"], "is not a function"),
         (["--encoder=my_encoders:ragged"], "shape (40, 3) for 39 inputs"),
+        (["--encoder=my_encoders:uneven"], "no array of numbers for items 'i0' to"),
+        (["--encoder=my_encoders:words"], "no array of numbers for items 'i0' to"),
         (["--encoder=my_encoders:flat"], "shape (39,) for 39 inputs"),
         (["--encoder=my_encoders:growing", "--batch_size=20"], "must return [19, 3]"),
         (["--encoder=my_encoders:broken"], "not finite for item 'i2'"),
@@ -194,6 +205,27 @@ def test_mistakes_get_one_sentence(shop, tmp_path, capsys, arguments, match):
     before = {path: path.read_bytes() for path in folder.iterdir()}
     refused(capsys, match, "--batch_size=64", *arguments)
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_full_disk_leaves_nothing_behind(shop, tmp_path, capsys, monkeypatch):
+    folder = tmp_path / "dataset/tiny"
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    move = os.replace
+
+    def full(source, target):
+        if str(target).endswith(".text"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        move(source, target)
+
+    monkeypatch.setattr(os, "replace", full)
+    refused(capsys, "free some space or set --data_path to another disk", "--encoder=my_encoders:letters")
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_ids_with_quotation_marks_come_back(shop, tmp_path):
+    features_tool.write_features(tmp_path / "f.text", "text", ['"a" b', 'c"'], np.array([[1, 2], [3, 4]]))
+    frame, _ = read_atomic(tmp_path / "f.text")
+    assert frame.to_numpy().tolist() == [['"a" b', "1 2"], ['c"', "3 4"]]
 
 
 @pytest.mark.parametrize("kind", ["inter", "item", "user"])

@@ -586,6 +586,11 @@ def test_sensitivity_to_words():
     assert [text.get_text() for text in lower.get_xticklabels()] == ["probability", "logit"]
 
 
+def test_sensitivity_to_numbers_and_a_word():
+    (_, lower) = plots.sensitivity(sweep_runs("window_stride", (10, "auto", 1, 5)), "window_stride").axes
+    assert [text.get_text() for text in lower.get_xticklabels()] == ["1", "5", "10", "auto"]
+
+
 def test_sensitivity_joins_only_runs_that_are_equal_otherwise():
     runs = sweep_runs("tau", (0.1, 1.0)) + sweep_runs("tau", (0.1, 0.5), learning_rate=0.01)
     lines = plots.variants(runs, "tau")

@@ -4,6 +4,7 @@ import hashlib
 import os
 from dataclasses import dataclass
 from functools import lru_cache
+from glob import escape
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +53,7 @@ def feature_files(config):
     """
     folder, name = Path(config["data_path"]), config["dataset"]
     found = {}
-    for path in sorted(folder.glob(f"{name}.*"), key=lambda path: path.suffix != ".item"):
+    for path in sorted(folder.glob(f"{escape(name)}.*"), key=lambda path: path.suffix != ".item"):
         suffix = path.name[len(name) + 1 :]
         if not path.is_file() or "." in suffix or (suffix in OTHER_FILES and suffix != "item"):
             continue
@@ -80,17 +81,19 @@ def request_features(config):
     load = config["load_col"]
     suffixes = list(config["additional_feat_suffix"] or [])
     wanted = config["mm_fields"]
+    known = [(s, f) for s, (_, columns) in files.items() for f in _fields_in(s, columns, item_id)]
     if wanted == "auto":
         if load is None and "item" in files or suffixes or set(load or {}) - {"inter", "user"}:
             return
-        found = [(s, f) for s, (_, columns) in files.items() for f in _fields_in(s, columns, item_id)]
+        found = known
         if not found:
             raise PrefError(
                 f"mm_fields='auto' finds no item features in {config['data_path']!r}: add columns to "
                 f"{config['dataset']}.item or make a feature file with recbole_pref.features_tool."
             )
     else:
-        found = [_find(field, files, item_id, config) for field in as_list(wanted)]
+        found = [_find(field, known, config) for field in as_list(wanted)]
+    _check_names(found, known, files, item_id)
     load = None if load is None else {key: _names(value) for key, value in load.items()}
     aliases, preload = list(config["alias_of_item_id"] or []), dict(config["preload_weight"] or {})
     for suffix, field in found:
@@ -121,19 +124,39 @@ def _names(value):
 
 
 def _fields_in(suffix, columns, item_id):
-    skipped = {item_id} if suffix == "item" else set(list(columns)[:1])
-    return [field for field in columns if field not in skipped]
+    if suffix == "item":
+        return [field for field in columns if field != item_id]
+    # RecBole numbers the tokens of the item and the user file alone.
+    return [field for field, kind in columns.items() if kind.startswith("float")]
 
 
-def _find(field, files, item_id, config):
-    for suffix, (_, columns) in files.items():
-        if field in _fields_in(suffix, columns, item_id):
+def _find(field, known, config):
+    for suffix, name in known:
+        if field == name:
             return suffix, field
-    known = [f for s, (_, columns) in files.items() for f in _fields_in(s, columns, item_id)]
+    names = [name for _, name in known]
     raise PrefError(
         f"mm_fields names {field!r}, which is in no feature file of {config['dataset']} in "
-        f"{config['data_path']!r}.{suggest(field, known) or ' Known: ' + (', '.join(known) or 'none') + '.'}"
+        f"{config['data_path']!r}.{suggest(field, names) or ' Known: ' + (', '.join(names) or 'none') + '.'}"
     )
+
+
+def _check_names(found, known, files, item_id):
+    """Refuse columns of several files under one name, of which RecBole takes one for the other."""
+    for _, field in found:
+        twice = [str(files[suffix][0]) for suffix, name in known if name == field]
+        if len(twice) > 1:
+            raise PrefError(f"{' and '.join(twice[:2])} both have a column {field}: rename one of them.")
+    taken = {item_id}
+    for suffix in dict.fromkeys(suffix for suffix, _ in found if suffix != "item"):
+        path, columns = files[suffix]
+        name = next(iter(columns))
+        if name in taken:
+            raise PrefError(
+                f"{path}, line 1: its item column is called {name}, as that of another file of the data set: call it "
+                f"{suffix}_id."
+            )
+        taken.add(name)
 
 
 def check_files(config):
@@ -157,16 +180,19 @@ def check_files(config):
         id_field = config["ITEM_ID_FIELD"] if suffix == "item" else next(iter(columns))
         if id_field not in columns:
             raise PrefError(f"{path}, line 1: there is no column {id_field}:token, add it.")
+        loaded = None if config["load_col"] is None else config["load_col"].get(suffix)
+        vectors = [field for field, kind in columns.items() if kind == "float_seq"]
         _check_file(
             path, (stat.st_mtime_ns, stat.st_size), id_field,
             (config["field_separator"], config["encoding"]), config["seq_separator"],
             known if suffix != "item" else None,
+            tuple(vectors if loaded in (None, "*") else (field for field in vectors if field in loaded)),
         )  # fmt: skip
 
 
 @lru_cache(maxsize=16)
-def _check_file(path, version, id_field, reading, seq_separator, known):
-    frame, columns = read_atomic(path, *reading)
+def _check_file(path, version, id_field, reading, seq_separator, known, vectors):
+    frame, _ = read_atomic(path, *reading)
     items = frame[id_field]
     again = np.flatnonzero(items.duplicated())
     if len(again):
@@ -178,7 +204,7 @@ def _check_file(path, version, id_field, reading, seq_separator, known):
             f"{path}, line {strange[0] + 2}: item {items[strange[0]]!r} is neither in the interactions nor in the "
             "item file, remove the line or correct the token."
         )
-    for field in (field for field, kind in columns.items() if kind == "float_seq"):
+    for field in vectors:
         width = None
         for line, cell in enumerate(frame[field], start=2):
             texts = [text for text in cell.split(seq_separator) if text]
@@ -205,7 +231,7 @@ def _known_items(config):
     """Return the item tokens of the interaction files and the item file: frozenset of str."""
     folder, name, item_id = Path(config["data_path"]), config["dataset"], config["ITEM_ID_FIELD"]
     tokens = set()
-    for path in [*folder.glob(f"{name}.inter"), *folder.glob(f"{name}.*.inter"), folder / f"{name}.item"]:
+    for path in [folder / f"{name}.inter", *folder.glob(f"{escape(name)}.*.inter"), folder / f"{name}.item"]:
         if path.is_file():
             frame, columns = read_atomic(path, config["field_separator"], config["encoding"])
             tokens.update(frame[item_id] if item_id in columns else ())
@@ -253,7 +279,8 @@ def _item_table(dataset):
         return
     for field in dataset.item_feat:
         if field != dataset.iid_field:
-            yield field, _feature(dataset, field, dataset.item_feat[field])
+            values = dataset.item_feat[field]
+            yield field, _feature(dataset, field, values, torch.ones(len(values), dtype=torch.bool))
 
 
 def _further_table(dataset, suffix):
@@ -263,23 +290,25 @@ def _further_table(dataset, suffix):
     if not ids:
         return
     rows = table[ids[0]]  # [n] item ids
+    has_line = torch.zeros(dataset.item_num, dtype=torch.bool)
+    has_line[rows] = True
     for field in fields:
         if field in ids:
             continue
         values = table[field]
         whole = values.new_zeros((dataset.item_num, *values.shape[1:]))
         whole[rows] = values
-        yield field, _feature(dataset, field, whole)
+        yield field, _feature(dataset, field, whole, has_line)
 
 
-def _feature(dataset, field, values):
+def _feature(dataset, field, values, has_line):
     values = values.reshape(len(values), -1)  # [n_items, T or D]
     kind = dataset.field2type[field].value
     if not torch.isfinite(values).all():  # of a column without any number RecBole fills in no mean
         raise PrefError(f"mm_fields names {field!r}, which holds no finite numbers: fill the column or leave it out.")
     # RecBole marks a missing token with 0, pads a missing vector with zeros and fills a missing number
     # with the mean of the others.
-    present = torch.ones(len(values), dtype=torch.bool) if kind == "float" else (values != 0).any(dim=1)
+    present = has_line if kind == "float" else has_line & (values != 0).any(dim=1)
     present[0] = False
     if kind.startswith("token"):
         return Feature(field, values.long(), present, dataset.num(field))

@@ -95,6 +95,7 @@ def sensitivity(runs, setting, metric="ndcg@10"):
     check_metric(runs, metric)
     lines = variants(runs, setting)
     values = list(dict.fromkeys(value for cells in lines.values() for value in cells))
+    values.sort(key=lambda value: (0, value) if is_number(value) else (1, 0))  # words last, as they come
     numeric = all(is_number(value) for value in values)
     place = (lambda value: value) if numeric else {v: i for i, v in enumerate(values)}.__getitem__
     keys = [key for key in (metric, f"tail{metric}") if any(key in run["test_result"] for run in runs)]
