@@ -11,6 +11,7 @@ import sys
 import warnings
 import zlib
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -217,7 +218,11 @@ def _check_quotes(path, separator):
     if len(separator) > 1:  # no quoting
         return
     with reading(path), _open(path, newline="") as file:
+        if not any('"' in part for part in iter(partial(file.read, 1 << 20), "")):
+            return
+        file.seek(0)
         reader, begins = csv.reader(file, delimiter=separator, strict=True), 1
+        limit = csv.field_size_limit(sys.maxsize)
         try:
             for cells in reader:
                 if separator == "\t" and any("\n" in cell and "\t" in cell for cell in cells):
@@ -228,6 +233,8 @@ def _check_quotes(path, separator):
                 f"{path}, line {begins}: a quotation mark opens a cell that does not end with the next one; double the "
                 "marks within quoted cells, or remove them."
             ) from None
+        finally:
+            csv.field_size_limit(limit)
 
 
 def _line_of(path, separator, record):

@@ -300,8 +300,9 @@ def test_mistakes_are_named(tmp_path, text, options, match):
 
 def test_quoted_cells_are_read_over_line_ends(tmp_path):
     text = 'user_id,item_id,timestamp,t\na,x,1,"one, ""two""\nthree, 5"" long, 2, 7"\na,"y",2,12" pan\n'
+    text += f'a,"z",3,"{"long, " * 50_000}"\n'
     (tmp_path / "s.csv").write_text(text)
-    assert convert(tmp_path / "s.csv", "table", "d", tmp_path)["interactions"] == 2
+    assert convert(tmp_path / "s.csv", "table", "d", tmp_path)["interactions"] == 3
 
 
 def test_an_item_file_of_other_data_is_not_kept(tmp_path):
