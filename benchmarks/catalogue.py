@@ -49,7 +49,7 @@ def measure(options):
     torch.set_num_threads(options["threads"])
     from recbole_pref.config import Config
     from recbole_pref.memory import peak_mb
-    from recbole_pref.registry import model_class
+    from recbole_pref.model.names import model_class
 
     name = options["model"]
     settings = {"state": "ERROR", "num_negatives": options["negatives"], "train_positions": "last"}

@@ -99,7 +99,7 @@ def read_rows(path, same):
 def write_rows(path, rows):
     """Write a table as CSV, whole or not at all."""
     from recbole_pref.checkpoint import write_atomically
-    from recbole_pref.tables import rows_as_csv
+    from recbole_pref.compare.tables import rows_as_csv
 
     write_atomically(path, lambda file: file.write(rows_as_csv(rows).encode()), "output")
 
@@ -123,7 +123,8 @@ def ready_run(config):
 
     ``run.trainer._preference_epoch(number, False)`` then trains one epoch and nothing else.
     """
-    from recbole_pref import quick_start, reference
+    from recbole_pref import quick_start
+    from recbole_pref.training import reference
 
     run = quick_start.build_run(config, log=False)
     trainer = run.trainer

@@ -29,8 +29,8 @@ def measure(kind, users, items, threads):
 
     from recbole_pref.config import Config
     from recbole_pref.memory import peak_mb
+    from recbole_pref.model.names import model_class
     from recbole_pref.quick_start import prepare_data
-    from recbole_pref.registry import model_class
 
     with tempfile.TemporaryDirectory() as folder:
         order = np.arange(items)  # a random order of the items, cut into one sequence per user

@@ -39,8 +39,8 @@ def measured_epochs(seed, arguments, folder):
     Returns:
         list of tuple: dict of float, and arrays as ``evidence.user_values`` reads them; the reference first.
     """
-    from recbole_pref import evidence
     from recbole_pref.config import Config
+    from recbole_pref.evaluation import evidence
     from recbole_pref.quick_start import build_run
 
     (entry,) = entries_for(arguments.backbone, f"{RECOMMENDED} objective={OBJECTIVE} {arguments.settings}")
@@ -73,7 +73,7 @@ def taken(valid, bound):
         valid (list of dict of float): validation metrics, the reference's first.
         bound (float): share of the reference's overall metric.
     """
-    from recbole_pref.objective import Objective
+    from recbole_pref.evaluation.objective import Objective
 
     objective = Objective({TAIL: 1.0}, of_reference={OVERALL: bound})
     objective.take_reference(valid[0])
@@ -92,8 +92,8 @@ def compared(by_seed, bound):
         dict: ``bound``, ``epochs`` taken, per metric its mean over the seeds, the difference from the reference as a
         share of it, and p.
     """
-    from recbole_pref.evidence import user_values
-    from recbole_pref.significance import paired_t
+    from recbole_pref.compare.significance import paired_t
+    from recbole_pref.evaluation.evidence import user_values
 
     epochs = [0 if bound is None else taken([valid for valid, _ in found], bound) for found in by_seed]
     row = {"bound": bound, "epochs": epochs}
@@ -108,7 +108,7 @@ def compared(by_seed, bound):
 
 def corrected(rows):
     """Return the rows with p-values corrected after Holm over all of them."""
-    from recbole_pref.significance import holm
+    from recbole_pref.compare.significance import holm
 
     keys = [(row, f"{metric} p") for row in rows for metric in METRICS]
     for (row, key), p in zip(keys, holm([row[key] for row, key in keys])):

@@ -106,7 +106,7 @@ def main():
     parser.add_argument("--repeats", type=int, default=7)
     options, rest = parser.parse_known_args()
     sys.argv = sys.argv[:1]
-    from recbole_pref.config import parse_value
+    from recbole_pref.settings.files import parse_value
 
     settings = {"data_path": options.data_path, "mm_fields": parse_value(options.mm_fields)}
     if options.config_files and options.mm_fields == "auto":

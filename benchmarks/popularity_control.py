@@ -44,7 +44,7 @@ def ranks_by_strength(model, loader):
 
 def mean_of(arrays, metric):
     """Return the mean of a metric over its users."""
-    from recbole_pref.evidence import user_values
+    from recbole_pref.evaluation.evidence import user_values
 
     return user_values(arrays, metric)[0].mean()
 
@@ -62,10 +62,10 @@ def main():
     Raises:
         PrefError: no comparison in the folder, or an entry that it does not have.
     """
+    from recbole_pref.compare.significance import paired_t
     from recbole_pref.errors import PrefError, suggest
-    from recbole_pref.evidence import user_values
+    from recbole_pref.evaluation.evidence import user_values
     from recbole_pref.quick_start import load_data_and_model
-    from recbole_pref.significance import paired_t
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--folder", required=True, type=Path)

@@ -148,8 +148,8 @@ def entries_for(backbone, names):
     import yaml
 
     from recbole_pref.compare import Entry, split_text
-    from recbole_pref.config import parse_value, properties_dir
     from recbole_pref.errors import PrefError, suggest
+    from recbole_pref.settings.files import parse_value, properties_dir
 
     found = []
     for text in split_text(names, ","):

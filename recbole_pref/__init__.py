@@ -3,7 +3,7 @@
 Importing the package makes its models known to RecBole: ``run_recbole(model="LPOSASRec")`` works.
 """
 
-from recbole_pref import compat
+from recbole_pref import compat, moved
 from recbole_pref.version import __version__
 
 compat.apply()
@@ -11,6 +11,7 @@ compat.apply()
 from recbole_pref.registry import register  # noqa: E402  (RecBole can be imported from here on)
 
 register()
+moved.register()
 
 from recbole_pref import plugins  # noqa: E402
 

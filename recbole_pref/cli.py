@@ -113,7 +113,7 @@ def parse(argv):
     Raises:
         PrefError: an argument that is no ``--key=value``, a key given twice, an option without its partner.
     """
-    from recbole_pref.config import parse_value
+    from recbole_pref.settings.files import parse_value
 
     parser = build_parser()
     options, rest = parser.parse_known_args(argv)
@@ -232,9 +232,9 @@ def _dispatch(options, settings):
         return _tune(options, model, dataset, files, settings)
     if options.resume is not None:
         settings["resume"] = options.resume
+    from recbole_pref.compare.tables import result_table
     from recbole_pref.memory import explained
     from recbole_pref.quick_start import run
-    from recbole_pref.tables import result_table
 
     with explained():
         _check_settings(model, dataset, files, settings)
@@ -262,7 +262,7 @@ def _named_in(files):
     """Return ``model`` and ``dataset`` where config files name them; the last file wins."""
     import yaml
 
-    from recbole_pref.config import shipped
+    from recbole_pref.settings.files import shipped
 
     found = {}
     for file in map(shipped, files or ()):
@@ -350,9 +350,10 @@ def describe(wanted="all"):
     Args:
         wanted (str): ``all``, or a method whose settings are shown.
     """
-    from recbole_pref.config import properties_dir
     from recbole_pref.errors import suggest
-    from recbole_pref.registry import BACKBONES, METHODS, sequential_models
+    from recbole_pref.methods import METHODS
+    from recbole_pref.model.names import BACKBONES, sequential_models
+    from recbole_pref.settings.files import properties_dir
 
     width = max(60, min(110, os.get_terminal_size().columns if sys.stdout.isatty() else 100))
     if wanted != "all":

@@ -200,7 +200,7 @@ def _read_our_properties():
     def _load_internal_config_dict(self, model, model_class, dataset):
         original(self, model, model_class, dataset)
         if getattr(model_class, "preference_method", None) is not None:
-            from recbole_pref.config import load_properties
+            from recbole_pref.settings.files import load_properties
 
             load_properties(self, model_class, dataset)
 

@@ -5,7 +5,6 @@ defaults are RecBole's own, then ``properties/overall.yaml``, ``method/<Method>.
 ``backbone/<Backbone>.yaml`` and ``dataset/<dataset>.yaml`` of this package.
 """
 
-import ast
 import codecs
 import copy
 import hashlib
@@ -14,22 +13,20 @@ import json
 import os
 import re
 import sys
-from enum import Enum
-from functools import lru_cache
 from logging import getLogger
 from numbers import Real
 from pathlib import Path
 
-import recbole
 import yaml
 from recbole.config import Config as RecBoleConfig
 from recbole.evaluator.register import metric_information, metrics_dict
-from recbole.utils import EvaluatorType, InputType, ModelType, argument_list
+from recbole.utils import EvaluatorType, InputType, ModelType
 from torch.nn import Module
 
 from recbole_pref.errors import PrefError, suggest
-from recbole_pref.objective import check_measured, check_objective
-from recbole_pref.registry import METHODS, method_of, model_class
+from recbole_pref.evaluation.objective import check_measured, check_objective
+from recbole_pref.methods import METHODS, method_of
+from recbole_pref.model.names import model_class
 from recbole_pref.settings import (
     RECBOLE_SETTINGS,
     SETTINGS,
@@ -44,8 +41,8 @@ from recbole_pref.settings import (
     is_finite,
     shown,
 )
+from recbole_pref.settings.files import keys_of_models, known_keys, load_properties, parse_value, shipped
 
-_HERE = Path(__file__).resolve().parent
 # How RecBole's Config refuses a value, on purpose or by tripping over it.
 _RECBOLES_REFUSALS = (
     ValueError, TypeError, KeyError, IndexError, RuntimeError, NotImplementedError, AttributeError,
@@ -64,101 +61,9 @@ _FIELDS = (
 _OF_OUR_MODELS = {"lr_scheduler": "none", "warmup_ratio": 0, "repeat_bias": False, "max_nan_steps": 0}
 # Options of the command line that would do nothing in a file.
 _OPTIONS = ("nproc", "world_size", "ip", "port", "group_offset", "plots", "compare", "predict", "tune", "debug")
-# Keys that RecBole or the command line read and that stand in none of RecBole's property files.
-_OTHER_KEYS = {
-    "model", "dataset", "config_files", "nproc", "world_size", "ip", "port", "offset",
-    "group_offset", "local_rank", "single_spec", "tail_ratio", "encoding", "numerical_features",
-    "url", "ITEM_LIST_LENGTH_FIELD", "kg_reverse_r", "double_tower", "benchmark_filename",
-    "neg_sampling", "training_neg_sample_num", "transform", "mask_ratio", "eta", "device",
-    "HEAD_ENTITY_ID_FIELD", "log_wandb", "wandb_project", "discretization", "leave_one_num",
-    "MODEL_TYPE", "MODEL_INPUT_TYPE", "eval_type", "valid_neg_sample_args", "test_neg_sample_args",
-    "fit_intercept", "alpha", "pretrain_path", "train_stage", "dp_rate",
-}  # fmt: skip
 
 
-def properties_dir():
-    """Return the folder of the property files, in an installed package or a checkout."""
-    for folder in (_HERE / "properties", _HERE.parent / "properties"):
-        if (folder / "overall.yaml").is_file():
-            return folder
-    raise PrefError("the property files of recbole_pref are missing: install the package again.")
 
-
-def shipped(file):
-    """Return the path of a file of this package (``recommended/LPO.yaml``) where there is no such file here."""
-    own = properties_dir() / file
-    return str(own) if not os.path.isfile(file) and own.is_file() else file
-
-
-def defaults_of(cls, dataset):
-    """Return what gives a model class its defaults, in order.
-
-    Args:
-        cls (type): a model class; those of ours have ``preference_method``.
-        dataset (str): name of the data set.
-
-    Returns:
-        list of Path or dict: existing property files, and the defaults of a method from outside; later ones win.
-    """
-    ours, stock = properties_dir(), Path(recbole.__file__).parent / "properties" / "model"
-    method = method_of(cls)
-    bases = [base.__name__ for base in reversed(cls.__mro__)]
-    files = []
-    if method is not None:
-        # RecBole looked for <Method><Backbone>.yaml and so missed the backbone's own file.
-        files += [stock / f"{base}.yaml" for base in bases]
-    files.append(ours / "overall.yaml")
-    if method is not None:
-        files.append(method.defaults or ours / "method" / f"{method.name}.yaml")
-    files += [ours / "backbone" / f"{base}.yaml" for base in bases]
-    files.append(ours / "dataset" / f"{dataset}.yaml")
-    return [file for file in files if isinstance(file, dict) or file.is_file()]
-
-
-def load_properties(config, cls, dataset):
-    """Merge our property files into a config's defaults, below everything the user sets."""
-    for defaults in defaults_of(cls, dataset):
-        if isinstance(defaults, dict):
-            config.internal_config_dict.update(copy.deepcopy(defaults))  # RecBole fills in parts
-        else:
-            config._update_internal_config_dict(str(defaults))
-
-
-def known_keys():
-    """Return every key that RecBole or this package reads: frozenset of str."""
-    return _stock_keys() | SETTINGS.keys()  # to which methods from outside add theirs
-
-
-@lru_cache(maxsize=1)
-def _stock_keys():
-    keys = set(RECBOLE_SETTINGS) | _OTHER_KEYS | _shared_keys()
-    for root in (Path(recbole.__file__).parent / "properties", properties_dir()):
-        for file in root.rglob("*.yaml"):
-            if file.parent.name != "tune":
-                keys.update(_top_level_keys(file))
-    return frozenset(keys)
-
-
-@lru_cache(maxsize=1)
-def _keys_of_models():
-    """Return the keys that some of RecBole's models or of our methods read and others do not: frozenset of str."""
-    stock, ours = Path(recbole.__file__).parent / "properties", properties_dir()
-    files = [*stock.glob("model/*.yaml"), *ours.glob("method/*.yaml"), *ours.glob("backbone/*.yaml")]
-    return frozenset().union(*map(_top_level_keys, files)) - _shared_keys()
-
-
-def _shared_keys():
-    """Return the keys that RecBole lists for every model: set of str."""
-    kinds = ("general", "training", "evaluation", "dataset")
-    return set().union(*(getattr(argument_list, f"{kind}_arguments") for kind in kinds))
-
-
-def _top_level_keys(file):
-    return {
-        line.partition(":")[0].strip()
-        for line in file.read_text(encoding="utf-8").splitlines()
-        if line and line[0] not in " #-\t" and ":" in line
-    }
 
 
 class Config(RecBoleConfig):
@@ -301,7 +206,7 @@ class Config(RecBoleConfig):
             return
         of_losses = {name for method in METHODS.values() for name in method.setting_names}
         own = self.internal_config_dict
-        foreign = (_keys_of_models() | of_losses) - own.keys()
+        foreign = (keys_of_models() | of_losses) - own.keys()
         for key in keys:
             if key in foreign:
                 raise PrefError(f"{where}{self.model} has no setting {key}: leave it out.{suggest(key, own)}")
@@ -583,39 +488,3 @@ def _is_utf8(text):
     except UnicodeEncodeError:  # bytes of the command line that are none
         return False
     return True
-
-
-class FlowLoader(yaml.SafeLoader):
-    """Reads numbers such as 1e-3, as RecBole's loader of files does."""
-
-
-FlowLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
-
-
-def _flow_value(text):
-    """Return the list or mapping that a text is in YAML, else the text."""
-    if text.strip()[:1] not in ("[", "{"):
-        return text
-    try:
-        return yaml.load(text, Loader=FlowLoader)
-    except (yaml.YAMLError, ValueError, RecursionError):
-        return text
-
-
-def parse_value(text):
-    """Turn the text of a setting into its value: numbers, lists, dicts, True, None, or the text.
-
-    Lists and dicts may be written as in Python or as in a YAML file.
-    """
-    lower = text.strip().lower()
-    if lower in ("true", "false"):
-        return lower == "true"
-    if lower in ("none", "~"):
-        return None if lower == "~" or text.strip() == "None" else text
-    try:
-        value = ast.literal_eval(text.strip())
-    except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
-        value = _flow_value(text)
-    return value if isinstance(value, (str, int, float, list, tuple, dict, bool, Enum)) else text

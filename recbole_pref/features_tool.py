@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from recbole_pref import checkpoint, cli
-from recbole_pref.data_check import read_atomic
-from recbole_pref.data_tool import check_name, reading
+from recbole_pref.data.check import read_atomic
+from recbole_pref.data.convert import check_name, reading
 from recbole_pref.encoder.features import OTHER_FILES, columns_of
 from recbole_pref.errors import PrefError, suggest
 

@@ -14,7 +14,7 @@ import traceback
 from pathlib import Path
 
 from recbole_pref.errors import PrefError, suggest
-from recbole_pref.registry import METHODS, Method
+from recbole_pref.methods import METHODS, Method
 from recbole_pref.settings import SETTINGS, Setting
 
 VARIABLE = "RECBOLE_PREF_PLUGINS"  # paths, separated as those of PATH
@@ -40,7 +40,7 @@ def add_method(name, loss, title, defaults, settings=None):
     Raises:
         PrefError: names the part that cannot work.
     """
-    from recbole_pref.config import known_keys
+    from recbole_pref.settings.files import known_keys
 
     _check_name(name)
     parameters = inspect.signature(loss).parameters

@@ -21,11 +21,12 @@ from recbole.data.interaction import Interaction
 
 from recbole_pref import checkpoint, scoring
 from recbole_pref.config import Config
-from recbole_pref.data_tool import read_parquet_file, read_text_table, without_fractions
+from recbole_pref.data.convert import read_parquet_file, read_text_table, without_fractions
 from recbole_pref.encoder.multimodal import Multimodal
 from recbole_pref.errors import PrefError, suggest
+from recbole_pref.methods import method_of
+from recbole_pref.model.names import model_class
 from recbole_pref.quick_start import load_data, load_model, settings_of
-from recbole_pref.registry import method_of, model_class
 
 
 class Vocabulary:

@@ -18,14 +18,17 @@ import torch
 from recbole.data import create_dataset, data_preparation
 from recbole.utils import ModelType, get_environment, get_trainer, init_logger, init_seed, set_color
 
-from recbole_pref import checkpoint, data_check, distributed, memory
-from recbole_pref.config import Config, given_data_path, known_keys
+from recbole_pref import checkpoint, distributed, memory
+from recbole_pref.config import Config, given_data_path
+from recbole_pref.data import check as data_check
 from recbole_pref.environment import environment, write_result
 from recbole_pref.errors import PrefError
-from recbole_pref.evaluation import history_is_masked
-from recbole_pref.registry import method_of, model_class
+from recbole_pref.evaluation.ranking import history_is_masked
+from recbole_pref.methods import method_of
+from recbole_pref.model.names import model_class
 from recbole_pref.settings import RUN_SETTINGS, shown
-from recbole_pref.trainer import trainer_class
+from recbole_pref.settings.files import known_keys
+from recbole_pref.training.trainer import trainer_class
 
 
 def run_recbole_pref(
@@ -504,7 +507,7 @@ def load_data(state, model_file, overrides, log=True, unsplit=None):
     """
     config = Config(state["model"], state["config"].get("dataset"), config_dict=settings_of(state, **overrides))
     dataset, loaders = prepare_data(config, log, unsplit=unsplit)
-    from recbole_pref.reference import fingerprint_of
+    from recbole_pref.training.reference import fingerprint_of
 
     differences = checkpoint.compare_fingerprints(state["data"], fingerprint_of(loaders[0]._dataset))
     if differences:

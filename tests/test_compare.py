@@ -17,11 +17,13 @@ import yaml
 from filelock import FileLock
 from scipy import stats
 
-from recbole_pref import compare, config, environment, evidence, tables
+from recbole_pref import compare, config, environment
 from recbole_pref.cli import main
+from recbole_pref.compare import tables
+from recbole_pref.compare.significance import holm, paired_bootstrap, paired_t
 from recbole_pref.errors import PrefError
+from recbole_pref.evaluation import evidence
 from recbole_pref.report import write_report
-from recbole_pref.significance import holm, paired_bootstrap, paired_t
 
 SPLIT = {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"}
 

@@ -7,10 +7,12 @@ import yaml
 from recbole.config import Config as RecBoleConfig
 
 from recbole_pref import cli
-from recbole_pref.config import Config, known_keys, parse_value, properties_dir
+from recbole_pref.config import Config
 from recbole_pref.errors import PrefError
-from recbole_pref.registry import BACKBONES, METHODS
+from recbole_pref.methods import METHODS
+from recbole_pref.model.names import BACKBONES
 from recbole_pref.settings import SETTINGS, check_setting
+from recbole_pref.settings.files import known_keys, parse_value, properties_dir
 
 
 def refused(match, model="LPOSASRec", dataset="ml-100k", **settings):

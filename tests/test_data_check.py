@@ -5,7 +5,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from recbole_pref.config import Config
-from recbole_pref.data_check import MISSING, check_atomic_files, check_split
+from recbole_pref.data.check import MISSING, check_atomic_files, check_split
 from recbole_pref.errors import PrefError
 from recbole_pref.quick_start import prepare_data, run_recbole_pref
 

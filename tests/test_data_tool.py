@@ -16,8 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from recbole_pref.config import Config
-from recbole_pref.data_check import check_atomic_files
-from recbole_pref.data_tool import FORMATS, convert, k_core, main, summarize
+from recbole_pref.data.check import check_atomic_files
+from recbole_pref.data.convert import FORMATS, convert, k_core, main, summarize
 from recbole_pref.errors import PrefError
 from recbole_pref.popularity import head_tail_split, train_counts
 from recbole_pref.quick_start import prepare_data, run_recbole_pref
@@ -447,7 +447,7 @@ def test_the_commands_of_the_documentation_run(tmp_path):
 def test_help_of_the_module(tmp_path):
     root = Path(__file__).resolve().parents[1]
     shown = subprocess.run(
-        [sys.executable, "-m", "recbole_pref.data_tool", "--help"],
+        [sys.executable, "-m", "recbole_pref.data.convert", "--help"],
         capture_output=True, text=True, cwd=root, check=True,
     ).stdout  # fmt: skip
     assert all(format in "".join(shown.split()) for format in FORMATS) and "examples:" in shown

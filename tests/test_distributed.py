@@ -73,7 +73,7 @@ def test_mistakes_end_before_processes_start(tiny_dataset):
 
 
 def test_shares_make_up_the_batch(tiny_dataset, monkeypatch):
-    from recbole_pref.packing import PackedLoader
+    from recbole_pref.model.packing import PackedLoader
     from recbole_pref.quick_start import prepare_data
 
     _, loaders = prepare_data(Config("LPOSASRec", config_dict=tiny_dataset), log=False)

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from recbole_pref.dropout import Dropout, drop, use_fast_dropout
 from recbole_pref.model.backbones import _causal_attention
+from recbole_pref.model.dropout import Dropout, drop, use_fast_dropout
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.8])

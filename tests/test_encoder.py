@@ -22,10 +22,11 @@ from recbole_pref.config import Config
 from recbole_pref.encoder import features, fusion, item_table
 from recbole_pref.encoder.features import Feature
 from recbole_pref.errors import PrefError
-from recbole_pref.packing import PackedLoader
+from recbole_pref.methods import METHODS
+from recbole_pref.model.names import model_class
+from recbole_pref.model.packing import PackedLoader
 from recbole_pref.predict import Recommender
 from recbole_pref.quick_start import load_data_and_model, prepare_data, run_recbole_pref
-from recbole_pref.registry import METHODS, model_class
 
 from .conftest import tiny_sequences, write_atomic
 

@@ -18,15 +18,16 @@ from recbole.model.abstract_recommender import GeneralRecommender, SequentialRec
 from recbole.trainer import Trainer
 from recbole.utils import InputType
 
-from recbole_pref import compat, metrics
-from recbole_pref.collector import PrefCollector
+from recbole_pref import compat
 from recbole_pref.errors import PrefError
-from recbole_pref.evaluation import (
+from recbole_pref.evaluation.collector import PrefCollector
+from recbole_pref.evaluation.ranking import (
     EvaluationMixin,
     SeenItems,
     chunk_rows,
     cut_pairs,
     mask_seen,
+    metrics,
 )
 
 compat.apply()

@@ -12,7 +12,7 @@ from PIL import Image
 
 from recbole_pref import features_tool
 from recbole_pref.config import Config
-from recbole_pref.data_check import read_atomic
+from recbole_pref.data.check import read_atomic
 from recbole_pref.encoder import features
 from recbole_pref.errors import PrefError
 from recbole_pref.features_tool import encode, item_texts, main

@@ -26,11 +26,12 @@ from hypothesis import strategies as st
 from recbole.data import create_dataset
 
 from recbole_pref import checkpoint, cli, quick_start
-from recbole_pref.config import Config, known_keys
-from recbole_pref.data_check import check_atomic_files
+from recbole_pref.config import Config
+from recbole_pref.data.check import check_atomic_files
 from recbole_pref.errors import PrefError
 from recbole_pref.quick_start import load_data_and_model, prepare_data, run_recbole_pref
 from recbole_pref.settings import SETTINGS
+from recbole_pref.settings.files import known_keys
 from tests.conftest import write_atomic
 
 N_USERS, N_ITEMS = 12, 10

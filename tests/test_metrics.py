@@ -15,14 +15,15 @@ from recbole.evaluator import metrics as recbole_metrics
 from recbole.evaluator import register as recbole_register
 from recbole.evaluator.collector import DataStruct
 
-from recbole_pref import compat, metrics
-from recbole_pref.collector import (
+from recbole_pref import compat
+from recbole_pref.errors import PrefError
+from recbole_pref.evaluation import metrics
+from recbole_pref.evaluation.collector import (
     distinct_targets,
     hit_table,
     mean_ranks,
     negatives_above,
 )
-from recbole_pref.errors import PrefError
 
 compat.apply()
 Config.compatibility_settings(None)  # names such as np.float, which RecBole's metrics use after a Config was made
@@ -355,7 +356,7 @@ def test_register_is_idempotent_and_complete():
     assert before == [recbole_register.metrics_dict, recbole_register.smaller_metrics]
     assert recbole_register.smaller_metrics.count("averagepopularity") == 1
     for name in ("tailhit", "headndcg", "wpauc", "tailpercentage", "averagepopularity"):
-        assert recbole_register.metrics_dict[name].__module__ == "recbole_pref.metrics"
+        assert recbole_register.metrics_dict[name].__module__ == "recbole_pref.evaluation.metrics"
         assert recbole_register.metric_information[name]
         assert recbole_register.metric_types[name] == recbole_register.metric_types["hit"]
 

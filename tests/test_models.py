@@ -10,10 +10,11 @@ from recbole.utils import get_model, get_trainer, init_seed
 from recbole_pref import model as models
 from recbole_pref.config import Config
 from recbole_pref.errors import PrefError
+from recbole_pref.methods import METHODS
 from recbole_pref.model import preference
+from recbole_pref.model.names import model_class
 from recbole_pref.quick_start import load_data_and_model, prepare_data, run_recbole_pref
-from recbole_pref.registry import METHODS, model_class
-from recbole_pref.trainer import PrefTrainer, trainer_class
+from recbole_pref.training.trainer import PrefTrainer, trainer_class
 
 BACKBONES = {"SASRec": SASRec, "GRU4Rec": GRU4Rec, "Caser": Caser}
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attn_dropout_prob": 0.0, "dropout_prob": 0.0}
@@ -144,7 +145,7 @@ def test_packed_rows_equal_rows_when_sequences_are_short(tiny_dataset, backbone,
         "neg_sampler": "topk", "neg_candidates": "all",
     }  # fmt: skip
     _, model, loaders = build(method + backbone, settings, train_positions="all")
-    from recbole_pref.packing import PackedLoader
+    from recbole_pref.model.packing import PackedLoader
 
     packed = next(iter(PackedLoader(loaders[0], stride=5)))
     assert len(packed) == len(loaders[0]._dataset)
@@ -230,7 +231,7 @@ def test_cached_reference_scores_equal_fresh_ones(tiny_dataset, name, bias):
     model.eval()
     torch.manual_seed(0)
     model.reference.item_embedding.weight.normal_()
-    from recbole_pref.packing import PackedLoader
+    from recbole_pref.model.packing import PackedLoader
 
     loader = PackedLoader(loaders[0], stride=4)
     batches = list(loader)

@@ -6,7 +6,7 @@ import pytest
 
 from recbole_pref import checkpoint
 from recbole_pref.errors import PrefError
-from recbole_pref.objective import Objective, check_objective
+from recbole_pref.evaluation.objective import Objective, check_objective
 from recbole_pref.quick_start import run_recbole_pref
 
 

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recbole_pref.packing import PackedLoader, build_windows, length_groups
+from recbole_pref.model.packing import PackedLoader, build_windows, length_groups
 
 
 def _rows(sequences, max_length):

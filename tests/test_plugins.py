@@ -11,8 +11,9 @@ import torch
 from recbole_pref import cli, compare, plugins
 from recbole_pref.config import Config
 from recbole_pref.errors import PrefError
+from recbole_pref.methods import METHODS
+from recbole_pref.model.names import model_class
 from recbole_pref.quick_start import build_run, run_recbole_pref
-from recbole_pref.registry import METHODS, model_class
 from recbole_pref.settings import SETTINGS, Setting
 
 DOCUMENTATION = Path(__file__).resolve().parents[1] / "docs/extending.md"
@@ -93,7 +94,7 @@ def test_other_processes_load_the_file_as_well(file, tmp_path, monkeypatch, caps
     plugins.load()
     assert os.environ[plugins.VARIABLE] == str(file)
     told = subprocess.run(
-        [sys.executable, "-c", "from recbole_pref.registry import METHODS; print(METHODS['Hinge'].title)"],
+        [sys.executable, "-c", "from recbole_pref.methods import METHODS; print(METHODS['Hinge'].title)"],
         cwd="/", env={**os.environ, "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path)},
         capture_output=True, text=True,
     )  # fmt: skip

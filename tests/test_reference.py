@@ -9,10 +9,11 @@ import pytest
 import torch
 from filelock import FileLock, Timeout
 
-from recbole_pref import checkpoint, reference
+from recbole_pref import checkpoint
 from recbole_pref.config import Config
 from recbole_pref.errors import PrefError
 from recbole_pref.quick_start import build_run, run_recbole_pref
+from recbole_pref.training import reference
 
 from .conftest import tiny_sequences, write_atomic
 

@@ -8,9 +8,9 @@ from torch.nn import functional as F
 
 from recbole_pref import scoring
 from recbole_pref.errors import PrefError
-from recbole_pref.packing import PackedLoader
+from recbole_pref.model.packing import PackedLoader
 from recbole_pref.quick_start import run_recbole_pref
-from recbole_pref.trainer import PrefTrainer
+from recbole_pref.training.trainer import PrefTrainer
 from tests.conftest import write_atomic
 from tests.test_models import NO_DROPOUT, all_rows, assert_same, build, gradients
 

@@ -17,11 +17,12 @@ from recbole.data import create_dataset, data_preparation
 from recbole.trainer import Trainer
 from recbole.utils import get_model, init_seed
 
-from recbole_pref import checkpoint, quick_start, schedule, trainer
+from recbole_pref import checkpoint, quick_start, schedule
 from recbole_pref.config import Config
 from recbole_pref.errors import PrefError
 from recbole_pref.quick_start import build_run, run_recbole_pref
-from recbole_pref.trainer import TrainerMixin
+from recbole_pref.training import trainer
+from recbole_pref.training.trainer import TrainerMixin
 
 SCRIPT = """
 import json, sys

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from recbole_pref.data_check import read_atomic
+from recbole_pref.data.check import read_atomic
 from recbole_pref.errors import PrefError, suggest
 
 # Files of a data set that hold no item features.

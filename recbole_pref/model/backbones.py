@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
-from recbole_pref.packing import length_groups
+from recbole_pref.model.packing import length_groups
 
 
 @dataclass(frozen=True)

@@ -20,12 +20,12 @@ from recbole.model.loss import BPRLoss
 from recbole.utils import InputType
 
 from recbole_pref import distributed, losses, scoring
-from recbole_pref.dropout import use_fast_dropout
 from recbole_pref.errors import PrefError
+from recbole_pref.methods import METHODS
 from recbole_pref.model.backbones import backbone_of, encode_last, whole_scores
-from recbole_pref.packing import PackedBatch
+from recbole_pref.model.dropout import use_fast_dropout
+from recbole_pref.model.packing import PackedBatch
 from recbole_pref.popularity import head_tail_split, sample_weights, train_counts
-from recbole_pref.registry import METHODS
 from recbole_pref.samplers import NegativeSampler
 from recbole_pref.settings import SETTINGS
 
@@ -40,7 +40,7 @@ ROW_FIELD = "pref_row"  # number of a training row, added to the batches of row-
 class PreferenceMixin:
     """Trains the RecBole backbone that follows in the bases with a preference method.
 
-    Subclasses set ``preference_method`` (a name of ``registry.METHODS``) and ``backbone_class``.
+    Subclasses set ``preference_method`` (a name of ``methods.METHODS``) and ``backbone_class``.
 
     Args:
         config (Config): RecBole's configuration.
@@ -521,24 +521,3 @@ def encode_packed(model, spec, batch):
 def read_settings(config):
     """Return our settings from a RecBole config: dict of key to value."""
     return {key: config[key] for key in SETTINGS if key in config}
-
-
-def as_module_class(name, method, backbone):
-    """Build the class ``<Method><Backbone>``.
-
-    Args:
-        name (str): its name.
-        method (Method): of the registry.
-        backbone (type): a sequential model class of RecBole.
-    """
-    return type(
-        name,
-        (PreferenceMixin, backbone),
-        {
-            "__doc__": f"{backbone.__name__} trained with {method.title}.",
-            "__module__": "recbole_pref.model",
-            "preference_method": method.name,
-            "backbone_class": backbone,
-        },
-    )
-

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from recbole_pref.errors import PrefError, suggest
-from recbole_pref.evidence import DAMAGED
-from recbole_pref.metrics import DEFAULT_SPLIT
+from recbole_pref.evaluation.evidence import DAMAGED
+from recbole_pref.evaluation.metrics import DEFAULT_SPLIT
 from recbole_pref.popularity import RULES, head_in_words
 
 ARRAYS = ("tail_gap", "top", "count")

@@ -5,7 +5,7 @@ import math
 from numbers import Real
 
 from recbole_pref.errors import PrefError, suggest
-from recbole_pref.metrics import display_name
+from recbole_pref.evaluation.metrics import display_name
 from recbole_pref.plots.comparisons import draw_cells
 from recbole_pref.plots.drawing import (
     add_legend,

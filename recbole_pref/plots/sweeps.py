@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from recbole_pref.errors import PrefError
-from recbole_pref.metrics import display_name
+from recbole_pref.evaluation.metrics import display_name
 from recbole_pref.plots.drawing import (
     COLOURS,
     add_legend,

@@ -15,13 +15,14 @@ from pathlib import Path
 
 from recbole.utils import argument_list
 
-from recbole_pref import checkpoint, reference
+from recbole_pref import checkpoint
 from recbole_pref.config import Config, absolute_paths, digest_of_defaults
 from recbole_pref.environment import python_path, sigterm_as_ctrl_c, write_result
 from recbole_pref.errors import PrefError
-from recbole_pref.objective import check_measured, check_objective, less_is_better
+from recbole_pref.evaluation.objective import check_measured, check_objective, less_is_better
+from recbole_pref.model.names import split_model_name
 from recbole_pref.quick_start import build_run, prepare_data, run_recbole_pref
-from recbole_pref.registry import split_model_name
+from recbole_pref.training import reference
 from recbole_pref.tune.progress import Progress
 from recbole_pref.tune.results import finish
 from recbole_pref.tune.space import Plan, as_setting, is_number, read_plan

@@ -9,11 +9,11 @@ import yaml
 from tabulate import tabulate
 
 from recbole_pref import checkpoint
+from recbole_pref.compare.tables import rows_as_csv
 from recbole_pref.config import Config
 from recbole_pref.environment import environment, write_result
 from recbole_pref.errors import PrefError
 from recbole_pref.quick_start import build_run, settings_of
-from recbole_pref.tables import rows_as_csv
 from recbole_pref.tune.space import as_setting
 from recbole_pref.tune.trial import STEM
 

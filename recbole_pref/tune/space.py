@@ -12,7 +12,6 @@ from pathlib import Path
 
 import yaml
 
-from recbole_pref.config import FlowLoader, known_keys, parse_value, shipped
 from recbole_pref.errors import PrefError, suggest
 from recbole_pref.settings import (
     RECBOLE_SETTINGS,
@@ -20,6 +19,7 @@ from recbole_pref.settings import (
     check_recbole_setting,
     check_setting,
 )
+from recbole_pref.settings.files import FlowLoader, known_keys, parse_value, shipped
 
 RANGES = {"uniform": 2, "loguniform": 2, "quniform": 3, "randint": 2}
 LISTS = ("choice", "grid")

@@ -13,11 +13,11 @@ import numpy as np
 
 from recbole_pref import plots
 from recbole_pref.checkpoint import SHARED_BY_KINDS
+from recbole_pref.compare.significance import LEVEL
+from recbole_pref.compare.tables import COSTS
 from recbole_pref.errors import PrefError
-from recbole_pref.metrics import display_name
+from recbole_pref.evaluation.metrics import display_name
 from recbole_pref.settings import RUN_SETTINGS
-from recbole_pref.significance import LEVEL
-from recbole_pref.tables import COSTS
 
 ABSENT = "–"
 TITLES = {

@@ -6,7 +6,7 @@ import zlib
 import numpy as np
 import torch
 
-from recbole_pref.collector import PrefCollector, users_of_rows
+from recbole_pref.evaluation.collector import PrefCollector, users_of_rows
 
 TOP = 10  # recommended items kept per row
 OF_ROWS = ("user", "target", "rank", "tail_gap", "top")  # arrays with an entry per test row

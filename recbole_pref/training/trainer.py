@@ -13,11 +13,13 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
-from recbole_pref import checkpoint, distributed, objective, reference, schedule
+from recbole_pref import checkpoint, distributed, schedule
 from recbole_pref.errors import Interrupted, PrefError
-from recbole_pref.evaluation import EvaluationMixin
+from recbole_pref.evaluation import objective
+from recbole_pref.evaluation.ranking import EvaluationMixin
+from recbole_pref.model.packing import PackedLoader
 from recbole_pref.model.preference import PreferenceMixin
-from recbole_pref.packing import PackedLoader
+from recbole_pref.training import reference
 
 # Steps between two looks at the loss on an accelerator, where each look waits for the device.
 _CHECK_EVERY = 50
@@ -593,8 +595,8 @@ def train_reference(config, backbone_class, train_data, valid_data, stem):
     """
     from recbole.utils import init_seed
 
-    from recbole_pref.model import preference_class
-    from recbole_pref.registry import METHODS
+    from recbole_pref.methods import METHODS
+    from recbole_pref.model.names import preference_class
 
     own = reference.training_config(config, backbone_class, stem)
     init_seed(own["seed"], own["reproducibility"])

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from recbole.utils import EvaluatorType, ModelType
 
-from recbole_pref.collector import PrefCollector, unseen_training_data
-from recbole_pref.metrics import empty_group_error, group_metrics_in, split_settings
+from recbole_pref.evaluation.collector import PrefCollector, unseen_training_data
+from recbole_pref.evaluation.metrics import empty_group_error, group_metrics_in, split_settings
 
 MEGABYTE = 2**20
 DEFAULT_BUDGET_MB = 256.0

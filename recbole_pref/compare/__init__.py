@@ -21,18 +21,21 @@ import yaml
 from filelock import FileLock, Timeout
 from recbole.utils import EvaluatorType, ModelType
 
-from recbole_pref import checkpoint, evidence, reference
-from recbole_pref.config import Config, FlowLoader, absolute_paths, digest_of_defaults, parse_value, shipped
+from recbole_pref import checkpoint
+from recbole_pref.compare.significance import LEVEL, TESTS, holm
+from recbole_pref.compare.tables import COSTS, comparison_csv, comparison_table
+from recbole_pref.config import Config, absolute_paths, digest_of_defaults
 from recbole_pref.environment import environment, python_path, sigterm_as_ctrl_c, threads_per_process, write_result
 from recbole_pref.errors import PrefError, suggest
-from recbole_pref.evaluation import history_is_masked
+from recbole_pref.evaluation import evidence
+from recbole_pref.evaluation.metrics import group_of
+from recbole_pref.evaluation.ranking import history_is_masked
 from recbole_pref.memory import explained, peak_mb
-from recbole_pref.metrics import group_of
 from recbole_pref.popularity import head_in_words
 from recbole_pref.quick_start import build_run, check_files
 from recbole_pref.settings import FILTERS, RUN_SETTINGS, check_recbole_setting
-from recbole_pref.significance import LEVEL, TESTS, holm
-from recbole_pref.tables import COSTS, comparison_csv, comparison_table
+from recbole_pref.settings.files import FlowLoader, parse_value, shipped
+from recbole_pref.training import reference
 
 _MOST_SEEDS = 1000  # a larger count is a seed that was meant as a list of one
 _FILES = (".yaml", ".yml")

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from tabulate import tabulate
 
-from recbole_pref.data_check import MISSING, read_atomic
+from recbole_pref.data.check import MISSING, read_atomic
 from recbole_pref.errors import PrefError, suggest
 
 FORMATS = ("sequences", "pairs", "table", "amazon-ratings-2014", "amazon-ratings-2018", "amazon-reviews")

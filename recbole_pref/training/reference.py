@@ -17,9 +17,9 @@ import recbole
 from filelock import FileLock, Timeout
 
 from recbole_pref import checkpoint
-from recbole_pref.config import _top_level_keys, properties_dir
 from recbole_pref.errors import PrefError
 from recbole_pref.settings import FILTERS
+from recbole_pref.settings.files import properties_dir, top_level_keys
 
 # What shapes the training of a reference beside the data and the backbone's own settings.
 _TRAINING_KEYS = (
@@ -47,7 +47,7 @@ def backbone_settings(config, backbone_class):
     """Return the settings that are in the property files of a backbone, RecBole's and ours: dict."""
     folders = (Path(recbole.__file__).parent / "properties" / "model", properties_dir() / "backbone")
     files = [folder / f"{base.__name__}.yaml" for base in backbone_class.__mro__ for folder in folders]
-    keys = {key for file in files if file.is_file() for key in _top_level_keys(file)}
+    keys = {key for file in files if file.is_file() for key in top_level_keys(file)}
     return {key: config[key] for key in sorted(keys)}
 
 

@@ -5,7 +5,7 @@ import io
 
 from tabulate import tabulate
 
-from recbole_pref.significance import LEVEL
+from recbole_pref.compare.significance import LEVEL
 
 # What a comparison tells beside metrics: key of a record -> name of the column, name in words, decimals.
 COSTS = {

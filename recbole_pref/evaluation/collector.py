@@ -28,7 +28,7 @@ from recbole.evaluator.collector import Collector, DataStruct
 from recbole.utils import EvaluatorType
 
 from recbole_pref.errors import PrefError
-from recbole_pref.metrics import GROUPS, split_settings
+from recbole_pref.evaluation.metrics import GROUPS, split_settings
 from recbole_pref.popularity import head_tail_split, train_counts
 
 RANKING_TABLES = ("rec.items", "rec.topk", "rec.topk_tail", "rec.topk_head", "rec.above")

@@ -7,7 +7,7 @@
 
 :func:`register` enters them in RecBole's tables, after which ``metrics: [Hit, TailNDCG, WPAUC]`` and
 ``valid_metric: TailNDCG@10`` work. The tables they read are made by
-:class:`recbole_pref.collector.PrefCollector`.
+:class:`recbole_pref.evaluation.collector.PrefCollector`.
 """
 
 import numpy as np

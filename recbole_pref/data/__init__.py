@@ -1,0 +1,1 @@
+"""Data: conversion, checks of files, popularity, sequences."""

@@ -1,0 +1,1 @@
+"""Evaluation: metrics, what they are computed from, rankings, objectives, evidence."""

@@ -1,0 +1,97 @@
+"""The preference-optimization methods: ``Method`` and the table ``METHODS``.
+
+A new method is one loss function in ``losses.py``, one file ``properties/method/<Name>.yaml`` and one
+line in ``METHODS``. What a method needs is read off its loss: keyword-only parameters are its
+settings, ``ref_pos`` means that it compares with a reference model, and first parameters called
+``pos_logps, neg_logps`` mean that it needs log-probabilities (with the normalizer over the catalogue),
+where ``pos, neg`` may be raw scores.
+"""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+from recbole_pref import losses
+
+
+@dataclass(frozen=True)
+class Method:
+    """A preference-optimization method: a loss and what it needs.
+
+    Attributes:
+        name (str): the first half of the model names.
+        loss (callable or None): one of ``losses.py``; None leaves cross-entropy alone.
+        title (str): one line for ``--list``.
+        normalized (callable or None): from the settings to whether log-probabilities and a reference are needed,
+            where that depends on them; by default the names of the loss's parameters tell.
+        defaults (dict or None): of a method from outside the package (``plugins.add_method``), which has no
+            property file.
+        source (str or None): SHA-256 of the file that its loss stands in.
+    """
+
+    name: str
+    loss: Callable | None
+    title: str
+    normalized: Callable | None = None
+    defaults: dict | None = None
+    source: str | None = None
+
+    @cached_property
+    def _parameters(self):
+        return dict(inspect.signature(self.loss).parameters) if self.loss else {}
+
+    @property
+    def setting_names(self):
+        """The loss's own settings: tuple of str."""
+        return tuple(
+            name
+            for name, parameter in self._parameters.items()
+            if parameter.kind is parameter.KEYWORD_ONLY
+        )
+
+    def uses_reference(self, settings):
+        """Return whether the loss compares with a reference model under these settings."""
+        if "ref_pos" not in self._parameters:
+            return False
+        return self.normalized is None or self.normalized(settings)
+
+    def needs_reference(self, settings):
+        """Return whether training under these settings needs a reference model: for the loss or its negatives."""
+        if self.loss is None or settings["lambda"] == 0:
+            return False
+        return self.uses_reference(settings) or settings["neg_sampler"] == "reference_pool"
+
+    def needs_log_probs(self, settings):
+        """Return whether the loss needs log-probabilities rather than scores."""
+        if self.normalized is not None:
+            return self.normalized(settings)
+        return "pos_logps" in self._parameters
+
+
+def _tawin_normalized(settings):
+    # On-policy without KL the weighted advantages sum to zero and the normalizer drops out.
+    return settings["kl_weight"] > 0 or settings["old_policy"] == "reference"
+
+
+METHODS = {
+    method.name: method
+    for method in (
+        Method("CE", None, "cross-entropy over the catalogue, the baseline on the fast path"),
+        Method("LPO", losses.lpo, "LPO4Rec: listwise preference optimization, head negatives"),
+        Method("DPO", losses.dpo, "direct preference optimization, mean over K pairs"),
+        Method("SDPO", losses.sdpo, "softmax DPO: all negatives in one softmax"),
+        Method("DMPO", losses.dmpo, "direct multi-preference optimization"),
+        Method("SimPO", losses.simpo, "reference-free margin loss"),
+        Method("ORPO", losses.orpo, "odds-ratio loss beside cross-entropy"),
+        Method("DynamicPO", losses.dynamicpo, "boundary negatives and dual-margin beta"),
+        Method("RoDPO", losses.dpo, "DPO with one random negative of the dynamic top-K pool"),
+        Method("TAWin", losses.tawin, "windowed partial AUC weights", _tawin_normalized),
+        Method("MPPO", losses.mppo, "multi-pair preference optimization on probabilities"),
+    )
+}
+
+
+def method_of(cls):
+    """Return the Method of a model class, or None where it is none of ours."""
+    return METHODS.get(getattr(cls, "preference_method", None))

@@ -1,0 +1,1 @@
+"""Training: the trainer, reference models, schedules."""
