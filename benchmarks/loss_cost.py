@@ -40,7 +40,7 @@ def main():
         seconds = {name: [] for name in names}
         for number in range(arguments.rounds):
             for name, trainer in trainers.items():
-                seconds[name].append(seconds_of(lambda: trainer._preference_epoch(number, False)))
+                seconds[name].append(seconds_of(lambda: trainer.train_epoch(number)))
     base = min(seconds[names[0]])
     rows = [
         [name, f"{min(own):.2f}", f"{sorted(own)[len(own) // 2]:.2f}", f"{min(own) / base:.2f}"]

@@ -28,7 +28,7 @@ KEPT = 0.99  # share of the overall metric that must stay
 def ranks_by_strength(model, loader):
     """Return what ``evidence.user_values`` reads, for each strength: list of dict of arrays."""
     strengths = torch.tensor(STRENGTHS)
-    popularity = torch.log1p(model.train_count.float())  # [n_items]
+    popularity = torch.log1p(model.step.train_count.float())  # [n_items]
     ranks, targets = [], []
     for interaction, _, rows, items in loader:
         scores = model.full_sort_predict(interaction).view(len(interaction), -1)[rows]  # [P, n_items]
@@ -38,7 +38,7 @@ def ranks_by_strength(model, loader):
         gap, lead = scores - own, popularity - popularity[items].unsqueeze(1)
         ranks.append(torch.stack([(gap > c * lead).sum(1) + 1 for c in strengths]))  # [C, P]
         targets.append(items)
-    shared = {"target": torch.cat(targets).numpy(), "tail": ~model.head_mask.numpy()}
+    shared = {"target": torch.cat(targets).numpy(), "tail": ~model.step.head_mask.numpy()}
     return [{**shared, "rank": rank} for rank in torch.cat(ranks, dim=1).numpy()]
 
 

@@ -82,7 +82,7 @@ def sequence_case(model, sequences):
         settings = generated_data(folder, users, items, times)
         settings |= {"MAX_ITEM_LIST_LENGTH": SEQUENCE_LENGTH, "reference_epochs": 1}
         trainer = ready_run(Config(model, "generated", config_dict=settings)).trainer
-        seconds = seconds_of(lambda: trainer._preference_epoch(0, False))
+        seconds = seconds_of(lambda: trainer.train_epoch(0))
     return {"seconds": seconds, "peak": peak_mb()}
 
 

@@ -204,7 +204,7 @@ def build_run(config, log=True, dataset=None):
     if log:
         getLogger().info(model)
         getLogger().info("environment:\n" + get_environment(config).draw())
-    trainer.eval_collector.data_collect(loaders[0])
+    trainer.prepare(loaders[0])
     trainer.check_groups(loaders[2], "test")
     return Run(config, dataset, loaders, model, trainer)
 

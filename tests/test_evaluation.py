@@ -20,15 +20,15 @@ from recbole.utils import InputType
 
 from recbole_pref import compat
 from recbole_pref.errors import PrefError
+from recbole_pref.evaluation import metrics
 from recbole_pref.evaluation.collector import PrefCollector
 from recbole_pref.evaluation.ranking import (
     EvaluationMixin,
     SeenItems,
-    chunk_rows,
     cut_pairs,
     mask_seen,
-    metrics,
 )
+from recbole_pref.scoring import chunk_rows
 
 compat.apply()
 metrics.register()
@@ -252,12 +252,13 @@ def test_chunks_hold_no_more_rows_than_the_budget(make):
 
 
 def test_chunk_rows():
-    assert chunk_rows(2**18) == 256  # 1 MiB a row, 256 MiB
+    assert chunk_rows(2**18, None, "cpu", float("inf")) == 256  # 1 MiB a row, 256 MiB
+    assert chunk_rows(2**18, None, "cuda") == 1024
     assert chunk_rows(2**18, 10) == 10
     assert chunk_rows(2**18, 0.5) == 1
-    assert chunk_rows(2**18, cache_sized=True) == 32  # 16 MiB would be fewer rows than 32
-    assert chunk_rows(2**18, 8, cache_sized=True) == 8
-    assert chunk_rows(2**14, cache_sized=True) == 256
+    assert chunk_rows(2**18, None, "cpu", 16, 32) == 32  # 16 MiB would be fewer rows than 32
+    assert chunk_rows(2**18, 8, "cpu", 16, 32) == 8
+    assert chunk_rows(2**14, None, "cpu", 16, 32) == 256
 
 
 def test_cut_pairs():

@@ -4,6 +4,7 @@ import csv
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
@@ -155,8 +156,9 @@ def test_by_tail_worked_by_hand(tmp_path):
 class ThreeItems:
     """Scores .3, .1, 0 for items seen 3, 1 and 0 times: log(1 + count) is 1.386, .693 and 0."""
 
-    train_count = torch.tensor([0, 3, 1, 0])
-    head_mask = torch.tensor([False, True, False, False])
+    step = SimpleNamespace(
+        train_count=torch.tensor([0, 3, 1, 0]), head_mask=torch.tensor([False, True, False, False])
+    )
 
     def full_sort_predict(self, interaction):
         return torch.tensor([[9.0, 0.3, 0.1, 0.0]]).repeat(len(interaction), 1)

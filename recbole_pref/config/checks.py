@@ -317,7 +317,7 @@ def reference_is_there(config: "Config") -> None:
             "auto or to the path of a checkpoint."
         )
     if method.needs_reference(final):
-        by_loss = method.uses_reference(final)
+        by_loss = method.compares_with_reference(final)
         what = f"{method.name} compares with" if by_loss else "neg_sampler='reference_pool' draws from"
         raise PrefError(
             f"reference='none' is not possible: {what} a reference model, "

@@ -78,10 +78,9 @@ class Multimodal:
     def finish_step(self):
         """Return the losses of the step's expert routing (0 without experts) and forget its table."""
         loss, told = self.item_embedding.finish_step()
-        sums = getattr(self, "log_sums", {})
-        for name, value in told.items():
-            entry = torch.stack([value.float(), torch.ones_like(value, dtype=torch.float)])
-            sums[name] = sums[name] + entry if name in sums else entry
+        step = getattr(self, "step", None)
+        for name, value in told.items() if step is not None else ():
+            step.diagnostics.add(name, value.float())
         return 0.0 if loss is None else loss
 
     def feature_digest(self):

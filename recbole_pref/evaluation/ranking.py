@@ -11,29 +11,11 @@ from recbole.utils import EvaluatorType, ModelType
 
 from recbole_pref.evaluation.collector import PrefCollector, unseen_training_data
 from recbole_pref.evaluation.metrics import empty_group_error, group_metrics_in, split_settings
+from recbole_pref.scoring import chunk_rows
 
-MEGABYTE = 2**20
-DEFAULT_BUDGET_MB = 256.0
-# On the CPU scores that stay in cache are ranked faster, but a product of fewer rows than this
-# reads the item matrix too often.
-CPU_CHUNK_MB = 16.0
-CPU_CHUNK_ROWS = 32
-
-
-def chunk_rows(num_items, budget_mb=None, cache_sized=False):
-    """Return how many rows of scores are held at a time, at least 1.
-
-    Args:
-        num_items (int): scores per row, float32.
-        budget_mb (float or None): most MiB of scores at a time; None means 256.
-        cache_sized (bool): go below the budget where that is faster on a CPU.
-    """
-    row_bytes = 4 * num_items
-    budget = DEFAULT_BUDGET_MB if budget_mb is None else float(budget_mb)
-    rows = int(budget * MEGABYTE // row_bytes)
-    if cache_sized:
-        rows = min(rows, max(int(CPU_CHUNK_MB * MEGABYTE // row_bytes), CPU_CHUNK_ROWS))
-    return max(rows, 1)
+# Ranking reads a row of scores several times: larger chunks than in training are the faster ones on a CPU.
+_CACHE_MB = 16.0
+_FEWEST_ROWS = 32
 
 
 def history_is_masked(config):
@@ -186,11 +168,10 @@ class EvaluationMixin:
         interaction, history_index, positive_u, positive_i = batched_data
         fast = encodes(self.model)
         num_rows = len(interaction)
-        step = chunk_rows(
-            self.tot_item_num,
-            self.config["logits_memory_mb"],
-            cache_sized=fast and torch.device(self.device).type == "cpu",
-        )
+        # Whole scores of RecBole's models cost an encoder pass a chunk: as few chunks as memory allows.
+        cache_mb = _CACHE_MB if fast else float("inf")
+        device_type = torch.device(self.device).type
+        step = chunk_rows(self.tot_item_num, self.config["logits_memory_mb"], device_type, cache_mb, _FEWEST_ROWS)
         hidden = None
         if fast:
             interaction = interaction.to(self.device)

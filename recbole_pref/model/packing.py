@@ -68,6 +68,36 @@ class PackedBatch:
             self, rows=self.rows[kept], targets=self.targets[kept], histories=self.histories[kept]
         )
 
+    def encode(self, model):
+        """Return the representations of the rows: [R, H].
+
+        Args:
+            model: a model whose backbone entry has ``encode_all``.
+        """
+        parts = []
+        for sequence, pick in zip(self.sequences, self.picks):
+            states = model.backbone.encode_all(model, sequence)  # [S, l, H]
+            parts.append(states.flatten(0, 1).index_select(0, pick))
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+    def parts(self):
+        """Return into how many parts the batch can be divided: sequences stay whole."""
+        return max(map(len, self.sequences))
+
+    def share(self, size, rank):
+        """Return the part of process ``rank`` of ``size``: whole sequences go to the processes in turn."""
+        sequences, picks, kept, seen = [], [], [], 0
+        for sequence, pick in zip(self.sequences, self.picks):
+            owner = (pick // sequence.shape[1]) % size
+            mine = (owner == rank).nonzero().squeeze(1)
+            if len(mine):
+                which = pick[mine] // sequence.shape[1] // size
+                picks.append(which * sequence.shape[1] + pick[mine] % sequence.shape[1])
+                sequences.append(sequence[rank::size])
+                kept.append(mine + seen)
+            seen += len(pick)
+        return replace(self.at(torch.cat(kept)), sequences=sequences, picks=picks)
+
     def _each(self, change):
         return PackedBatch(
             sequences=[change(sequence) for sequence in self.sequences],
