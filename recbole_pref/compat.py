@@ -338,7 +338,7 @@ PATCHES = (
         _silence_notices,
     ),
 )
-_applied = []
+_applied: list[str] = []
 
 
 def check_installation():

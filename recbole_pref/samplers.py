@@ -628,6 +628,7 @@ class Draw:
 
     def __init__(self, sampler, call):
         self._sampler, self._call, self._kind = sampler, call, SAMPLERS[sampler.name]
+        self.needs_scores = self._kind.needs_scores
         self._ids = None
         if self._kind.needs_scores is None:
             self._ids = self._kind.draw(sampler, call)

@@ -18,9 +18,17 @@ from recbole_pref.model.backbones import encode_last
 class Batch(Protocol):
     """What a training step asks of its rows."""
 
-    targets: torch.Tensor
-    histories: torch.Tensor
-    rows: torch.Tensor | None
+    @property
+    def targets(self) -> torch.Tensor:
+        """Target items: [R]."""
+
+    @property
+    def histories(self) -> torch.Tensor:
+        """Item sequences, right-padded with 0: [R, L]."""
+
+    @property
+    def rows(self) -> torch.Tensor | None:
+        """Numbers of RecBole's training rows [R], or None where they are not known."""
 
     def encode(self, model: Any) -> torch.Tensor:
         """Return the representations of the rows' sequences: [R, H]."""
@@ -54,7 +62,8 @@ class RowBatch:
     @classmethod
     def of(cls, interaction: Interaction, fields: tuple[str, str], rows: torch.Tensor | None = None) -> "RowBatch":
         """Return the batch of an interaction whose target and item list are the two fields."""
-        return cls(interaction, *(interaction[field] for field in fields), rows)
+        target, item_list = fields
+        return cls(interaction, interaction[target], interaction[item_list], rows)
 
     def encode(self, model: Any) -> torch.Tensor:
         """Return the representations of the rows' sequences: [R, H]."""
@@ -103,7 +112,7 @@ class RowLoader:
         data = self.train_data
         # RecBole's own loader, built as RecBole builds it: the same generator gives the same batches.
         numbered: DataLoader = DataLoader(
-            range(data.sample_size),
+            range(data.sample_size),  # type: ignore[arg-type]  # as RecBole does
             batch_size=data.step,
             shuffle=data.shuffle,
             generator=data.generator,

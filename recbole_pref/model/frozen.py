@@ -101,11 +101,10 @@ class Reference:
             log_z = None if self.cache.log_z is None else self.cache.log_z[batch.rows]
             return HiddenScores(self.cache.hidden[batch.rows], self._items, log_z, terms)
         hidden = batch.encode(self.model).float()  # under autocast it may be half
-        return HiddenScores(hidden, self._items, self._log_z(hidden, terms), terms)
+        log_z = self._log_z(hidden, terms) if self.normalized else None
+        return HiddenScores(hidden, self._items, log_z, terms)
 
-    def _log_z(self, hidden: torch.Tensor, terms: scoring.Terms) -> torch.Tensor | None:
-        if not self.normalized:
-            return None
+    def _log_z(self, hidden: torch.Tensor, terms: scoring.Terms) -> torch.Tensor:
         chunk = scoring.chunk_rows(len(self._items), self.memory_mb, hidden.device.type)
         return scoring.catalogue_log_z(hidden, self._items, chunk, terms)
 

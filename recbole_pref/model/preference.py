@@ -5,7 +5,7 @@ What training needs beside the model is in ``step.TrainingStep``; the trainer gi
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from recbole.data.interaction import Interaction
@@ -16,7 +16,7 @@ from recbole_pref import distributed, scoring
 from recbole_pref.errors import PrefError
 from recbole_pref.methods import METHODS
 from recbole_pref.model.backbones import backbone_of, encode_last, whole_scores
-from recbole_pref.model.batch import Batch, RowBatch
+from recbole_pref.model.batch import RowBatch
 from recbole_pref.model.dropout import use_fast_dropout
 from recbole_pref.model.frozen import Reference
 from recbole_pref.model.step import TrainingStep
@@ -29,7 +29,14 @@ _REPEAT_SCALE = 10.0
 _OF_REFERENCE = "reference."  # how the names of the reference's parameters begin in a state dict
 
 
-class PreferenceMixin:
+if TYPE_CHECKING:
+    # What the backbone in the bases brings.
+    from recbole.model.abstract_recommender import SequentialRecommender as _Backbone
+else:
+    _Backbone = object
+
+
+class PreferenceMixin(_Backbone):
     """Scores as the RecBole backbone that follows in the bases, and trains with a preference method once prepared.
 
     Subclasses set ``preference_method`` (a name of ``methods.METHODS``) and ``backbone_class``.
@@ -47,7 +54,7 @@ class PreferenceMixin:
     """
 
     preference_method: str
-    backbone_class: type
+    backbone_class: Any
     input_type = InputType.POINTWISE  # RecBole's loader then repeats no rows for negatives
 
     def __init__(self, config: Any, dataset: Any) -> None:
@@ -61,8 +68,8 @@ class PreferenceMixin:
         self.settings = {key: config[key] for key in SETTINGS if key in config}
         self.backbone = backbone_of(type(self))
         self.repeat_bias = self._new_repeat_bias(config)
-        self.step = None
-        self.reference = None
+        self.step: TrainingStep | None = None
+        self.reference: PreferenceMixin | None = None
 
     def _new_repeat_bias(self, config):
         """Return the parameter behind ``repeat_bias``, 0 at first, or None."""
@@ -133,16 +140,17 @@ class PreferenceMixin:
         if step.needs_reference:
             # The policy's random stream must not depend on whether a reference exists.
             with torch.random.fork_rng(devices=[]):
-                self.reference = type(self)(config, dataset).requires_grad_(False).eval().to(self.device)
+                reference = type(self)(config, dataset)
+            self.reference = reference.requires_grad_(False).eval().to(self.device)
             normalized = step.method.needs_log_probs(self.settings)
             step.reference = Reference(self.reference, normalized, self.settings["logits_memory_mb"])
         self.step = step.to(self.device)
 
-    def calculate_loss(self, batch: Batch | Interaction) -> torch.Tensor:
+    def calculate_loss(self, batch: Any) -> torch.Tensor:
         """Return the training loss of a batch: scalar.
 
         Args:
-            batch: of our loaders, or rows of RecBole's loader.
+            batch (Batch or Interaction): of our loaders, or rows of RecBole's loader.
 
         Raises:
             PrefError: the model is not prepared for training.
@@ -181,7 +189,7 @@ class PreferenceMixin:
         self.load_state_dict({**self.state_dict(), **state_dict})
         if self.reference is not None:
             self.reference.load_state_dict(state_dict)
-            self.step.reference.cache = None
+            self.step.reference.cache = None  # type: ignore[union-attr]  # prepare_training makes both
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Take parameters over, as torch; a model that is not prepared for training leaves out the reference's."""
@@ -192,6 +200,7 @@ class PreferenceMixin:
     def train(self, mode: bool = True) -> "PreferenceMixin":
         """Set training mode; the reference stays in evaluation mode."""
         super().train(mode)
-        if getattr(self, "reference", None) is not None:
-            self.reference.eval()
+        reference = getattr(self, "reference", None)  # torch may ask before the constructor has ended
+        if reference is not None:
+            reference.eval()
         return self

@@ -22,7 +22,7 @@ from recbole_pref import distributed, losses, scoring
 from recbole_pref.errors import PrefError
 from recbole_pref.methods import Method
 from recbole_pref.model.backbones import Backbone
-from recbole_pref.model.batch import Batch, RowBatch
+from recbole_pref.model.batch import Batch
 from recbole_pref.model.frozen import Reference, ReferenceScores, WholeScores
 from recbole_pref.popularity import head_tail_split, sample_weights, train_counts
 from recbole_pref.samplers import Draw, NegativeSampler
@@ -67,9 +67,13 @@ class TrainingStep(nn.Module):
         PrefError: settings that cannot work on this data (K above the candidates, empty tail, ...).
     """
 
+    train_count: torch.Tensor
+    head_mask: torch.Tensor
+
     def __init__(self, model: Any, config: Any, dataset: Any) -> None:
         super().__init__()
         self.method: Method = model.method
+        self._loss: Any = self.method.loss
         self.settings: dict[str, Any] = model.settings
         self.backbone: Backbone | None = model.backbone
         self.fields = (model.POS_ITEM_ID, model.ITEM_SEQ)
@@ -192,14 +196,14 @@ class TrainingStep(nn.Module):
         chunk = scoring.chunk_rows(self.n_items, self.settings["logits_memory_mb"], hidden.device.type)
         if self.needs_normalizer:
             return scoring.catalogue_loss(hidden, item_emb, row_loss, sample, weights, chunk, terms)
-        if self.sampler.needs_scores is None:
+        if draw is None or draw.needs_scores is None:
             ids = sample(slice(None))
         else:
             ids = scoring.sample_over_catalogue(hidden.detach(), item_emb.detach(), sample, chunk, terms)
         picked = scoring.item_scores(hidden, item_emb, ids, terms)
         return scoring.weighted_sum(row_loss(slice(None), ids, None, picked), weights)
 
-    def _from_whole_scores(self, model: Any, batch: RowBatch, weights: torch.Tensor) -> torch.Tensor:
+    def _from_whole_scores(self, model: Any, batch: Any, weights: torch.Tensor) -> torch.Tensor:
         rows, scores = slice(None), model.catalogue_scores(batch.interaction)
         reference = None
         if self.reference is not None:
@@ -244,8 +248,8 @@ class TrainingStep(nn.Module):
         positive = targets[rows].unsqueeze(1)
         ids = [positive]
         if draw is not None:
-            if self.sampler.needs_scores == "reference":
-                scores = reference.catalogue(rows)
+            if draw.needs_scores == "reference":
+                scores = reference.catalogue(rows)  # type: ignore[union-attr]  # training has one then
             ids.append(draw.finish(rows, scores, log_z))
         if log_z is not None:
             ids.append(torch.zeros_like(positive))
@@ -272,12 +276,12 @@ class TrainingStep(nn.Module):
         """
         total, pos = picked.new_zeros(()), picked[:, 0]
         if self.settings["ce_weight"] > 0:
-            total = self.settings["ce_weight"] * (log_z - pos)
+            total = self.settings["ce_weight"] * (log_z - pos)  # type: ignore[operator]  # needs_normalizer
         if self.uses_negatives:
-            ids, neg = ids[:, : 1 + self.sampler.k], picked[:, 1 : 1 + self.sampler.k]
+            neg = picked[:, 1:]
             if log_z is not None:
                 real_z = scoring.without_padding(log_z, picked[:, -1]).unsqueeze(1)
-                pos, neg = pos - real_z[:, 0], neg - real_z
+                ids, pos, neg = ids[:, :-1], pos - real_z[:, 0], neg[:, :-1] - real_z
             ref = None if reference is None else reference.of(rows, ids)
             total = total + self.settings["lambda"] * self._preference(pos, neg, ref)
         return total
@@ -285,9 +289,9 @@ class TrainingStep(nn.Module):
     def _preference(self, pos: torch.Tensor, neg: torch.Tensor, ref: torch.Tensor | None) -> torch.Tensor:
         """Return the method's loss of rows [c] for positive [c], negatives [c, K] and reference [c, 1 + K]."""
         arguments = [pos, neg]
-        if self.method.compares_with_reference(self.settings):
+        if ref is not None and self.method.compares_with_reference(self.settings):
             arguments += [ref[:, 0], ref[:, 1:]]
-        result = self.method.loss(*arguments, **self.loss_settings)
+        result = self._loss(*arguments, **self.loss_settings)
         per_row, extras = result if isinstance(result, tuple) else (result, {})
         if per_row.shape != pos.shape:
             raise PrefError(
@@ -302,14 +306,14 @@ class TrainingStep(nn.Module):
         """Add the diagnostics of a batch, whose parts ``_preference`` has seen, to the sums."""
         if not self._watched:
             return
-        pos, neg, ref, extras = zip(*self._watched)
+        pos, neg, refs, extras = zip(*self._watched)
         self._watched = []
-        ref_parts = (None, None)
-        if ref[0] is not None:
-            ref = torch.cat(ref)
-            ref_parts = (ref[:, 0], ref[:, 1:])
+        ref_pos = ref_neg = None
+        if refs[0] is not None:
+            ref = torch.cat(refs)
+            ref_pos, ref_neg = ref[:, 0], ref[:, 1:]
         beta = self.settings.get("beta") or 1.0
-        values = losses.diagnostics(torch.cat(pos), torch.cat(neg), *ref_parts, beta=beta)
+        values = losses.diagnostics(torch.cat(pos), torch.cat(neg), ref_pos, ref_neg, beta=beta)
         values.update({name: torch.cat([part[name] for part in extras]) for name in extras[0]})
         for name, value in values.items():
             self.diagnostics.add(name, value)

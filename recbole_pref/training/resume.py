@@ -120,7 +120,7 @@ class ResumeState(RunState):
                 f"resume={str(path)!r} is a best checkpoint, which cannot be continued: "
                 "name one with -last- in its name."
             )
-        found = {field.name: state.get(field.name) for field in fields(cls)}
+        found: dict[str, Any] = {field.name: state.get(field.name) for field in fields(cls)}
         found["within"] = found["within"] and Within(**found["within"])
         found["train_loss_dict"] = dict(found["train_loss_dict"])
         return cls(**found)
