@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from recbole_pref.config import Config
 from recbole_pref.data.check import check_atomic_files
-from recbole_pref.data.convert import FORMATS, convert, k_core, main, summarize
+from recbole_pref.data.convert import FORMATS, convert, main
+from recbole_pref.data.interactions import k_core, summarize
 from recbole_pref.errors import PrefError
 from recbole_pref.popularity import head_tail_split, train_counts
 from recbole_pref.quick_start import prepare_data, run_recbole_pref
@@ -221,13 +222,13 @@ def test_item_features_are_loaded_by_recbole(tmp_path):
 @pytest.mark.parametrize(
     "name, text, match",
     [
-        ("f.json", '{"1": "red"}', "attributes of item '1' are no list"),
-        ("f.json", "[1]", "no JSON object of lists"),
-        ("f.json", "{", "no JSON object of lists"),
+        ("f.json", '{"1": "red"}', "attributes of item '1' are not a list"),
+        ("f.json", "[1]", "not a JSON object of lists"),
+        ("f.json", "{", "not a JSON object of lists"),
         ("f.json", '{"1": ["\\ud800"]}', "half a Unicode character"),
         ("f.csv", "item,price\n1,2\n", "no column 'item_id'"),
-        ("f.csv", "item_id,a:b\n1,2\n", "column 'a:b' is no name"),
-        ("f.csv", "item_id,a\n1,2\n1,3\n", "item '1' stands there twice"),
+        ("f.csv", "item_id,a:b\n1,2\n", "'a:b' cannot name a column"),
+        ("f.csv", "item_id,a\n1,2\n1,3\n", "item '1' has two rows"),
         ("f.csv", 'item_id,a\n\n1,2\n2,"x\ty"\n', "line 4: 'a' holds a tab"),
         ("f.csv", "item_id,a\n1,2,3\n", "more cells than the first line"),
         ("g.csv", "", "item_features=.*g.csv' does not exist"),
@@ -250,10 +251,10 @@ def test_mistakes_in_item_features_leave_nothing_behind(tmp_path, name, text, ma
         ("a x\nb\n", {"format": "pairs"}, "line 2: 1 words"),
         ("user_id,item_id,timestamp\na,x,1\na,y,noon\n", {"format": "table"}, "line 3: timestamp is 'noon'"),
         ("uid,item_id,timestamp\n", {"format": "table"}, "no column 'user_id'.*'uid'"),
-        ("a x\nb y\na z\n", {"format": "sequences"}, "line 3: user 'a' stands in line 1 already"),
+        ("a x\nb y\na z\n", {"format": "sequences"}, "line 3: user 'a' is already in line 1"),
         ("a x\nb y NA\n", {"format": "sequences"}, "line 2: item_id is 'NA', which RecBole reads as missing"),
         ("a x\n\nb NA\n", {"format": "pairs"}, "line 3: item_id is 'NA'"),
-        ("user_id,item_id,item_id,timestamp\na,x,y,1\n", {"format": "table"}, "'item_id' stands there twice"),
+        ("user_id,item_id,item_id,timestamp\na,x,y,1\n", {"format": "table"}, "'item_id' is named twice"),
         ("user_id,item_id,timestamp\na,x,1\n", {"format": "table", "separator": "\n"}, "separator='.n' is not accepted"),
         ("user_id,item_id,timestamp\na,x,03/04/2024\na,y,13/04/2024\n", {"format": "table"}, "line 3.*nor a date .YYYY"),
         ("user_id,item_id,timestamp\na,x,2024-01-01\na,y,now\n", {"format": "table"}, "line 3.*'now'"),
@@ -273,18 +274,18 @@ def test_mistakes_in_item_features_leave_nothing_behind(tmp_path, name, text, ma
         ("user_id,item_id,timestamp,r\na,x,1,4\na,y,1,A\n", {"format": "table", "rating": "r"}, "line 3: rating is 'A'"),
         ("user_id,item_id,timestamp\na,x,1\na,y,1\na,y,inf\n", {"format": "table"}, "line 4: timestamp is 'inf'"),
         ("user_id,item_id,timestamp\n", {"format": "table"}, "holds no interactions"),
-        ("user_id,item_id,timestamp\na,x,1\n", {"format": "table", "user": ""}, "--user is empty"),
+        ("user_id,item_id,timestamp\na,x,1\n", {"format": "table", "user": ""}, "--user is not set"),
         ("", {"format": "table"}, "is empty"),
         ("\n", {"format": "sequences"}, "holds no interactions"),
         ("u,x,5,1\nu,y,5,1\nu,y,5,no\n", {"format": "amazon-ratings-2014"}, "line 3: timestamp is 'no'"),
         ('{"user_id": "a", "parent_asin": ["x"], "timestamp": 1, "rating": 1}', {"format": "amazon-reviews"}, "'parent_asin' is"),
         ('\n{"user_id": null, "parent_asin": "x", "timestamp": 1, "rating": 1}', {"format": "amazon-reviews"}, "line 2: user_id is empty"),
         ('{"user_id": "\\ud800", "parent_asin": "x", "timestamp": 1, "rating": 1}', {"format": "amazon-reviews"}, "line 1: there is half"),
-        ("a x\n", {"format": "sequences", "user": "u"}, "user='u' goes with format='table'"),
-        ("a,b\n", {"format": "amazon-ratings-2014"}, "2 columns where"),
+        ("a x\n", {"format": "sequences", "user": "u"}, "user='u' is an option of format='table'"),
+        ("a,b\n", {"format": "amazon-ratings-2014"}, "first line has 2 cells where 4"),
         ("{}\n", {"format": "amazon-reviews"}, "line 1: there is neither"),
         ('{"reviewerID": 1, "asin": 2}\n', {"format": "amazon-reviews"}, "line 1: there is no 'unixReviewTime'"),
-        ("[1\n", {"format": "amazon-reviews"}, "line 1: this is no JSON object"),
+        ("[1\n", {"format": "amazon-reviews"}, "line 1: this is not a JSON object"),
         ("a x y\n", {"format": "sequence"}, "format='sequence'.*'sequences'"),
         ("a x y\n", {"format": "sequences", "min_user": 5}, "min_user=5"),
         ("a x\n", {"format": "pairs", "rating_min": 3}, "rating_min=3 needs"),
@@ -312,7 +313,7 @@ def test_an_item_file_of_other_data_is_not_kept(tmp_path):
     convert(tmp_path / "s", "sequences", "d", tmp_path, item_features=tmp_path / "f.json")
     before = (tmp_path / "d" / "d.inter").read_text()
     convert(tmp_path / "s", "sequences", "d", tmp_path, force=True)
-    with pytest.raises(PrefError, match="d.item is of other data: it has no row for item 'w'; remove it or pass --item_f"):
+    with pytest.raises(PrefError, match="d.item belongs to other data: it has no row for item 'w'; remove it or pass --item_f"):
         convert(tmp_path / "more", "sequences", "d", tmp_path, force=True)
     assert (tmp_path / "d" / "d.inter").read_text() == before
     convert(tmp_path / "more", "sequences", "d", tmp_path, force=True, item_features=tmp_path / "f.json")
@@ -373,14 +374,14 @@ def test_damaged_archives_are_refused(tmp_path, format):
     whole = gzip.compress(text.get(format, b"a,x,1,1\n"))
     for data in (whole[:-5], b"text", whole[:-8] + bytes(8)):
         (tmp_path / "s.gz").write_bytes(data)
-        with pytest.raises(PrefError, match="s.gz is no whole gzip file"):
+        with pytest.raises(PrefError, match="s.gz is not a complete gzip file"):
             convert(tmp_path / "s.gz", format, "d", tmp_path)
 
 
 def test_damaged_parquet_is_refused(tmp_path):
     pytest.importorskip("pyarrow")
     (tmp_path / "s.parquet").write_bytes(b"PAR1 and no more")
-    with pytest.raises(PrefError, match="s.parquet is no Parquet file"):
+    with pytest.raises(PrefError, match="s.parquet is not a Parquet file"):
         convert(tmp_path / "s.parquet", "table", "d", tmp_path)
     frame = pd.DataFrame({"user_id": ["a", None], "item_id": [1, 2], "timestamp": [1, 2]})
     frame.to_parquet(tmp_path / "s.parquet")
@@ -393,7 +394,7 @@ def test_places_that_cannot_be_written(tmp_path):
     with pytest.raises(PrefError, match="d.inter cannot be written"):
         convert(tmp_path / "s", "sequences", "d", tmp_path / "s")
     for name in ("", "..", "a/b"):
-        with pytest.raises(PrefError, match="is no name of a folder"):
+        with pytest.raises(PrefError, match="cannot name a folder"):
             convert(tmp_path / "s", "sequences", name, tmp_path)
     with pytest.raises(PrefError, match="input=.*/t' does not exist.*Did you mean '.*/s'"):
         convert(tmp_path / "t", "sequences", "d", tmp_path)
