@@ -253,7 +253,9 @@ def collect(parts):
     frame = {}
     for name in list(columns):
         cells = np.concatenate([part for part in columns.pop(name) if len(part)] or [np.empty(0, np.int32)])
-        frame[name] = pd.Categorical.from_codes(cells, list(texts[name])) if name in texts else cells
+        frame[name] = cells
+        if name in texts:
+            frame[name] = pd.Categorical.from_codes(cells, pd.Index(list(texts[name]), dtype=object))
     frame = pd.DataFrame(frame)
     if len(frame) and "timestamp" not in frame:
         frame.insert(2, "timestamp", frame.groupby("user_id", observed=True).cumcount())

@@ -27,14 +27,12 @@ def known_names():
 
 
 def how_to_get(name, output):
-    """Return where a data set is published and the command that converts it, or None for an unknown name.
+    """Return where a data set is published and the command that converts it: str.
 
     Args:
-        name (str): of the data set.
+        name (str): one of ``known_names()``.
         output (str): the folder of data sets, RecBole's ``data_path``.
     """
-    if name not in _KNOWN:
-        return None
     address, file, format, options = _KNOWN[name]
     command = f"recbole-pref-data --format={format} --input={file} --name={name} --output={output}{options}"
     return f"get {file} from {address} and run '{command}'"
