@@ -557,19 +557,27 @@ def test_the_commands_of_the_documentation_run(tmp_path):
     text = (Path(__file__).resolve().parents[1] / "docs" / "data.md").read_text(encoding="utf-8")
     blocks = "\n".join(text.split("```")[1::2]).replace("\\\n", " ")
     commands = [shlex.split(line)[1:] for line in blocks.splitlines() if line.startswith("recbole-pref-data")]
-    assert len(commands) == 7
+    assert len(commands) == 10
     ratings = "".join(f"u{u},i{i},5.0,{u + i}\n" for u in range(5) for i in range(5))
+    contents = {
+        "log.csv": "uid,sku,ts\na,x,1\n",
+        "events.csv": "timestamp,visitorid,event,itemid\n2,a,addtocart,x\n3,a,view,y\n4,a,transaction,y\n",
+        "ratings.txt": "a::x::5::1\n",
+        "ratings_Beauty.csv": ratings,
+        "reviews_Beauty_5.json.gz": '{"reviewerID": "a", "asin": "x", "unixReviewTime": 1, "overall": 5}\n',
+        "meta_Beauty.json.gz": "{'asin': 'x', 'title': 'y'}\n",
+    }
     for words in commands:
-        files = {word.split("=")[1] for word in words if word.startswith(("--input", "--item_features"))}
-        for file in files:
-            content = ratings if file.endswith(".csv") else '{"x": [1]}' if "json" in file else "a x y z\n"
-            (tmp_path / file).write_text("uid,sku,ts\na,x,1\n" if file == "log.csv" else content)
+        for file in {word.split("=")[1] for word in words if word.startswith(("--input", "--item_features"))}:
+            content = contents.get(file, '{"x": [1]}' if "json" in file else "a x y z\n")
+            with (gzip.open if file.endswith(".gz") else open)(tmp_path / file, "wt") as stream:
+                stream.write(content)
         shutil.rmtree(tmp_path / "dataset", ignore_errors=True)  # two make a data set of one name
         assert main(words) == 0
         (name,) = (word.split("=")[1] for word in words if word.startswith("--name"))
         assert (tmp_path / "dataset" / name / f"{name}.inter").is_file()
         known = (Path(__file__).resolve().parents[1] / "properties" / "dataset" / f"{name}.yaml").is_file()
-        assert known == (name != "shop")
+        assert known == (name not in ("shop", "ratings", "events", "beauty"))
 
 
 HELP = """
