@@ -430,6 +430,13 @@ def test_quoted_cells_are_read_over_line_ends(tmp_path):
     assert convert(tmp_path / "s.csv", "table", "d", tmp_path)["interactions"] == 3
 
 
+def test_the_first_row_of_a_file_without_header_may_end_with_an_empty_cell(tmp_path):
+    columns = ["user", "item", "time", "note"]
+    for first in ("a\tx\t1\t\n", '"a"\tx\t1\t"two\nlines"\n'):
+        (tmp_path / "s.tsv").write_text(first + "a\ty\t2\tz\n")
+        assert convert(tmp_path / "s.tsv", "table", "d", tmp_path, columns=columns, force=True)["items"] == 2
+
+
 def test_an_item_file_of_other_data_is_not_kept(tmp_path):
     (tmp_path / "s").write_text("a x y z\n")
     (tmp_path / "more").write_text("a x y z w\n")

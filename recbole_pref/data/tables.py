@@ -122,7 +122,6 @@ def text_parts(path, separator, columns=None, skip_blank_lines=True):
     Raises:
         PrefError: what is wrong with the file, with its line.
     """
-    n_columns = _check_first_line(path, separator, columns)
     _check_quotes(path, separator)
     with reading(path), _open(path, newline="") as file:
         options = {"sep": separator, "engine": "c" if len(separator.encode()) == 1 else "python"}
@@ -130,6 +129,7 @@ def text_parts(path, separator, columns=None, skip_blank_lines=True):
             file = _SeparatorReplaced(file, separator)
             options = {"sep": _UNIT_SEPARATOR, "engine": "c", "quoting": csv.QUOTE_NONE}
         try:
+            n_columns = _count_columns(path, separator, columns)
             parts = pd.read_csv(
                 file, header=0 if columns is None else None, names=columns, dtype=str, keep_default_na=False,
                 index_col=False, skip_blank_lines=skip_blank_lines, chunksize=4 * PART_ROWS // n_columns + 1, **options,
@@ -167,20 +167,31 @@ class _SeparatorReplaced:
         return iter(self.file)
 
 
-def _check_first_line(path, separator, columns):
+def _records(path, separator):
+    """Yield the last line's number and the cells of each row that is not blank; pandas skips blank ones, too."""
+    with reading(path), _open(path, newline="") as file:
+        if len(separator) > 1:  # no quoting, no line ends within cells
+            rows = ((number, line.rstrip("\r\n").split(separator)) for number, line in enumerate(file, start=1))
+        else:
+            reader = csv.reader(file, delimiter=separator)
+            rows = ((reader.line_num, cells) for cells in reader)
+        for number, cells in rows:
+            if len(cells) > 1 or "".join(cells).strip():
+                yield number, cells
+
+
+def _count_columns(path, separator, columns):
     """Return the number of columns; refuse a header that names one twice, and a wrong number of names."""
-    names = [""]
-    for _, line in itertools.islice(numbered_lines(path), 1):
-        cells = next(csv.reader([line], delimiter=separator)) if len(separator) == 1 else line.split(separator)
-        if columns and len(columns) != len(cells):
-            raise PrefError(
-                f"{path}: the first line has {len(cells)} cells where {len(columns)} columns are expected "
-                f"({', '.join(columns)}); set --columns and --separator of --format=table."
-            )
-        names = columns or cells
-        twice = [name for name in names if name and names.count(name) > 1]
-        if twice:
-            raise PrefError(f"{path}: the column {twice[0]!r} is named twice; rename one.")
+    _, cells = next(_records(path, separator), (1, [""]))
+    if columns and len(columns) != len(cells):
+        raise PrefError(
+            f"{path}: the first line has {len(cells)} cells where {len(columns)} columns are expected "
+            f"({', '.join(columns)}); set --columns and --separator of --format=table."
+        )
+    names = columns or cells
+    twice = [name for name in names if name and names.count(name) > 1]
+    if twice:
+        raise PrefError(f"{path}: the column {twice[0]!r} is named twice; rename one.")
     return len(names)
 
 
@@ -210,13 +221,8 @@ def _check_quotes(path, separator):
 
 def line_of(path, separator, record):
     """Return the line at which a record (0 is the first, the header's where there is one) ends."""
-    if len(separator) > 1:  # no quoting, no line ends within cells
-        return next(itertools.islice((number for number, _ in numbered_lines(path)), record, None), record + 1)
-    with suppress(csv.Error), _open(path, newline="") as file:
-        reader = csv.reader(file, delimiter=separator)
-        # pandas skips blank lines, those of white space too
-        filled = (reader.line_num for cells in reader if len(cells) > 1 or "".join(cells).strip())
-        return next(itertools.islice(filled, record, None), record + 1)
+    with suppress(csv.Error):
+        return next(itertools.islice((number for number, _ in _records(path, separator)), record, None), record + 1)
     return record + 1
 
 
