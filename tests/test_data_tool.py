@@ -200,7 +200,7 @@ b;view;z;5;9
 def test_an_event_log_keeps_events_and_extra_columns(tmp_path, capsys):
     (tmp_path / "s.csv").write_text(EVENTS)
     words = [f"--input={tmp_path / 's.csv'}", "--format=table", "--name=d", f"--output={tmp_path}", "--separator=;"]
-    words += ["--user=who", "--item=what", "--time=at", "--keep=event:buy,cart"]
+    words += ["--user=who", "--item=what", "--time=at", "--keep=event:buy", "--keep=event:cart"]
     assert main([*words, "--extra_columns=event,price"]) == 0
     frame = pd.read_csv(tmp_path / "d/d.inter", sep="\t", dtype=str, keep_default_na=False)
     assert list(frame)[3:] == ["event:token", "price:float"]

@@ -225,7 +225,9 @@ def main(argv=None):
     arguments = vars(build_parser().parse_args(argv))
     debug = arguments.pop("debug")
     if "keep" in arguments:
-        arguments["keep"] = dict(arguments["keep"])
+        conditions, arguments["keep"] = arguments["keep"], {}
+        for column, values in conditions:
+            arguments["keep"].setdefault(column, []).extend(values)
     try:
         summary = convert(**arguments)
     except PrefError as error:
