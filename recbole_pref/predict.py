@@ -21,7 +21,7 @@ from recbole.data.interaction import Interaction
 
 from recbole_pref import checkpoint, scoring
 from recbole_pref.config import Config
-from recbole_pref.data.convert import read_parquet_file, read_text_table, without_fractions
+from recbole_pref.data.tables import read_parquet_file, read_text_table, without_fractions
 from recbole_pref.encoder.multimodal import Multimodal
 from recbole_pref.errors import PrefError, suggest
 from recbole_pref.methods import method_of

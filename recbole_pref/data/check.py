@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from recbole.utils import ModelType
 
+from recbole_pref.data.known import how_to_get, known_names
 from recbole_pref.errors import PrefError, suggest
 from recbole_pref.settings import check_interval, shown
 
@@ -143,13 +144,15 @@ def check_split(train, valid, test, n_items):
 
 def _missing(folder, name, dataset):
     parent = folder.parent
-    near = ["ml-100k"]  # which RecBole brings
+    near = ["ml-100k", *known_names()]  # the first of which RecBole brings
     if os.path.isdir(parent):
         near += [path.name for path in parent.iterdir() if path.is_dir()]
     where = f"data_path is {shown(str(parent))}"
     if not os.path.isdir(parent):
         where += ", which is no folder"
     remedy = "convert your data with recbole-pref-data or set data_path"
+    if dataset in known_names():
+        remedy, near = how_to_get(dataset, str(parent)), []
     if os.path.isdir(folder):
         others = sorted(path.name for path in folder.iterdir() if path.suffix == ".inter")
         if others:
