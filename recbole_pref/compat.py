@@ -257,6 +257,20 @@ def _remove_duplicates_stably():
     _replace("data.dataset.dataset", "Dataset", "_remove_duplication", dataset.remove_duplication, calls_original=True)
 
 
+def _compare_values_as_texts():
+    from recbole_pref.data import dataset
+
+    where = "data.dataset.dataset", "Dataset"
+    _replace(*where, "_filter_by_field_value", dataset.filter_by_field_value, calls_original=True)
+
+
+def _refuse_outdated_datasets():
+    from recbole_pref.data import dataset
+
+    utils = _module("data.utils")
+    utils.pickle = _over(utils.pickle, load=dataset.load_saved)
+
+
 def _share_items_of_lists():
     from recbole_pref.data import dataset
 
@@ -356,28 +370,28 @@ PATCHES = (
     ),
     Patch(
         "c_parser",
-        "data/dataset/dataset.py:490 reads files with pandas' parser in Python, 50 microseconds a line",
+        "data/dataset/dataset.py:492 reads files with pandas' parser in Python, 50 microseconds a line",
         "RecBole reads with engine='c'",
         _always,
         _parse_in_c,
     ),
     Patch(
         "token_categories",
-        "data/dataset/dataset.py:1187 concatenates tokens as Python objects to number them",
+        "data/dataset/dataset.py:1175 concatenates tokens as Python objects to number them",
         "RecBole numbers categories",
         _always,
         _number_tokens_by_category,
     ),
     Patch(
         "counter",
-        "data/dataset/dataset.py:917 and :1426 count rows one by one in Python",
+        "data/dataset/dataset.py:893 and :1409 count rows one by one in Python",
         "RecBole counts with numpy",
         _always,
         _count_on_arrays,
     ),
     Patch(
         "stable_duplicates",
-        "data/dataset/dataset.py:865 sorts by time with pandas' unstable sort before it removes duplicates: "
+        "data/dataset/dataset.py:853 sorts by time with pandas' unstable sort before it removes duplicates: "
         "interactions with equal times change places",
         "RecBole sorts with kind='stable'",
         _always,
@@ -385,7 +399,7 @@ PATCHES = (
     ),
     Patch(
         "splits",
-        "data/dataset/dataset.py:1592-1720 groups and splits rows one by one in Python lists",
+        "data/dataset/dataset.py:1591-1729 groups and splits rows one by one in Python lists",
         "RecBole splits with numpy",
         _always,
         _split_on_arrays,
@@ -400,11 +414,26 @@ PATCHES = (
     ),
     Patch(
         "list_alias",
-        "data/dataset/dataset.py:534 numbers the items in the lists of pre-split files apart from their targets "
+        "data/dataset/dataset.py:525 numbers the items in the lists of pre-split files apart from their targets "
         "unless alias_of_item_id says otherwise",
         "RecBole sets the alias",
         _always,
         _share_items_of_lists,
+    ),
+    Patch(
+        "token_values",
+        "data/dataset/dataset.py:1055 compares token columns, which are texts, with the numbers that YAML reads: "
+        "val_interval drops the rows of 1 under ['0', 1]",
+        "RecBole compares texts",
+        _always,
+        _compare_values_as_texts,
+    ),
+    Patch(
+        "outdated_datasets",
+        "data/utils.py:61 takes a saved data set for current whatever became of its files",
+        "RecBole compares their times",
+        _always,
+        _refuse_outdated_datasets,
     ),
     Patch(
         "row_numbers",

@@ -4,11 +4,17 @@
 data sets derived from its classes.
 """
 
-from collections import Counter
+import glob
+import os
+import pickle
+from collections import Counter, defaultdict
+from logging import getLogger
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+from recbole.data.dataset import Dataset
 from recbole.utils import FeatureType
 
 from recbole_pref.data.sequences import Lists, SequenceInteraction, prefixes
@@ -40,8 +46,8 @@ class Groups:
             bounds (callable): takes a group's size and returns where its parts begin, and its size: list of P + 1.
         """
         sizes, group_size = np.unique(self.sizes, return_inverse=True)
-        cuts = np.array([bounds(int(size)) for size in sizes])[group_size]  # [G, P + 1]
-        return [self.rows[_ranges(self.starts + cuts[:, p], cuts[:, p + 1] - cuts[:, p])] for p in range(cuts.shape[1] - 1)]
+        cuts = np.array([bounds(int(size)) for size in sizes])[group_size].T  # [P + 1, G]
+        return [self.rows[_ranges(self.starts + begin, end - begin)] for begin, end in zip(cuts, cuts[1:])]
 
 
 def _ranges(starts, lengths):
@@ -158,10 +164,42 @@ def _list_columns(dataset):
 
 def add_list_alias(original, dataset, alias_name, default_value) -> None:
     """``Dataset._set_alias``: items in the lists of pre-split files are the items of the targets."""
-    field = f"{dataset.iid_field}{dataset.config['LIST_SUFFIX']}"
-    if alias_name == "item_id" and dataset.benchmark_filename_list and dataset.field2type.get(field) == FeatureType.TOKEN_SEQ:
-        default_value = [*default_value, field]
+    if alias_name == "item_id" and dataset.benchmark_filename_list:
+        field = f"{dataset.iid_field}{dataset.config['LIST_SUFFIX']}"
+        if dataset.field2type.get(field) == FeatureType.TOKEN_SEQ:
+            default_value = [*default_value, field]
     original(dataset, alias_name, default_value)
+
+
+def filter_by_field_value(original, dataset) -> None:
+    """``Dataset._filter_by_field_value``: the values of a token column are texts, also where YAML reads numbers."""
+    intervals = dataset.config["val_interval"]
+    texts = {
+        field: list(map(str, values)) if dataset.field2type.get(field) == FeatureType.TOKEN else values
+        for field, values in (intervals or {}).items()
+    }
+    dataset.config["val_interval"] = texts
+    try:
+        original(dataset)
+    finally:
+        dataset.config["val_interval"] = intervals
+
+
+def load_saved(file):
+    """``pickle.load`` of a data set that ``save_dataset`` wrote; one older than its files is not used.
+
+    Args:
+        file: open and binary, in which RecBole's ``create_dataset`` found a data set.
+    """
+    dataset = pickle.load(file)
+    if not isinstance(dataset, Dataset):
+        return dataset
+    sources = Path(dataset.dataset_path).glob(f"{glob.escape(dataset.dataset_name)}.*")
+    newer = [path for path in sources if path.stat().st_mtime_ns > os.fstat(file.fileno()).st_mtime_ns]
+    if newer:
+        getLogger().warning(f"{file.name} is older than {newer[0]}: the data set is read from its files again")
+        dataset.config = defaultdict(object)  # equal to no run's
+    return dataset
 
 
 def remove_duplication(original, dataset) -> None:

@@ -84,7 +84,8 @@ class SeenItems:
             more_users = owners[rows]
             users = np.concatenate((users, more_users))
             items = np.concatenate((items, more_items))
-        keys = np.unique(users[items > 0].astype(np.int64) * dataset.item_num + items[items > 0])
+        keys = np.sort(users[items > 0].astype(np.int64) * dataset.item_num + items[items > 0])
+        keys = keys[np.diff(keys, prepend=-1) > 0]  # np.unique hashes, which is slower
         counts = np.bincount(keys // dataset.item_num, minlength=dataset.user_num)
         self.items = torch.from_numpy(keys % dataset.item_num)  # [pairs]
         self.start = torch.from_numpy(np.concatenate(([0], counts.cumsum())))  # [users + 1]

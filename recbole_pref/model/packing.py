@@ -143,8 +143,13 @@ def _by_user(users, lengths, times):
     Users keep the order in which they appear, and a user's rows of one length that of their times, then their own;
     rows that follow each other already keep their places.
     """
-    keys = [lengths, pd.factorize(users)[0]]
-    return np.lexsort(keys if times is None else [times, *keys])
+    codes = pd.factorize(users)[0]
+    keys = [codes, lengths] if times is None else [codes, lengths, times]
+    tied, sorted_so_far = np.True_, True
+    for key in keys:
+        sorted_so_far = sorted_so_far and not (tied & (key[1:] < key[:-1])).any()
+        tied = tied & (key[1:] == key[:-1])
+    return np.arange(len(users)) if sorted_so_far else np.lexsort(keys[::-1])
 
 
 def _pieces(starts, ends, size):
@@ -159,8 +164,8 @@ def _pieces(starts, ends, size):
 class PackedLoader:
     """Yields ``PackedBatch`` steps over the rows of RecBole's training loader.
 
-    Rows are grouped by user, whatever their order in the data. Windows are shuffled each epoch by the loader's own generator, so a seed gives the same batches and
-    the state of the generator resumes them.
+    Rows are grouped by user, whatever their order in the data. Windows are shuffled each epoch by the loader's own
+    generator, so a seed gives the same batches and the state of the generator resumes them.
 
     Args:
         train_data: RecBole's training data loader.
