@@ -118,15 +118,17 @@ def exit_code_of(main):
         return 130
 
 
-def ready_run(config):
+def ready_run(config, dataset=None):
     """Return a run of one of our models whose trainer stands before its first epoch.
+
+    ``dataset`` is one that was prepared before, if any.
 
     ``run.trainer._preference_epoch(number, False)`` then trains one epoch and nothing else.
     """
     from recbole_pref import quick_start
     from recbole_pref.training import reference
 
-    run = quick_start.build_run(config, log=False)
+    run = quick_start.build_run(config, log=False, dataset=dataset)
     trainer = run.trainer
     trainer._train_data, trainer._saving = run.train_data, False
     trainer._data_fingerprint = reference.fingerprint_of(run.train_data._dataset)

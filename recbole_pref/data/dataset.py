@@ -95,8 +95,9 @@ def concat_tokens(original, dataset, remap_list):
     columns = [feat[field] for feat, field, kind in remap_list if kind == FeatureType.TOKEN]
     if len(columns) < len(remap_list) or not isinstance(columns[0].dtype, pd.CategoricalDtype):
         return original(dataset, remap_list)
-    columns = [column.astype("category").cat.rename_categories(str) for column in columns]
-    tokens = pd.api.types.union_categoricals(columns)
+    tokens = columns[0].array
+    if len(columns) > 1:
+        tokens = pd.api.types.union_categoricals([column.astype(object).astype("category") for column in columns])
     return tokens, np.cumsum([len(column) for column in columns])[:-1]
 
 

@@ -6,6 +6,8 @@ from io import BytesIO
 import numpy as np
 import pandas as pd
 
+# Tokens are read in pieces of so many rows, as each is a Python object until it is numbered.
+_ROWS = 2**18
 # The tables that a check read, until RecBole asks for them: those of one data set.
 _held: dict[tuple, pd.DataFrame] = {}
 
@@ -22,11 +24,12 @@ def read_csv(path, *, delimiter, usecols, dtype, encoding, engine):
     table = _held.pop(_key(path, delimiter, usecols, encoding), None)
     if table is not None:
         return table
-    table = pd.read_csv(
-        path, delimiter=delimiter, usecols=usecols, dtype=dtype, encoding=encoding,
-        engine="c" if one_byte(delimiter) else engine,
-    )  # fmt: skip
-    return _with_categories(table) if str(path).endswith(".inter") else table
+    options = {"delimiter": delimiter, "usecols": usecols, "encoding": encoding}
+    if not one_byte(delimiter):
+        return pd.read_csv(path, dtype=dtype, engine=engine, **options)
+    if str(path).endswith(".inter"):
+        return _read_by_category(path, dtype=dtype, **options)
+    return pd.read_csv(path, dtype=dtype, engine="c", **options)
 
 
 def one_byte(separator: str) -> bool:
@@ -51,11 +54,11 @@ def parse(data: bytes, columns: dict, loaded, separator: str) -> pd.DataFrame:
     """
     heads = {name: f"{name}:{kind}" for name, kind in columns.items() if name in loaded}
     dtype = {head: np.float64 if columns[name] == "float" else str for name, head in heads.items()}
-    table = pd.read_csv(
-        BytesIO(data), delimiter=separator, usecols=list(heads.values()), dtype=dtype, encoding="utf-8", engine="c",
+    table = _read_by_category(
+        BytesIO(data), delimiter=separator, usecols=list(heads.values()), dtype=dtype, encoding="utf-8",
         skip_blank_lines=False,
     )  # fmt: skip
-    return _with_categories(table).rename(columns={head: name for name, head in heads.items()})
+    return table.rename(columns={head: name for name, head in heads.items()})
 
 
 def hold(path, columns: dict, separator: str, encoding: str, table: pd.DataFrame) -> None:
@@ -75,10 +78,19 @@ def _key(path, separator, heads, encoding):
     return os.path.abspath(path), state.st_mtime_ns, state.st_size, separator, tuple(heads), encoding
 
 
-def _with_categories(table):
-    """Turn the token columns of a table into categories, in the order in which they appear."""
-    for head in table:
-        if head.endswith(":token"):
-            codes, tokens = pd.factorize(table[head])
-            table[head] = pd.Categorical.from_codes(codes, tokens)
+def _read_by_category(source, *, dtype, **options):
+    """Read with the C parser, token columns as categories in the order in which they appear."""
+    numbers: dict[str, dict] = {head: {} for head in dtype if head.endswith(":token")}
+    dtype = {**dtype, **dict.fromkeys(numbers, object)}
+    pieces = []
+    for piece in pd.read_csv(source, dtype=dtype, engine="c", chunksize=_ROWS, **options):
+        for head, known in numbers.items():
+            codes, tokens = pd.factorize(piece[head].to_numpy())
+            code_of = [known.setdefault(token, len(known)) for token in tokens]
+            piece[head] = np.array([*code_of, -1], dtype=np.int32)[codes]  # a missing token is -1
+        pieces.append(piece)
+    table = pd.concat(pieces, ignore_index=True)
+    for head, known in numbers.items():
+        tokens = pd.Index(list(known), dtype=object)
+        table[head] = pd.Categorical.from_codes(table[head].to_numpy(), tokens)
     return table
