@@ -118,13 +118,14 @@ def exit_code_of(main):
         return 130
 
 
-def ready_run(config):
+def ready_run(config, dataset=None):
     """Return a run of one of our models whose trainer stands before its first epoch.
 
-    ``run.trainer.train_epoch(number)`` then trains one epoch and nothing else.
+    ``dataset`` is one that was prepared before, if any. ``run.trainer.train_epoch(number)`` then trains one epoch
+    and nothing else.
     """
     from recbole_pref import quick_start
 
-    run = quick_start.build_run(config, log=False)
+    run = quick_start.build_run(config, log=False, dataset=dataset)
     run.trainer.start(run.train_data, run.valid_data)
     return run

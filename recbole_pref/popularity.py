@@ -7,6 +7,7 @@ augmented rows and so misses the first item of every user; ``train_counts`` adds
 import numpy as np
 import torch
 
+from recbole_pref.data.sequences import lists_of
 from recbole_pref.errors import PrefError, suggest
 
 # Name of ``tail_split`` to what head items are, for tables and pictures.
@@ -43,10 +44,11 @@ def train_counts(dataset):
     list_field = dataset.iid_field + (dataset.config["LIST_SUFFIX"] or "_list")
     first = items[:0]
     if list_field in features:
-        starts = features[dataset.config["ITEM_LIST_LENGTH_FIELD"]] == 1
-        if features[list_field].shape[1] == 1:  # MAX_ITEM_LIST_LENGTH cuts every list to one item
+        lists = lists_of(features, list_field, dataset.config["ITEM_LIST_LENGTH_FIELD"])
+        starts = lists.lengths == 1
+        if lists.width == 1:  # MAX_ITEM_LIST_LENGTH cuts every list to one item
             starts = np.unique(features[dataset.uid_field].numpy(), return_index=True)[1]
-        first = features[list_field][starts, 0]
+        first = lists.take(starts).elements()[1]
     return count_items(items, first, dataset.item_num)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from recbole.utils import EvaluatorType, ModelType
 
+from recbole_pref.data.sequences import lists_of
 from recbole_pref.evaluation.collector import PrefCollector, unseen_training_data
 from recbole_pref.evaluation.metrics import empty_group_error, group_metrics_in, split_settings
 from recbole_pref.scoring import chunk_rows
@@ -54,17 +55,19 @@ class SeenItems:
         users, items = feat[dataset.uid_field].numpy(), feat[dataset.iid_field].numpy()
         list_field = dataset.iid_field + dataset.config["LIST_SUFFIX"]
         if list_field in feat:
-            item_lists = feat[list_field].numpy()
+            lists = lists_of(feat, list_field, dataset.item_list_length_field)
             if dataset.config["benchmark_filename"] is None:
                 # RecBole's rows are all prefixes of a sequence: only its first item is no target
-                first = feat[dataset.item_list_length_field].numpy() == 1
-                more_users, more_items = users[first], item_lists[first, 0]
+                first = lists.lengths == 1
+                lists, owners = lists.take(first), users[first.numpy()]
             else:
-                more_users = np.repeat(users, item_lists.shape[1])
-                more_items = item_lists.reshape(-1)
+                owners = users
+            rows, more_items = (part.numpy() for part in lists.elements())
+            more_users = owners[rows]
             users = np.concatenate((users, more_users))
             items = np.concatenate((items, more_items))
-        keys = np.unique(users[items > 0].astype(np.int64) * dataset.item_num + items[items > 0])
+        keys = np.sort(users[items > 0].astype(np.int64) * dataset.item_num + items[items > 0])
+        keys = keys[np.diff(keys, prepend=-1) > 0]  # np.unique hashes, which is slower
         counts = np.bincount(keys // dataset.item_num, minlength=dataset.user_num)
         self.items = torch.from_numpy(keys % dataset.item_num)  # [pairs]
         self.start = torch.from_numpy(np.concatenate(([0], counts.cumsum())))  # [users + 1]
