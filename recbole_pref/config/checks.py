@@ -406,6 +406,15 @@ def evaluation_goes_with_the_model(config: "Config") -> None:
         )
 
 
+def settings_without_effect(config: "Config") -> list[str]:
+    """Return the settings that were given and that the model does not read: a warning, as files serve many models."""
+    given = {**config.file_config_dict, **config.variable_config_dict}
+    unread = ["threshold", "repeatable"] if _is_sequential(config) else []
+    if method_of(config.model_class) is not None:
+        unread.append("train_neg_sample_args")  # negatives are drawn inside the step
+    return [key for key in unread if given.get(key)]
+
+
 Check = Callable[["Config"], None]
 BEFORE_DEFAULTS: tuple[Check, ...] = (  # before RecBole fills in what is left out
     keys_are_known,

@@ -10,6 +10,7 @@ import torch
 from recbole.utils import EvaluatorType, ModelType
 
 from recbole_pref.data.sequences import lists_of
+from recbole_pref.errors import PrefError
 from recbole_pref.evaluation.collector import PrefCollector, unseen_training_data
 from recbole_pref.evaluation.metrics import empty_group_error, group_metrics_in, split_settings
 from recbole_pref.scoring import chunk_rows
@@ -191,20 +192,35 @@ class EvaluationMixin:
                 seen = (seen[0][cut] - start, seen[1][cut])
             if fast:
                 scores = self.model.score_items(hidden[start:stop], rows)  # [c, n_items]
+                self._refuse_nan(scores)
                 scores[:, 0] = -torch.inf
                 if seen is not None:
                     scores[seen] = -torch.inf
             else:
                 _, scores, _, _ = super()._full_sort_batch_eval((rows, seen, chunk_u, chunk_i))
+                self._refuse_nan(scores)
             if seen is None and self._masks_history():
                 self._mask_history(scores, rows, None, chunk_u, chunk_i)
             if stop < num_rows:
                 self.eval_collector.eval_batch_collect(scores, rows, chunk_u, chunk_i)
         return rows, scores, chunk_u, chunk_i
 
+    def _refuse_nan(self, scores):
+        """Refuse scores [c, n_items] that cannot be ranked; -inf leaves an item out.
+
+        Raises:
+            PrefError: a score is NaN or +inf.
+        """
+        if not scores.amax() < torch.inf:
+            raise PrefError(
+                f"model {self.config['model']}: the scores of the evaluation are not finite, so the parameters are not "
+                "either; lower learning_rate or set clip_grad_norm."
+            )
+
     def _neg_sample_batch_eval(self, batched_data):
         """Rank the sampled candidates of a batch; seen ones are left out when history is masked."""
         interaction, scores, positive_u, positive_i = super()._neg_sample_batch_eval(batched_data)
+        self._refuse_nan(scores)
         if self.config["eval_type"] == EvaluatorType.RANKING and self._masks_history():
             self._mask_history(scores, interaction, batched_data[1], positive_u, positive_i)
         return interaction, scores, positive_u, positive_i

@@ -108,12 +108,22 @@ class PreferenceMixin(_Backbone):
         return self.score_items(self.encode(interaction), interaction)
 
     def predict(self, interaction: Interaction) -> torch.Tensor:
-        """Return the score of each row's item, as RecBole's backbone; sampled ranking asks for it: [B]."""
-        if self.repeat_bias is None:
+        """Return the score of each row's item, as RecBole's backbone: [B].
+
+        Sampled ranking asks for it with a row per candidate: each sequence is encoded once.
+        """
+        if self.backbone is None:
             return super().predict(interaction)
+        histories = interaction[self.ITEM_SEQ]
+        keys = histories
+        if self.USER_ID in interaction:  # Caser's vectors depend on it
+            keys = torch.cat([interaction[self.USER_ID].unsqueeze(1), histories], dim=1)
+        distinct, of_row = torch.unique(keys, dim=0, return_inverse=True)
+        row = torch.empty(len(distinct), dtype=torch.int64, device=of_row.device)
+        row[of_row] = torch.arange(len(keys), device=of_row.device)  # some row of each sequence
+        hidden = self.encode(interaction[row])[of_row]
         ids = interaction[self.ITEM_ID].unsqueeze(1)
-        terms = self.terms(interaction[self.ITEM_SEQ])
-        return scoring.item_scores(self.encode(interaction), self.item_embedding.weight, ids, terms).squeeze(1)
+        return scoring.item_scores(hidden, self.item_embedding.weight, ids, self.terms(histories)).squeeze(1)
 
     def catalogue_scores(self, interaction: Interaction) -> torch.Tensor:
         """Return the scores that cross-entropy is about, of a backbone without a representation entry: [R, n_items]."""

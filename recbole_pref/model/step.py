@@ -89,7 +89,7 @@ class TrainingStep(nn.Module):
                 {**self.settings, "seed": config["seed"]},
                 counts,
                 head,
-                max_history=config["MAX_ITEM_LIST_LENGTH"],
+                max_history=int(dataset.inter_feat[model.ITEM_SEQ_LEN].max()),
                 total=distributed.total,
             )
         self.loss_settings = self._loss_settings(config)

@@ -1,5 +1,6 @@
 """RecBole's trainer with packed batches, references, schedules, safe checkpoints and exact resume."""
 
+import logging
 import signal
 import time
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from recbole.trainer import Trainer
 from recbole.utils import dict2str, set_color
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from recbole_pref import checkpoint, distributed, schedule
@@ -55,6 +57,7 @@ class TrainerMixin(EvaluationMixin):
         self._saving = False
         self._saved_epoch = None  # start_epoch of the last checkpoint of this process
         self._resumed = None
+        self._resumed_file = None
         self._nan_steps = 0
         self._signal = None
         self._within = None  # where in an epoch a stopped run goes on
@@ -91,6 +94,8 @@ class TrainerMixin(EvaluationMixin):
         if saved and (self._resumed is None or self.start_epoch < self.epochs):
             done = min(len(self.epoch_times), self.epochs)  # some of RecBole's trainers have several passes per epoch
             self._save_last(done, finished=True)
+            if "keep_last" not in {**self.config.file_config_dict, **self.config.variable_config_dict}:
+                self.store.keep_latest()
         return result
 
     def prepare(self, train_data):
@@ -181,7 +186,7 @@ class TrainerMixin(EvaluationMixin):
             signals.append(heard)
             return state_dict, summary
 
-        with _random_states_kept(train_data), distributed.alone():
+        with _random_states_kept(train_data), distributed.alone(), _marked("reference"):
             try:
                 state_dict, told = reference.obtain(self.config, self.model, train_data, valid_data, train)
             except Interrupted:  # which names the reference's own checkpoint
@@ -338,18 +343,23 @@ class TrainerMixin(EvaluationMixin):
         if self.objective is not None:
             score = self.objective.score(result)
         self._valid_result = result
-        told = {}
-        if self.is_preference:
-            told = self.model.pop_diagnostics()
+        watched = self.model.pop_diagnostics() if self.is_preference else {}
         share = self.eval_collector.tail_share
         if share is not None:
-            told["tail_share"] = share
+            watched["tail_share"] = share
         epoch = len(self.epoch_times) - 1
-        if told:
-            self.logger.info(set_color("alignment", "blue") + f": {dict2str(told)}")
-            for name, value in told.items():
-                self.tensorboard.add_scalar(f"Alignment/{name}", value, epoch)
-        self.history.append({"epoch": epoch, "score": score, **result, **told})
+        if watched:
+            parts = "    ".join(f"{name} : {value:.4g}" for name, value in watched.items())
+            self.logger.info(set_color("alignment", "blue") + f": {parts}")
+        curves = {f"Alignment/{name}": value for name, value in watched.items()}
+        curves |= {f"Valid/{name}": value for name, value in result.items()}
+        curves["LearningRate"] = self.optimizer.param_groups[0]["lr"]
+        for name, value in curves.items():
+            self.tensorboard.add_scalar(name, value, epoch)
+        # RecBole logs the validation metrics there itself.
+        own = {**watched, "learning_rate": curves["LearningRate"], "valid_step": epoch}
+        self.wandblogger.log_metrics(own, head="valid", commit=False)
+        self.history.append({"epoch": epoch, "score": score, **result, **watched})
         return score, result
 
     # -- signals ------------------------------------------------------------------------------
@@ -488,7 +498,7 @@ class TrainerMixin(EvaluationMixin):
                 f"resume={str(resume_file)!r} needs the best checkpoint of its run beside it, {stem}-best.pth: copy it "
                 "there too, or set resume: False to start anew."
             )
-        self._resumed, self.store = resumed, store
+        self._resumed, self._resumed_file, self.store = resumed, resume_file, store
         self.saved_model_file = str(self.store.folder / f"{stem}-best.pth")
 
     def _continue_from(self, state):
@@ -537,7 +547,10 @@ class TrainerMixin(EvaluationMixin):
             torch.manual_seed(self.config["seed"] + 1000 * rank + self.start_epoch)
         steps = f" and {state['within']['steps']} steps" if state.within else ""
         ended = ", nothing is left to train" if self.start_epoch == self.epochs else ""
-        self.logger.info(f"resumed: {len(self.epoch_times)} epochs{steps} are done{ended}")
+        done = len(self.epoch_times)
+        self.logger.info(
+            f"resumed from {self._resumed_file}: {done} epoch{'' if done == 1 else 's'}{steps} done{ended}"
+        )
 
     def _further_optimizers(self):
         """Return name and optimizer of those a trainer of RecBole has beside ``optimizer``: list of tuple.
@@ -620,6 +633,24 @@ def _random_states_kept(train_data):
         train_data.generator.set_state(loader)
 
 
+@contextmanager
+def _marked(word):
+    """Put a word in front of what is logged in the block."""
+
+    def mark(record):
+        record.msg = f"[{word}] {record.msg}"
+        return True
+
+    handlers = list(logging.getLogger().handlers[:1])  # the handlers share a record: the first one marks it
+    for handler in handlers:
+        handler.addFilter(mark)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            handler.removeFilter(mark)
+
+
 def train_reference(config, backbone_class, train_data, valid_data, stem):
     """Train a backbone with cross-entropy for ``reference: auto``.
 
@@ -638,6 +669,9 @@ def train_reference(config, backbone_class, train_data, valid_data, stem):
     model = cls(own, train_data._dataset).to(own["device"])
     trainer = PrefTrainer(own, model)
     trainer.logger.info(set_color("training the reference", "pink") + f": {own['model']}")
+    # Its curves are a run of their own: the run's steps begin at 0 again.
+    trainer.tensorboard.close()
+    trainer.tensorboard = SummaryWriter(f"{trainer.tensorboard.log_dir}-reference")
     try:  # of a training that was killed
         found = checkpoint.newest_good(trainer.store.folder, stem)
         if found:
