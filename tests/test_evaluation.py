@@ -20,6 +20,7 @@ from recbole.utils import InputType
 
 from recbole_pref import compat
 from recbole_pref.errors import PrefError
+from recbole_pref.evaluation import metrics
 from recbole_pref.evaluation.collector import PrefCollector
 from recbole_pref.evaluation.ranking import (
     EvaluationMixin,
@@ -27,7 +28,6 @@ from recbole_pref.evaluation.ranking import (
     chunk_rows,
     cut_pairs,
     mask_seen,
-    metrics,
 )
 
 compat.apply()

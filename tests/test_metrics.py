@@ -53,7 +53,7 @@ def struct(**tables):
 @pytest.mark.parametrize(
     ("key", "shown"),
     [
-        ("ndcg@10", "NDCG@10"), ("tailhit@5", "tail Hit@5"), ("headndcg@20", "head NDCG@20"), ("wpauc@10", "WPAUC@10"),
+        ("ndcg@10", "NDCG@10"), ("tailhit@5", "Tail Hit@5"), ("headndcg@20", "Head NDCG@20"), ("wpauc@10", "WPAUC@10"),
         ("tailpercentage@10", "TailPercentage@10"), ("gauc", "GAUC"), ("tailmine@10", "tailmine@10"), ("score", "score"),
     ],
 )  # fmt: skip
