@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from recbole_pref.errors import PrefError
-from recbole_pref.plots.records import pareto_front
+from recbole_pref.plots.numbers import pareto_front
 
 # Okabe-Ito without its yellow, which is hardly seen on white paper
 COLOURS = ("#000000", "#E69F00", "#0072B2", "#009E73", "#D55E00", "#56B4E9", "#CC79A7")
