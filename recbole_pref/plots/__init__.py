@@ -17,7 +17,7 @@ from recbole_pref.plots.comparisons import (
     tail_gap,
     trade_off,
 )
-from recbole_pref.plots.drawing import KINDS, as_svg, need_matplotlib, save, styles
+from recbole_pref.plots.drawing import KINDS, as_html, as_svg, need_matplotlib, save, styles
 from recbole_pref.plots.numbers import (
     exposure,
     main_metric,
@@ -33,7 +33,7 @@ from recbole_pref.records import read_comparison as load_comparison
 from recbole_pref.records import read_runs as load_runs
 
 __all__ = [
-    "Run", "as_svg", "by_label", "caption", "collapse", "collapse_rows",
+    "Run", "as_html", "as_svg", "by_label", "caption", "collapse", "collapse_rows",
     "curve_of", "draw_all", "exposure", "figures", "learning_curves", "load_comparison", "load_runs", "main_metric",
     "number", "parallel_coordinates", "pareto_front", "popularity_exposure", "read_collapse", "save", "scope",
     "sensitivity", "shared_epochs", "styles", "swept_settings", "sweep_pareto", "tail_definition", "tail_gap",

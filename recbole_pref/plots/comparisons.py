@@ -11,6 +11,7 @@ from recbole_pref.plots.drawing import (
     LOG_SPAN,
     add_legend,
     add_scope,
+    add_tips,
     dark,
     draw_mean,
     front_steps,
@@ -109,12 +110,12 @@ def trade_off(runs, metric="ndcg@10"):
     tail = group_key("tail", metric)
     for key in (metric, tail):
         check_metric(runs, key)
+    measured = [run for run in runs if all(math.isfinite(run.test_result.get(key, math.nan)) for key in (metric, tail))]
+    groups = by_label(measured)
     points = {
-        label: np.array([[run.test_result.get(key, math.nan) for key in (metric, tail)] for run in own])
-        for label, own in by_label(runs).items()
+        label: np.array([[run.test_result[key] for key in (metric, tail)] for run in own])
+        for label, own in groups.items()
     }  # [seeds, 2]
-    points = {label: own[np.isfinite(own).all(axis=1)] for label, own in points.items()}
-    points = {label: own for label, own in points.items() if len(own)}
     if not points:
         raise PrefError(f"No run has both {metric} and {tail}: add them to 'metrics' and run again.")
     room = 0.25 * max(len(points) - 10, 0)  # names need it
@@ -125,13 +126,17 @@ def trade_off(runs, metric="ndcg@10"):
     spread = np.array([own.std(axis=0, ddof=1) if len(own) > 1 else [0, 0] for own in points.values()])
     for (label, own), mean, std in zip(points.items(), means, spread):
         colour, marker = look[label]["color"], look[label]["marker"]
-        axis.scatter(
+        dots = axis.scatter(
             *own.T, s=22, color=colour, marker=marker, alpha=0.35, linewidths=0, label=f"_runs {label}"
         )  # fmt: skip
-        axis.errorbar(
+        values = ["; ".join(f"{display_name(key)} {value:.4f}" for key, value in zip((metric, tail), point))
+                  for point in (*own, mean)]  # fmt: skip
+        add_tips(dots, [f"{label}, seed {run.seed}: {text}" for run, text in zip(groups[label], values)])
+        bars = axis.errorbar(
             *mean, xerr=std[0], yerr=std[1], color=colour, marker=marker, markersize=8,
             markeredgecolor="white", elinewidth=1, capsize=2, linestyle="none", label=label,
         )  # fmt: skip
+        add_tips(bars.lines[0], [f"{label}, mean: {values[-1]}"])
     axis.margins(0.14)
     axis.set_xlabel(f"test {display_name(metric)}")
     axis.set_ylabel(f"test {display_name(tail)}")
