@@ -80,7 +80,7 @@ def test_studies_share_their_runs_and_keep_tables_of_their_own(tmp_path, monkeyp
                 trained.append(task.label)
                 full = {"mode": {"test": "full"}}
                 record, arrays = make_run(task.label, task.seed, 0.05, 0.03, rows=20, eval_args=full)
-                np.savez(folder / "runs" / f"{task['id']}.npz", **arrays)
+                np.savez(folder / "runs" / f"{task.id}.npz", **arrays)
                 run_path(folder, task.id).write_text(json.dumps({**record, "id": task.id}))
         return {}
 

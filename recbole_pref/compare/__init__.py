@@ -100,7 +100,9 @@ def _write(tasks: list[Task], folder, baseline, test, columns, failed):
     runs = {}
     for task in tasks:
         if task.record.is_file():
-            runs.setdefault(task.label, {})[task.seed] = load_record(folder, task.id)
+            run = load_record(folder, task.id)
+            run.arrays = evidence.by_user(run.arrays)
+            runs.setdefault(task.label, {})[task.seed] = run
     if not runs:
         named = {reason: [name for name in failed if failed[name] == reason] for reason in failed.values()}
         reasons = "; ".join(f"{', '.join(names)}: {reason}" for reason, names in named.items())
@@ -133,7 +135,7 @@ def _write(tasks: list[Task], folder, baseline, test, columns, failed):
 
 
 def load_record(folder: str | Path, name: str) -> Run:
-    """Return a finished run of a comparison, its arrays in the order of users and targets.
+    """Return a finished run of a comparison, whose arrays must be there.
 
     Raises:
         PrefError: a damaged file; the message names it.
@@ -143,7 +145,6 @@ def load_record(folder: str | Path, name: str) -> Run:
     if not run.arrays:
         raise PrefError(f"'{path.with_suffix('.npz')}' is missing: delete both files of the run, and the same "
                         "comparison repeats it.")  # fmt: skip
-    run.arrays = evidence.by_user(run.arrays)
     return run
 
 

@@ -19,6 +19,7 @@ class _State:
     epochs: int = 0  # all that the run has done
     resumed: int = 0  # those of an earlier process
     score: float | None = None
+    validated: float = 0.0
     end: float | None = None
 
 
@@ -43,7 +44,7 @@ class Progress:
     def validated(self, name: str, epochs: int, resumed: int, score: float) -> None:
         """Note the best validation score of a run, its epochs, and how many of these an earlier process did."""
         state = self.states[name]
-        state.epochs, state.resumed, state.score = epochs, resumed, score
+        state.epochs, state.resumed, state.score, state.validated = epochs, resumed, score, time.monotonic()
 
     def ended(self, task: Task, reason: str | None = None) -> None:
         """Show that a run has ended, with its score or the reason of its failure."""
@@ -85,8 +86,8 @@ class Progress:
         paces, lengths = {}, {}
         for state in self.states.values():
             if state.epochs > state.resumed:
-                seconds = (state.end or time.monotonic()) - state.start
-                paces.setdefault(state.task.label, []).append(seconds / (state.epochs - state.resumed))
+                pace = (state.validated - state.start) / (state.epochs - state.resumed)
+                paces.setdefault(state.task.label, []).append(pace)
             if state.end:
                 lengths.setdefault(state.task.label, []).append(state.epochs)
         if not paces:

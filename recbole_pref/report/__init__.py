@@ -6,7 +6,7 @@ import math
 import sys
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from recbole_pref import plots
 from recbole_pref.checkpoint import SHARED_BY_KINDS, write_atomically
@@ -67,7 +67,7 @@ def write_report(folder: str | Path, path: str | Path | None = None) -> Path:
     table = read_comparison(folder) or summary(runs)
     path = folder / "report.html" if path is None else Path(path)
     pages = Environment(
-        loader=PackageLoader("recbole_pref.report", ""), autoescape=True, undefined=StrictUndefined,
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     page = pages.get_template("report.html.jinja").render(
