@@ -20,7 +20,7 @@ from scipy import stats
 
 from recbole_pref import compare, environment
 from recbole_pref.cli import main
-from recbole_pref.compare import notes, tables
+from recbole_pref.compare import notes, progress, tables
 from recbole_pref.compare import runs as run_module
 from recbole_pref.compare.plan import Task, plan_runs
 from recbole_pref.errors import PrefError
@@ -398,7 +398,97 @@ def test_labels_survive_latex():
     assert lines[5].startswith(r"a\_b \#1 50\% \{x: \textasciitilde{}1\} \textasciicircum{} \textbackslash{} & 1 & 0.1000")
 
 
+def rows_of(**cells):
+    """Return two rows of a table with metrics as (mean, difference, p) of the second."""
+    rows = []
+    for place, label in enumerate(("base_1", "new")):
+        row = {"label": label, "seeds": [1, 2], **dict.fromkeys(COSTS, 2.0)}
+        for metric, (mean, difference, p) in cells.items():
+            tested = {"difference": difference, "p": p} if place else {"difference": None, "p": None}
+            row[metric] = {"mean": mean if place else mean - difference, "std": 0.001, **tested}
+        rows.append(row)
+    return rows
+
+
+def test_marks_say_better_or_worse():
+    rows = rows_of(**{"ndcg@10": (0.2, 0.1, 0.01), "giniindex@10": (0.9, 0.2, 0.01), "tailndcg@10": (0.1, 0.05, 0.06)})
+    text = tables.comparison_table(rows, ["ndcg@10", "giniindex@10", "tailndcg@10"], "github").splitlines()
+    assert [cell.strip() for cell in text[0].split("|")[3:6]] == ["NDCG@10", "GiniIndex@10", "Tail NDCG@10"]
+    cells = [cell.strip() for cell in text[-1].split("|")[3:6]]
+    assert cells == ["0.2000 ± 0.0010 ↑*", "0.9000 ± 0.0010 ↓*", "0.1000 ± 0.0010"]
+
+
+def test_latex_has_bold_best_chosen_columns_and_the_note_in_its_caption():
+    rows = rows_of(**{"ndcg@10": (0.2, 0.1, 0.01), "giniindex@10": (0.9, 0.2, 0.9)})
+    text = tables.latex_table(rows, ["ndcg@10", "giniindex@10"], ["peak_memory_mb"], "20% ± 1, p < 0.05", "ml-100k")
+    lines = text.splitlines()
+    assert lines[2] == r"\caption{20\% $\pm$ 1, p $<$ 0.05 Bold: the best mean.}" and lines[-1] == r"\end{table}"
+    assert r"model & seeds & NDCG@10 & GiniIndex@10 & peak MiB \\" in lines
+    assert r"base\_1 & 2 & 0.1000 $\pm$ 0.0010 & \textbf{0.7000} $\pm$ 0.0010 & 2 \\" in lines
+    assert r"new & 2 & \textbf{0.2000} $\pm$ 0.0010 $\uparrow$* & 0.9000 $\pm$ 0.0010 & 2 \\" in lines
+
+
+def test_columns_are_read_in_any_spelling():
+    run = Run("A", {"ndcg@5": 0.1, "ndcg@10": 0.2, "tailndcg@10": 0.3, "gauc": 0.5})
+    columns = ["Tail NDCG@10", "ndcg", "NDCG@5", "GAUC", "peak_memory_mb"]
+    found = tables.columns_of(columns, run, ["ndcg@10", "tailndcg@10"])
+    assert found == (["tailndcg@10", "ndcg@10", "ndcg@5", "gauc"], ["peak_memory_mb"])
+    assert tables.columns_of(None, run, ["ndcg@10"]) == (["ndcg@10"], list(COSTS))
+
+
+def test_the_result_of_a_run_is_shown_by_group():
+    result = {"ndcg@10": 0.12344, "tailndcg@10": 0.2, "tailpercentage@10": 0.3}
+    text = tables.result_table({"test_result": result, "epochs": 1, "seconds_per_epoch": 2.0}, "A", "d")
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
+    assert ["group", "NDCG@10"] in lines and ["Overall", "0.1234"] in lines and ["Tail", "0.2000"] in lines
+    assert ["TailPercentage@10", "0.3000"] in lines and lines[-1] == ["1 epoch, 2.00 s per epoch"]
+
+
 # -- runs
+
+
+def test_progress_shows_score_time_left_and_log(tmp_path, monkeypatch, capsys):
+    clock = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    tasks = [Task(f"{label}-{seed}", label, label, "d", seed, {}, str(tmp_path), "", epochs=10)
+             for label in "AB" for seed in (1, 2)]  # fmt: skip
+    shown = progress.Progress(tasks, 2)
+    shown.started(tasks[0])
+    shown.started(tasks[2])
+    assert shown.seconds_left() is None
+    clock[0] = 8.0
+    shown.validated("A-1", 4, 0, 0.12345)
+    assert shown.seconds_left() == (6 + 10 + 10 + 10) * 2 / 2  # two seconds an epoch, two runs at a time
+    shown.ended(tasks[0])
+    assert shown.seconds_left() == (4 + 10 + 10) * 2 / 2  # the next run of A is expected to stop as early
+    clock[0] = 31.0
+    shown.validated("B-1", 6, 5, 0.2)  # five epochs were done by an earlier process
+    shown.tick()
+    shown.ended(tasks[2], "out of memory")
+    told = capsys.readouterr().err
+    assert f"A seed 1 started, log: {tasks[0].log}" in told
+    assert "[1/4] A seed 1 done after 4 epochs, 0:00:08: best validation score 0.1235, at most about 0:00:24 left" in told
+    assert "1 of 4 runs ended, 1 running, 2 waiting" in told and "| 6/10" in told and "B seed 1 failed: out of memory" in told
+
+
+def test_the_process_that_forks_runs_only_imports(tmp_path):
+    script = (
+        "import json, torch\n"
+        "calls = []\n"
+        "torch._C._cuda_getDeviceCount = lambda: calls.append(1) or 0\n"
+        "for name in ('set_num_threads', 'manual_seed'): setattr(torch, name, calls.append)\n"
+        "import recbole_pref.compare.runs\n"
+        "print(json.dumps([calls, torch.cuda.is_initialized()]))"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path)}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout.splitlines()[-1]) == [[], False]
+
+
+def test_runs_fail_with_a_reason_where_none_can_be_started(settings, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(PrefError, match="the process that starts the runs has ended"):
+        compare.compare("CESASRec", "tiny", 2, config_dict=settings, output=tmp_path)
 
 
 @pytest.fixture
@@ -645,6 +735,9 @@ def test_mistakes_end_before_anything_is_trained(settings, tmp_path):
         compare.compare("CESASRec", test="z", **shared)
     with pytest.raises(PrefError, match="--processes"):
         compare.compare("CESASRec", processes=0, **shared)
+    for column in ("NDCG@7", "Novelty"):
+        with pytest.raises(PrefError, match=f"--columns='{column}' is not measured"):
+            compare.compare("CESASRec", columns=[column], **shared)
     with pytest.raises(PrefError, match="seed=-5"):
         compare.compare("CESASRec", seeds="3,-5", **shared)
     with pytest.raises(PrefError, match="2020.inter"):  # a name of digits, which YAML reads as a number

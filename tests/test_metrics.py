@@ -62,6 +62,14 @@ def test_metrics_are_shown_as_documents_write_them(key, shown):
     assert metrics.display_name(key) == shown
 
 
+def test_keys_have_a_group_a_name_and_a_cutoff():
+    metrics.register()
+    assert metrics.parse_key("TailNDCG@10") == ("tail", "ndcg", 10) == metrics.parse_key(metrics.group_key("tail", "ndcg@10"))
+    assert metrics.parse_key("tailpercentage@5") == (None, "tailpercentage", 5)  # RecBole's, of no group
+    assert metrics.parse_key("gauc") == (None, "gauc", None)
+    assert metrics.smaller_is_better("giniindex@10") and not metrics.smaller_is_better("tailndcg@10")
+
+
 # -- the definitions, one user at a time
 
 
