@@ -473,16 +473,17 @@ def test_progress_shows_score_time_left_and_log(tmp_path, monkeypatch, capsys):
 
 def test_the_process_that_forks_runs_only_imports(tmp_path):
     script = (
-        "import json, torch\n"
+        "import json, torch.cuda\n"
         "calls = []\n"
-        "torch._C._cuda_getDeviceCount = lambda: calls.append(1) or 0\n"
-        "for name in ('set_num_threads', 'manual_seed'): setattr(torch, name, calls.append)\n"
-        "import recbole_pref.compare.runs\n"
-        "print(json.dumps([calls, torch.cuda.is_initialized()]))"
+        "for name in ('is_available', 'device_count', '_lazy_init'):\n"
+        "    setattr(torch.cuda, name, lambda name=name: calls.append(name))\n"
+        "from recbole_pref.compare import runs\n"
+        "runs.preload()\n"
+        "print(json.dumps(calls))"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path)}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout.splitlines()[-1]) == [[], False]
+    assert json.loads(done.stdout.splitlines()[-1]) == []  # CUDA that is in use does not survive a fork
 
 
 def test_runs_fail_with_a_reason_where_none_can_be_started(settings, tmp_path, monkeypatch):
@@ -696,6 +697,7 @@ def test_the_command_line_compares_and_tells_what_failed(settings, tmp_path, cap
         ("--compare=CESASRec --resume=True", "--resume means nothing to --compare"),
         ("--compare=CESASRec --nproc=4", "--nproc means nothing to --compare"),
         ("--plots=out --output=elsewhere", "--output means nothing to --plots"),
+        ("--model=CESASRec --columns=NDCG@10", "--columns goes with --compare"),
         ("--model=CESASRec --output=elsewhere", "--output goes with --predict or --compare"),
         ("--model=CESASRec --model=GRU4Rec", "--model is given twice"),
         ("--config_files=a.yaml --config_files=b.yaml", "--config_files is given twice"),
@@ -705,6 +707,14 @@ def test_the_command_line_compares_and_tells_what_failed(settings, tmp_path, cap
 def test_commands_that_contradict_themselves_are_refused(words, told, capsys):
     assert main(words.split()) == 2
     assert told in capsys.readouterr().err
+
+
+def test_the_command_line_passes_columns_on(monkeypatch, tmp_path):
+    given = []
+    monkeypatch.setattr(compare, "compare", lambda *words: given.append(words[-1]) or sys.exit(0))
+    with pytest.raises(SystemExit):
+        main(["--compare=CESASRec", "--columns=NDCG@10, Tail NDCG@10,"])
+    assert given == [["NDCG@10", "Tail NDCG@10"]]
 
 
 def test_a_folder_that_cannot_be_written_is_named(settings, tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ and the peak memory that a run reports is that of its own process. The worker se
 operation and never touches a GPU, so that its children start OpenMP and CUDA themselves.
 """
 
+import importlib
 import json
 import os
 import queue
@@ -34,6 +35,8 @@ from recbole_pref.quick_start import build_run
 from recbole_pref.records import Run
 from recbole_pref.training import reference
 
+# What every run imports while it starts, for its optimizer and its log.
+_LATER = ("torch._dynamo", "torch.utils.tensorboard")
 _TICK = 0.2  # seconds between two looks at what has ended
 
 # -- in the process of the comparison
@@ -163,6 +166,12 @@ class _Server:
 # -- in the worker server and its children
 
 
+def preload() -> None:
+    """Import what this module does not import but every run does."""
+    for name in _LATER:
+        importlib.import_module(name)
+
+
 def serve() -> int:
     """Fork a process for each task file that standard input names, until it ends or SIGTERM arrives.
 
@@ -173,6 +182,7 @@ def serve() -> int:
     """
     # Ctrl-C at the terminal reaches the whole group; the comparison then sends SIGTERM.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    preload()
     stopped = []
     signal.signal(signal.SIGTERM, lambda *_: stopped.append(True))
     running, text, told = {}, b"", False  # process ID -> name of the run
