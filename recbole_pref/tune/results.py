@@ -130,7 +130,7 @@ def table(rows, plan, config, settings):
 
 def _in_words(values):
     """Return metrics and their numbers as text: ``NDCG@10 0.5, Tail NDCG@10 1``."""
-    return ", ".join(f"{display_name(str(name).lower())} {value:g}" for name, value in dict(values).items())
+    return ", ".join(f"{display_name(str(name).lower())} {_shown(value)}" for name, value in dict(values).items())
 
 
 def _pair(settings, config):
