@@ -90,7 +90,6 @@ def main():
     parser.add_argument("--settings", type=json.loads, default={})
     parser.add_argument("--case", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    sys.argv = sys.argv[:1]
     if arguments.case:
         print(json.dumps(measure(json.loads(arguments.case))))
         return

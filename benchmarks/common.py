@@ -56,16 +56,16 @@ def generated_data(folder, users, items, times):
 
 
 def compared_runs(folder):
-    """Return the runs that a comparison's folder lists: list of tuples of record and arrays.
+    """Return the runs that a comparison's folder lists: list of Run.
 
     Raises:
         PrefError: no comparison in the folder, or a damaged file.
     """
     from recbole_pref.compare import load_record
     from recbole_pref.errors import PrefError
-    from recbole_pref.plots import load_comparison
+    from recbole_pref.records import read_comparison
 
-    comparison = load_comparison(folder)
+    comparison = read_comparison(folder)
     if comparison is None:
         raise PrefError(
             f"--folder={str(folder)!r} holds no comparison.json: name one that study.py or --compare wrote."

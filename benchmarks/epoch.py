@@ -98,7 +98,6 @@ def main():
     parser.add_argument("--case", help=argparse.SUPPRESS)
     parser.add_argument("--options", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    sys.argv = sys.argv[:1]
     if arguments.case:
         options = json.loads(arguments.options)
         print(json.dumps(measure(arguments.case, arguments.models, options)))

@@ -120,7 +120,6 @@ def main():
     parser.add_argument("--output")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    sys.argv = sys.argv[:1]
     if arguments.case:
         print(json.dumps(measure(*json.loads(arguments.case))))
         return

@@ -10,7 +10,6 @@ Peak memory per method, which needs a process of its own, is in benchmarks/epoch
 
 import argparse
 import os
-import sys
 import tempfile
 
 import torch
@@ -30,7 +29,6 @@ def main():
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     arguments = parser.parse_args()
-    sys.argv = sys.argv[:1]
     torch.set_num_threads(arguments.threads)
     with tempfile.TemporaryDirectory() as folder:
         settings = {"data_path": os.path.abspath(arguments.data_path), "state": "ERROR", "reference_epochs": 1,

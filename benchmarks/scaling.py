@@ -138,7 +138,6 @@ def main():
     parser.add_argument("--output", default="scaling")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    sys.argv = sys.argv[:1]
     if arguments.case:
         torch.set_num_threads(arguments.threads)
         case = json.loads(arguments.case)

@@ -24,8 +24,9 @@ from recbole_pref.data.convert import FORMATS, build_parser, convert, main
 from recbole_pref.data.formats import READERS
 from recbole_pref.data.interactions import k_core, summarize
 from recbole_pref.data.known import known_names
+from recbole_pref.data.sequences import train_counts
 from recbole_pref.errors import PrefError
-from recbole_pref.popularity import head_tail_split, train_counts
+from recbole_pref.popularity import head_tail_split
 from recbole_pref.quick_start import prepare_data, run_recbole_pref
 
 PAIRS = [("a", "x"), ("a", "y"), ("b", "y"), ("a", "z"), ("b", "x")]

@@ -11,6 +11,7 @@ import pytest
 import torch
 from recbole.config import Config
 from recbole.data import create_dataset, data_preparation
+from recbole.data.interaction import Interaction
 from recbole.evaluator import Evaluator
 from recbole.evaluator import metrics as recbole_metrics
 from recbole.evaluator.collector import Collector, DataStruct
@@ -578,6 +579,22 @@ def test_user_frame_of_several_targets_names_the_best(make, model_class, mode):
     assert sorted(frame["user_id"]) == sorted(set(feat["user_id"].tolist()))
     reciprocal = np.where(frame["rank"] > 0, 1 / frame["rank"].clip(lower=1), 0)
     assert result["mrr@10"] == pytest.approx(reciprocal.mean())
+
+
+def test_ranks_follow_the_evaluated_list_where_scores_tie(make):
+    config, train, _, _, _ = make(TwoStep, collect_users=True)
+    collector = PrefCollector(config)
+    collector.data_collect(train)
+    scores = torch.zeros(3, train.dataset.item_num)
+    listed = torch.topk(scores, max(config["topk"])).indices
+    outside = next(item for item in range(1, scores.shape[1]) if item not in listed[1])
+    targets = torch.tensor([listed[0, 3], outside, listed[2, 1], outside])
+    rows = Interaction({"user_id": torch.tensor([4, 5, 6])})
+    collector.eval_batch_collect(scores, rows, torch.tensor([0, 1, 2, 2]), targets)
+    collector.get_data_struct()
+    assert sorted(zip(collector.rows["user"], collector.rows["rank"])) == [(4, 4), (5, 11), (6, 2), (6, 11)]
+    frame = collector.user_frame()
+    assert frame["rank"].tolist() == [4, 0, 2] and frame["item_id"].tolist() == targets[:3].tolist()
 
 
 def test_user_frame_needs_collect_users(make):

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from recbole_pref import cli, compare, plugins
+from recbole_pref.compare.plan import plan_runs
 from recbole_pref.config import Config
 from recbole_pref.errors import PrefError
 from recbole_pref.methods import METHODS
@@ -105,8 +106,8 @@ def test_an_edited_method_is_compared_anew(file, tiny_dataset, tmp_path):
     def names(model):
         entries = compare.parse_entries(model)
         settings = {key: value for key, value in tiny_dataset.items() if key != "checkpoint_dir"}
-        tasks = compare._plan(entries, tiny_dataset["dataset"], "2020,", None, settings, tmp_path)
-        return [task["id"] for task in tasks]
+        tasks = plan_runs(entries, tiny_dataset["dataset"], "2020,", None, settings, tmp_path)
+        return [task.id for task in tasks]
 
     plugins.load([str(file)])
     first, shipped = names("HingeSASRec"), names("LPOSASRec")

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from recbole.data.interaction import Interaction
 
+from recbole_pref.popularity import count_items
+
 # Padded lists are made in blocks of so many rows, so that the positions need little memory.
 _BLOCK = 65536
 
@@ -183,3 +185,24 @@ def prefixes(users: np.ndarray, longest: int) -> tuple[np.ndarray, np.ndarray, n
     first = np.maximum.accumulate(np.where(begins, places, 0))[targets]
     starts = np.maximum(first, targets - longest)
     return targets, starts, targets - starts
+
+
+def train_counts(dataset) -> torch.Tensor:
+    """Return the training counts of a RecBole training split: [n_items] int64.
+
+    Sequential data: the targets of the rows, plus the one item of every prefix of length one. With
+    RecBole's augmentation these are all interactions of users who have training rows. Benchmark
+    files (``benchmark_filename``) are counted by the same rule: where a user's rows start with
+    longer prefixes, the items before the first target are not counted. Other data: the items.
+    """
+    features = dataset.inter_feat
+    items = features[dataset.iid_field]
+    list_field = dataset.iid_field + (dataset.config["LIST_SUFFIX"] or "_list")
+    first = items[:0]
+    if list_field in features:
+        lists = lists_of(features, list_field, dataset.config["ITEM_LIST_LENGTH_FIELD"])
+        starts = lists.lengths == 1
+        if lists.width == 1:  # MAX_ITEM_LIST_LENGTH cuts every list to one item
+            starts = np.unique(features[dataset.uid_field].numpy(), return_index=True)[1]
+        first = lists.take(starts).elements()[1]
+    return count_items(items, first, dataset.item_num)

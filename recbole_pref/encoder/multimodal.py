@@ -3,10 +3,11 @@
 import torch
 from torch import nn
 
+from recbole_pref.data.sequences import train_counts
 from recbole_pref.encoder import features
 from recbole_pref.encoder.item_table import ItemTable
 from recbole_pref.errors import PrefError
-from recbole_pref.popularity import head_tail_split, train_counts
+from recbole_pref.popularity import head_tail_split
 
 
 class Multimodal:

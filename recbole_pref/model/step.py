@@ -19,12 +19,13 @@ from recbole.model.loss import BPRLoss
 from torch import nn
 
 from recbole_pref import distributed, losses, scoring
+from recbole_pref.data.sequences import train_counts
 from recbole_pref.errors import PrefError
 from recbole_pref.methods import Method
 from recbole_pref.model.backbones import Backbone
 from recbole_pref.model.batch import Batch
 from recbole_pref.model.frozen import Reference, ReferenceScores, WholeScores
-from recbole_pref.popularity import head_tail_split, sample_weights, train_counts
+from recbole_pref.popularity import head_tail_split, sample_weights
 from recbole_pref.samplers import Draw, NegativeSampler
 
 _MOST_PLAIN_SCORES = 2**28  # rows x items of a batch: 1 GiB of float32, of which RecBole holds several
