@@ -15,11 +15,13 @@ from pathlib import Path
 
 import numpy as np
 
-from recbole_pref import checkpoint, cli
+from recbole_pref import cli
 from recbole_pref.data.check import read_atomic
 from recbole_pref.data.convert import check_name, reading
-from recbole_pref.encoder.features import OTHER_FILES, columns_of
 from recbole_pref.errors import PrefError, suggest
+from recbole_pref.startup import LateModule
+
+checkpoint, encoder_features = LateModule("recbole_pref.checkpoint"), LateModule("recbole_pref.encoder.features")
 
 EXAMPLES = """
 examples:
@@ -318,7 +320,7 @@ def make(options):
     suffix = options.suffix or options.kind
     if not suffix.isidentifier():
         raise PrefError(f"--suffix={suffix!r} is not accepted: use letters, digits and _.")
-    if suffix in OTHER_FILES:
+    if suffix in encoder_features.OTHER_FILES:
         raise PrefError(
             f"--suffix={suffix!r} is that of a file of the data set itself: use another, such as {options.kind}."
         )
@@ -340,7 +342,7 @@ def make(options):
                 "--force to replace it."
             )
     with reading(inter_file):
-        columns = columns_of(inter_file, encoding=_ENCODING)
+        columns = encoder_features.columns_of(inter_file, encoding=_ENCODING)
     _check_item_id(inter_file, columns)
     if options.kind == "text":
         inputs = item_texts(item_file, options.fields.split(",") if options.fields else None)

@@ -141,7 +141,7 @@ def run(
     nproc=1,
     world_size=-1,
     ip="localhost",
-    port="5678",
+    port=None,
     group_offset=0,
 ):
     """Train and test on ``nproc`` processes, as RecBole's ``run``; see ``distributed.launch``."""

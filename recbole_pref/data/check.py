@@ -10,11 +10,12 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
-from recbole.utils import ModelType
 
 from recbole_pref.errors import PrefError, suggest
 from recbole_pref.settings import check_interval, shown
+from recbole_pref.startup import LateModule
+
+pd, recbole_utils = LateModule("pandas"), LateModule("recbole.utils")
 
 TYPES = ("token", "token_seq", "float", "float_seq")
 
@@ -77,7 +78,7 @@ def check_atomic_files(data_path, dataset, config):
                 f"additional_feat_suffix names {shown(suffix)}, but there is no file {shown(f'{dataset}.{suffix}')} in "
                 f"{shown(str(folder))}: remove it or add the file."
             )
-    if not config["additional_feat_suffix"] and config["MODEL_TYPE"] != ModelType.KNOWLEDGE:
+    if not config["additional_feat_suffix"] and config["MODEL_TYPE"] != recbole_utils.ModelType.KNOWLEDGE:
         _check_named_fields(dataset, config, fields, sources)
     return notes
 
@@ -112,7 +113,8 @@ def _check_named_fields(dataset, config, fields, sources):
                 "TIME_FIELD, and a number."
             )
     length = config["ITEM_LIST_LENGTH_FIELD"]
-    if length in fields and config["MODEL_TYPE"] == ModelType.SEQUENTIAL and not config["benchmark_filename"]:
+    sequential = config["MODEL_TYPE"] == recbole_utils.ModelType.SEQUENTIAL
+    if length in fields and sequential and not config["benchmark_filename"]:
         raise PrefError(f"ITEM_LIST_LENGTH_FIELD={length!r} is a column of the files as well: give it another name.")
 
 
@@ -163,7 +165,7 @@ def _missing(folder, name, dataset):
 
 def _check_interactions(path, config, benchmark, fields):
     data, columns, separator = _begin(path, config["field_separator"], config["encoding"])
-    sequential = config["MODEL_TYPE"] == ModelType.SEQUENTIAL
+    sequential = config["MODEL_TYPE"] == recbole_utils.ModelType.SEQUENTIAL
     needed = {"USER_ID_FIELD": "token", "ITEM_ID_FIELD": "token"}
     if sequential and not benchmark:
         needed["TIME_FIELD"] = "float"

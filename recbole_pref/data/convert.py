@@ -15,11 +15,13 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from tabulate import tabulate
 
 from recbole_pref.data.check import MISSING, read_atomic
 from recbole_pref.errors import PrefError, suggest
+from recbole_pref.startup import LateModule
+
+pd = LateModule("pandas")
 
 FORMATS = ("sequences", "pairs", "table", "amazon-ratings-2014", "amazon-ratings-2018", "amazon-reviews")
 EXAMPLES = """
