@@ -12,6 +12,7 @@ import sys
 import textwrap
 
 from recbole_pref.errors import Interrupted, PrefError, suggest
+from recbole_pref.startup import collector_paused
 from recbole_pref.version import __version__
 
 DEFAULT_MODEL, DEFAULT_DATASET = "LPOSASRec", "ml-100k"
@@ -81,7 +82,8 @@ def _add_options(parser, mode):
         add("--model", "-m", help=f"<Method><Backbone> or a model of RecBole ({DEFAULT_MODEL})")
     if mode in ("train", "tune", "compare"):
         add("--dataset", "-d", help=f"name of the data set ({DEFAULT_DATASET})")
-        add("--config_files", type=lambda text: _expanded(text).split(), help="YAML files, separated by spaces; also shipped ones")
+        add("--config_files", type=lambda text: _expanded(text).split(),
+            help="YAML files, separated by spaces; also shipped ones")  # fmt: skip
     if mode in ("train", "tune"):
         add("--resume", nargs="?", const="True", type=path,
             help="continue: from the newest checkpoint, from the one with this path, or a sweep")  # fmt: skip
@@ -120,7 +122,7 @@ def _add_options(parser, mode):
         add("plots", metavar="FOLDER", type=path, help="folder of the comparison")
     if mode == "list":
         add("list", metavar="METHOD", nargs="?", default="all", help="show the settings of this method alone")
-    add("--plugins", type=_expanded, help="Python files with methods of your own, separated by commas (docs/extending.md)")
+    add("--plugins", type=_expanded, help="Python files with your own methods, separated by commas (docs/extending.md)")
     add("--debug", action="store_true", help="show the traceback of an error")
     add("--version", action="store_true", help="print the version")
 
@@ -335,9 +337,9 @@ def _train(options, settings):
     model, dataset = _model_and_dataset(options)
     if options.resume is not None:
         settings["resume"] = options.resume
-    from recbole_pref.compare.tables import result_table
-    from recbole_pref.memory import explained
-    from recbole_pref.quick_start import run
+    with collector_paused():
+        from recbole_pref.memory import explained
+        from recbole_pref.quick_start import run
 
     with explained():
         _check_settings(model, dataset, options.config_files, settings)
@@ -352,6 +354,8 @@ def _train(options, settings):
             port=options.port,
             group_offset=options.group_offset,
         )
+    from recbole_pref.compare.tables import result_table
+
     print(result_table(result, model, dataset))
     return 0
 

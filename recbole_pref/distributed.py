@@ -161,11 +161,13 @@ def launch(
 
 def _open_store(ip, port):
     """Return the store where the processes meet, listening at a port, or at a free one where it is 0."""
+    if not str(port).isdecimal() or int(port) >= 2**16:
+        raise PrefError(f"port={port!r} is not accepted: set --port to a whole number below {2**16}.")
     try:
         return dist.TCPStore(ip, int(port), is_master=True, wait_for_workers=False, timeout=_PATIENCE)
-    except (ValueError, TypeError, dist.DistError) as error:
+    except dist.DistError as error:
         raise PrefError(
-            f"port={port!r} cannot be used on this machine ({_reason(error)}): choose another one with --port, or leave "
+            f"port={port} cannot be used on this machine ({_reason(error)}): choose another one with --port, or leave "
             "it out when all processes are on one machine."
         ) from error
 

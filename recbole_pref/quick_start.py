@@ -16,12 +16,12 @@ from logging import getLogger
 import recbole.data.dataset
 import torch
 from recbole.data import create_dataset, data_preparation
-from recbole.utils import ModelType, get_environment, get_trainer, init_logger, init_seed, set_color
+from recbole.utils import ModelType, get_trainer, init_logger, init_seed, set_color
 
 from recbole_pref import checkpoint, distributed, memory
 from recbole_pref.config import Config, given_data_path
 from recbole_pref.data import check as data_check
-from recbole_pref.environment import environment, write_result
+from recbole_pref.environment import described, environment, write_result
 from recbole_pref.errors import PrefError
 from recbole_pref.evaluation.ranking import history_is_masked
 from recbole_pref.methods import method_of
@@ -203,7 +203,8 @@ def build_run(config, log=True, dataset=None):
     trainer = trainer_class(base)(config, model)
     if log:
         getLogger().info(model)
-        getLogger().info("environment:\n" + get_environment(config).draw())
+        # RecBole's table of the environment takes a second: it watches the processor for that long.
+        getLogger().info("environment:\n" + described(environment(config["device"])))
     trainer.eval_collector.data_collect(loaders[0])
     trainer.check_groups(loaders[2], "test")
     return Run(config, dataset, loaders, model, trainer)

@@ -1,8 +1,10 @@
 """Paired tests of two models over the same users, and a correction for several comparisons."""
 
 import numpy as np
-from scipy import stats
 
+from recbole_pref.startup import LateModule
+
+stats = LateModule("scipy.stats")
 LEVEL = 0.05  # below which a corrected p-value is marked
 _CHUNK = 2**24  # numbers that the bootstrap holds at a time
 
