@@ -58,6 +58,8 @@ CHECK = """
 assert "tailndcg@10" in result["test_result"], result
 from recbole_pref import compat
 assert "our_properties" in compat.applied()
+import sys
+assert not {"sklearn", "scipy.stats"} & sys.modules.keys()
 """
 IMPORTS = {
     "ours first": "import recbole_pref",
@@ -126,6 +128,32 @@ def test_scikit_learn_is_imported_when_a_value_metric_is_computed():
     from sklearn.metrics import auc, f1_score
     """
     assert in_new_process(code)[0] == 0
+
+
+def test_optimizers_compute_the_same_without_dynamo():
+    code = """
+    import sys, torch
+    from recbole_pref.training.optimizer import without_dynamo
+    def trained(cls, make):
+        torch.manual_seed(0)
+        net = torch.nn.Linear(3, 2)
+        optimizer = make(lambda: cls(net.parameters(), lr=0.1, weight_decay=0.01))
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.9**step)
+        for _ in range(3):
+            optimizer.zero_grad()
+            net(torch.randn(4, 3)).square().sum().backward()
+            optimizer.step()
+            scheduler.step()
+        optimizer.load_state_dict(optimizer.state_dict())
+        return net.weight.detach()
+    kinds = [getattr(torch.optim, name) for name in ("Adam", "AdamW", "SGD", "Adagrad", "RMSprop")]
+    ours = [trained(cls, without_dynamo) for cls in kinds]
+    assert "torch._dynamo" not in sys.modules
+    assert all(torch.equal(mine, trained(cls, lambda build: build())) for cls, mine in zip(kinds, ours))
+    assert "torch._dynamo" in sys.modules
+    """
+    code, _, error = in_new_process(code)
+    assert code == 0, error
 
 
 @pytest.mark.parametrize(
