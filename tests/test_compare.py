@@ -599,7 +599,7 @@ def test_the_command_line_compares_and_tells_what_failed(settings, tmp_path, cap
         ("--compare=CESASRec --resume=True", "--resume has no effect with --compare"),
         ("--compare=CESASRec --nproc=4", "--nproc has no effect with --compare"),
         ("--plots=out --output=elsewhere", "--output has no effect with --plots"),
-        ("--model=CESASRec --output=elsewhere", "--output goes with --predict or --compare"),
+        ("--model=CESASRec --output=elsewhere", "--output goes with --compare or --predict"),
         ("--model=CESASRec --model=GRU4Rec", "--model is given twice"),
         ("--config_files=a.yaml --config_files=b.yaml", "--config_files is given twice"),
         ("-m CESASRec -d tiny --dataset=other", "--dataset is given twice"),
