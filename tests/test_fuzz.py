@@ -16,6 +16,7 @@ import re
 import shutil
 import sys
 import threading
+import types
 import zipfile
 
 import pytest
