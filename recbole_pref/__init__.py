@@ -1,20 +1,15 @@
 """RecBole-Pref: preference optimization for sequential recommendation on RecBole.
 
-Importing the package makes its models known to RecBole: ``run_recbole(model="LPOSASRec")`` works.
+Importing the package makes its models known to RecBole: ``run_recbole(model="LPOSASRec")`` works. The import itself
+is cheap: torch, RecBole and the rest are imported when they are used.
 """
 
-from recbole_pref import compat, moved
+from recbole_pref import moved, startup
 from recbole_pref.version import __version__
 
-compat.apply()
-
-from recbole_pref.registry import register  # noqa: E402  (RecBole can be imported from here on)
-
-register()
+startup.let_threads_sleep()
+startup.hook()
 moved.register()
-
-from recbole_pref import plugins  # noqa: E402
-
-plugins.load()
+startup.load_plugins()
 
 __all__ = ["__version__"]

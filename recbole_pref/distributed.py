@@ -9,6 +9,7 @@ Validation and test run on every process over all rows, so metrics are exact; th
 import os
 import pickle
 import tempfile
+from collections.abc import Callable
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -19,6 +20,7 @@ import torch.distributed as dist
 from recbole_pref.environment import threads_per_process
 from recbole_pref.errors import PrefError
 
+_PORT = 5678  # where machines meet that were not given another one
 _PATIENCE = timedelta(minutes=30)
 _alone = False
 
@@ -80,30 +82,46 @@ def alone():
         _alone = before
 
 
-def launch(function, arguments, nproc, ip="localhost", port="5678", group_offset=0, world_size=-1):
+def launch(
+    function: Callable,
+    arguments: dict,
+    nproc: int,
+    ip: str = "localhost",
+    port: str | None = None,
+    group_offset: int = 0,
+    world_size: int = -1,
+):
     """Run ``function(**arguments)`` in ``nproc`` processes and return the first one's result.
 
     Args:
         function (callable): importable; its result must be picklable.
         arguments (dict): its keyword arguments.
         nproc (int): processes on this machine.
-        ip, port (str): where the first process of all machines listens.
+        ip (str): address of the machine with the first process.
+        port (str, optional): port on that machine where the processes meet; by default a free one when all processes
+            are on this machine, otherwise 5678.
         group_offset (int): number of the first process of this machine.
         world_size (int): processes on all machines; -1 for ``nproc``.
 
     Raises:
-        PrefError: a process ended early; the others are stopped.
+        PrefError: the port is in use, or a process ended early; the others are stopped.
     """
     import torch.multiprocessing as mp
 
     size = nproc if world_size <= 0 else world_size
+    if port is None:
+        port = 0 if size == nproc else _PORT
+    ip = "127.0.0.1" if ip == "localhost" else ip
+    if group_offset == 0:  # listens until all processes have ended
+        store = _open_store(ip, port)
+        port = store.port
     # A file, because a pipe holds 64 KB and would have to be read while the processes run.
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "result")
         try:
             mp.spawn(
                 _entry,
-                args=(function, arguments, file, size, nproc, group_offset, ip, str(port)),
+                args=(function, arguments, file, size, nproc, group_offset, ip, int(port)),
                 nprocs=nproc,
                 join=True,
             )
@@ -121,14 +139,42 @@ def launch(function, arguments, nproc, ip="localhost", port="5678", group_offset
         return pickle.loads(file.read_bytes()) if file.is_file() else None
 
 
+def _open_store(ip, port):
+    """Return the store where the processes meet, listening at a port, or at a free one where it is 0."""
+    if not str(port).isdecimal() or int(port) >= 2**16:
+        raise PrefError(f"port={port!r} is not accepted: set --port to a whole number below {2**16}.")
+    try:
+        return dist.TCPStore(ip, int(port), is_master=True, wait_for_workers=False, timeout=_PATIENCE)
+    except dist.DistError as error:
+        raise PrefError(
+            f"port={port} cannot be used on this machine ({_reason(error)}): choose another one with --port, or leave "
+            "it out when all processes are on one machine."
+        ) from error
+
+
+def _join_store(ip, port):
+    """Return the store of :func:`_open_store` from another process."""
+    try:
+        return dist.TCPStore(ip, port, is_master=False, timeout=_PATIENCE)
+    except dist.DistError as error:
+        raise PrefError(
+            f"the first process does not answer at {ip}, port {port} ({_reason(error)}): start it first, and name its "
+            "machine with --ip and --port."
+        ) from error
+
+
+def _reason(error):
+    return " ".join(str(error).split())[:200]
+
+
 def _entry(local_rank, function, arguments, file, size, nproc, offset, ip, port):
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if ip in ("localhost", "127.0.0.1") else "")
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if ip == "127.0.0.1" else "")
     cuda = torch.cuda.is_available() and torch.cuda.device_count() >= nproc
     if cuda:
         torch.cuda.set_device(local_rank)
     dist.init_process_group(
         "nccl" if cuda else "gloo",
-        init_method=f"tcp://{'127.0.0.1' if ip == 'localhost' else ip}:{port}",
+        store=_join_store(ip, port),
         rank=offset + local_rank,
         world_size=size,
         timeout=_PATIENCE,

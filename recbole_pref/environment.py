@@ -43,6 +43,11 @@ def environment(device=None):
     }
 
 
+def described(facts: dict) -> str:
+    """Return what :func:`environment` returned as lines for the log."""
+    return "\n".join(f"{name}: {value}" for name, value in facts.items() if value is not None)
+
+
 def _version(name):
     module = sys.modules.get(name)  # knows local builds ("2.13.0+cpu") and uninstalled checkouts
     version = getattr(module, "__version__", None)

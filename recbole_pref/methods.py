@@ -12,8 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
-from recbole_pref import losses
-
 
 @dataclass(frozen=True)
 class Method:
@@ -21,7 +19,8 @@ class Method:
 
     Attributes:
         name (str): the first half of the model names.
-        loss (callable or None): one of ``losses.py``; None leaves cross-entropy alone.
+        function (callable, str or None): the loss, or its name in ``losses.py``, which imports torch and is therefore
+            read on first use; None leaves cross-entropy alone.
         title (str): one line for ``--list``.
         normalized (callable or None): from the settings to whether log-probabilities and a reference are needed,
             where that depends on them; by default the names of the loss's parameters tell.
@@ -31,11 +30,20 @@ class Method:
     """
 
     name: str
-    loss: Callable | None
+    function: Callable | str | None
     title: str
     normalized: Callable | None = None
     defaults: dict | None = None
     source: str | None = None
+
+    @cached_property
+    def loss(self) -> Callable | None:
+        """The loss function, or None for cross-entropy alone."""
+        if not isinstance(self.function, str):
+            return self.function
+        from recbole_pref import losses
+
+        return getattr(losses, self.function)
 
     @cached_property
     def _parameters(self):
@@ -78,16 +86,16 @@ METHODS = {
     method.name: method
     for method in (
         Method("CE", None, "cross-entropy over the catalogue, the baseline on the fast path"),
-        Method("LPO", losses.lpo, "LPO4Rec: listwise preference optimization, head negatives"),
-        Method("DPO", losses.dpo, "direct preference optimization, mean over K pairs"),
-        Method("SDPO", losses.sdpo, "softmax DPO: all negatives in one softmax"),
-        Method("DMPO", losses.dmpo, "direct multi-preference optimization"),
-        Method("SimPO", losses.simpo, "reference-free margin loss"),
-        Method("ORPO", losses.orpo, "odds-ratio loss beside cross-entropy"),
-        Method("DynamicPO", losses.dynamicpo, "boundary negatives and dual-margin beta"),
-        Method("RoDPO", losses.dpo, "DPO with one random negative of the dynamic top-K pool"),
-        Method("TAWin", losses.tawin, "windowed partial AUC weights", _tawin_normalized),
-        Method("MPPO", losses.mppo, "multi-pair preference optimization on probabilities"),
+        Method("LPO", "lpo", "LPO4Rec: listwise preference optimization, head negatives"),
+        Method("DPO", "dpo", "direct preference optimization, mean over K pairs"),
+        Method("SDPO", "sdpo", "softmax DPO: all negatives in one softmax"),
+        Method("DMPO", "dmpo", "direct multi-preference optimization"),
+        Method("SimPO", "simpo", "reference-free margin loss"),
+        Method("ORPO", "orpo", "odds-ratio loss beside cross-entropy"),
+        Method("DynamicPO", "dynamicpo", "boundary negatives and dual-margin beta"),
+        Method("RoDPO", "dpo", "DPO with one random negative of the dynamic top-K pool"),
+        Method("TAWin", "tawin", "windowed partial AUC weights", _tawin_normalized),
+        Method("MPPO", "mppo", "multi-pair preference optimization on probabilities"),
     )
 }
 

@@ -17,13 +17,13 @@ from logging import getLogger
 import recbole.data.dataset
 import torch
 from recbole.data import create_dataset, data_preparation
-from recbole.utils import ModelType, get_environment, get_trainer, init_logger, init_seed, set_color
+from recbole.utils import ModelType, get_trainer, init_logger, init_seed, set_color
 
 from recbole_pref import checkpoint, distributed, memory
 from recbole_pref.config import Config, given_data_path
 from recbole_pref.config.checks import settings_without_effect
 from recbole_pref.data import check as data_check
-from recbole_pref.environment import environment, write_result
+from recbole_pref.environment import described, environment, write_result
 from recbole_pref.errors import PrefError
 from recbole_pref.evaluation.ranking import history_is_masked
 from recbole_pref.methods import method_of
@@ -149,7 +149,7 @@ def run(
     nproc=1,
     world_size=-1,
     ip="localhost",
-    port="5678",
+    port=None,
     group_offset=0,
 ):
     """Train and test on ``nproc`` processes, as RecBole's ``run``; see ``distributed.launch``."""
@@ -213,7 +213,8 @@ def build_run(config, log=True, dataset=None):
         getLogger().debug(model)
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         getLogger().info(f"model: {type(model).__name__}, {trained:,} parameters (state: DEBUG logs its layers)")
-        getLogger().debug("environment:\n" + get_environment(config).draw())
+        # RecBole's table of the environment takes a second: it watches the processor for that long.
+        getLogger().debug("environment:\n" + described(environment(config["device"])))
         _point_to_the_fast_path(config)
     trainer.prepare(loaders[0])
     trainer.check_groups(loaders[2], "test")

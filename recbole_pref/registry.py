@@ -1,15 +1,12 @@
 """How RecBole finds our models, trainer and metrics."""
 
+import importlib
 import importlib.abc
 import importlib.util
 import sys
 
-import recbole.trainer
-
-from recbole_pref.evaluation import metrics
 from recbole_pref.methods import METHODS
 from recbole_pref.model.names import SEQUENTIAL, preference_class, split_model_name
-from recbole_pref.training.trainer import PrefTrainer
 
 
 class _ModelFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
@@ -39,13 +36,17 @@ def register():
     """Make our models, trainer and metrics known to RecBole; harmless when called again."""
     if not any(isinstance(finder, _ModelFinder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _ModelFinder())
+    import recbole.trainer
+
     # RecBole's get_trainer asks the package for ``<Model>Trainer``.
     recbole.trainer.__getattr__ = _trainer_named
-    metrics.register()
+    importlib.import_module("recbole_pref.evaluation.metrics")  # registers itself; may be half imported here
 
 
 def _trainer_named(name):
     """Return our trainer for ``<Method><Backbone>Trainer``; a module ``__getattr__``."""
     if name.endswith("Trainer") and split_model_name(name.removesuffix("Trainer")):
+        from recbole_pref.training.trainer import PrefTrainer
+
         return PrefTrainer
     raise AttributeError(f"module 'recbole.trainer' has no attribute {name!r}")

@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -18,12 +19,6 @@ EXACT = {
 }  # fmt: skip
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
-
-
 @pytest.mark.parametrize("model", ["LPOSASRec", "SDPOGRU4Rec", "LPOCaser", "DPONARM", "CEHGN"])
 def test_two_processes_equal_one(tiny_dataset, tmp_path, model):
     settings = {**tiny_dataset, **EXACT, "dropout_probs": [0.0, 0.0], "clip_grad_norm": {"max_norm": 5}}
@@ -33,7 +28,7 @@ def test_two_processes_equal_one(tiny_dataset, tmp_path, model):
     for nproc in (1, 2):
         folder = str(tmp_path / str(nproc))
         results.append(
-            run(model, config_dict={**settings, "checkpoint_dir": folder}, nproc=nproc, port=free_port())
+            run(model, config_dict={**settings, "checkpoint_dir": folder}, nproc=nproc)
         )
         (last,) = (tmp_path / str(nproc)).glob("*-last-2.pth")
         states.append(checkpoint.load(last)["state_dict"])
@@ -45,7 +40,7 @@ def test_two_processes_equal_one(tiny_dataset, tmp_path, model):
 
 def test_stock_models_are_refused_with_the_way_out(tiny_dataset):
     with pytest.raises(PrefError, match="CESASRec is SASRec"):
-        run("SASRec", config_dict=tiny_dataset, nproc=2, port=free_port())
+        run("SASRec", config_dict=tiny_dataset, nproc=2)
 
 
 def _long(n):
@@ -53,7 +48,41 @@ def _long(n):
 
 
 def test_a_result_may_be_longer_than_a_pipe_holds():
-    assert distributed.launch(_long, {"n": 200_000}, 2, port=free_port()) == list(range(200_000))
+    assert distributed.launch(_long, {"n": 200_000}, 2) == list(range(200_000))
+
+
+def _together(n):
+    return distributed.total(torch.ones(1) * n).item()
+
+
+def test_two_runs_on_one_machine_do_not_meet():
+    with ThreadPoolExecutor(2) as pool:
+        runs = [pool.submit(distributed.launch, _together, {"n": n}, 2) for n in (1, 10)]
+        assert [run.result() for run in runs] == [2, 20]
+
+
+def test_a_port_in_use_is_named_with_its_option():
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(PrefError, match=f"port={port} cannot be used.*--port"):
+            distributed.launch(_long, {"n": 1}, 2, port=str(port))
+    for port in ("http", "70000"):
+        with pytest.raises(PrefError, match=f"port='{port}' is not accepted"):
+            distributed.launch(_long, {"n": 1}, 2, port=port)
+
+
+def test_two_machines_meet_at_the_default_port(monkeypatch):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        monkeypatch.setattr(distributed, "_PORT", probe.getsockname()[1])
+    with ThreadPoolExecutor(2) as pool:
+        machines = [
+            pool.submit(distributed.launch, _together, {"n": 1}, 1, group_offset=offset, world_size=2)
+            for offset in (1, 0)
+        ]
+        assert [machine.result() for machine in machines] == [None, 2]
 
 
 def _die(**settings):
@@ -64,12 +93,12 @@ def _die(**settings):
 
 def test_a_dying_process_ends_the_others():
     with pytest.raises(PrefError, match="process 1 of 2 died|process 0 of 2 failed"):
-        distributed.launch(_die, {}, 2, port=free_port())
+        distributed.launch(_die, {}, 2)
 
 
 def test_mistakes_end_before_processes_start(tiny_dataset):
     with pytest.raises(PrefError, match="tau=0"):
-        run("LPOSASRec", config_dict={**tiny_dataset, "tau": 0}, nproc=2, port=free_port())
+        run("LPOSASRec", config_dict={**tiny_dataset, "tau": 0}, nproc=2)
 
 
 def test_shares_make_up_the_batch(tiny_dataset, monkeypatch):

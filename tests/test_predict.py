@@ -400,9 +400,9 @@ def test_command_line(recommender, tmp_path, capsys):
     assert "--output" in capsys.readouterr().err
     assert cli.main([words[0], f"--input={tmp_path / 'no.csv'}", words[2]]) == 2
     capsys.readouterr()
-    for more, match in (("--exclude_seen=False", "exclude_seen means nothing"), ("--k=a", "--k"),
+    for more, match in (("--exclude_seen=False", "exclude_seen has no effect"), ("--k=a", "--k"),
                         ("--gpu_id=0", "--device=cuda:0"),
-                        ("--seeds=3", "--seeds goes with --compare")):  # fmt: skip
+                        ("--seeds=3", "--seeds has no effect with --predict")):  # fmt: skip
         assert cli.main([*words[:3], more]) == 2
         assert match in capsys.readouterr().err
     assert cli.main([f"--data_path={tmp_path}", *words]) == 0  # which models with item features need

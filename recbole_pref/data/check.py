@@ -11,13 +11,14 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
-from recbole.utils import ModelType
 
 from recbole_pref.data import reading
 from recbole_pref.data.known import how_to_get, known_names
 from recbole_pref.errors import PrefError, suggest
+from recbole_pref.late import LateModule
 from recbole_pref.settings import check_interval, shown
+
+pd, recbole_utils = LateModule("pandas"), LateModule("recbole.utils")
 
 TYPES = ("token", "token_seq", "float", "float_seq")
 
@@ -58,7 +59,7 @@ def check_atomic_files(data_path, dataset, config):
         frame, found = _check_interactions(folder / name, config, bool(parts), fields)
         frames.append(frame)
         notes += found
-    if parts and config["MODEL_TYPE"] == ModelType.SEQUENTIAL:
+    if parts and config["MODEL_TYPE"] == recbole_utils.ModelType.SEQUENTIAL:
         notes += _check_lists([folder / name for name in names], frames, config)
     for source in ("user", "item"):
         path = folder / f"{dataset}.{source}"
@@ -83,7 +84,7 @@ def check_atomic_files(data_path, dataset, config):
                 f"additional_feat_suffix names {shown(suffix)}, but there is no file {shown(f'{dataset}.{suffix}')} in "
                 f"{shown(str(folder))}: remove it or add the file."
             )
-    if not config["additional_feat_suffix"] and config["MODEL_TYPE"] != ModelType.KNOWLEDGE:
+    if not config["additional_feat_suffix"] and config["MODEL_TYPE"] != recbole_utils.ModelType.KNOWLEDGE:
         _check_named_fields(dataset, config, fields, sources)
     return notes
 
@@ -119,7 +120,8 @@ def _check_named_fields(dataset, config, fields, sources):
                 "TIME_FIELD, and a number."
             )
     length = config["ITEM_LIST_LENGTH_FIELD"]
-    if length in fields and config["MODEL_TYPE"] == ModelType.SEQUENTIAL and not config["benchmark_filename"]:
+    sequential = config["MODEL_TYPE"] == recbole_utils.ModelType.SEQUENTIAL
+    if length in fields and sequential and not config["benchmark_filename"]:
         raise PrefError(f"ITEM_LIST_LENGTH_FIELD={length!r} is a column of the files as well: give it another name.")
 
 
@@ -172,7 +174,7 @@ def _missing(folder, name, dataset):
 
 def _check_interactions(path, config, benchmark, fields):
     data, columns, separator = _begin(path, config["field_separator"], config["encoding"])
-    sequential = config["MODEL_TYPE"] == ModelType.SEQUENTIAL
+    sequential = config["MODEL_TYPE"] == recbole_utils.ModelType.SEQUENTIAL
     needed = {"USER_ID_FIELD": "token", "ITEM_ID_FIELD": "token"}
     if sequential:
         needed |= {"LIST_SUFFIX": "token_seq"} if benchmark else {"TIME_FIELD": "float"}

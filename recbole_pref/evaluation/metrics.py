@@ -280,3 +280,6 @@ def group_metrics_in(config):
         group: [cls.__name__ for cls in classes if cls.__name__.lower() in asked]
         for group, classes in GROUP_METRICS.items()
     }
+
+
+register()

@@ -2,15 +2,14 @@
 
 import ast
 import copy
+import importlib.util
 import os
 import re
 from enum import Enum
 from functools import lru_cache
 from pathlib import Path
 
-import recbole
 import yaml
-from recbole.utils import argument_list
 
 from recbole_pref.errors import PrefError
 from recbole_pref.methods import method_of
@@ -37,6 +36,11 @@ def properties_dir():
     raise PrefError("the property files of recbole_pref are missing: install the package again.")
 
 
+def stock_properties_dir():
+    """Return the folder of RecBole's own property files, without importing RecBole."""
+    return Path(importlib.util.find_spec("recbole").origin).parent / "properties"
+
+
 def shipped(file):
     """Return the path of a file of this package (``recommended/LPO.yaml``) where there is no such file here."""
     own = properties_dir() / file
@@ -53,7 +57,7 @@ def defaults_of(cls, dataset):
     Returns:
         list of Path or dict: existing property files, and the defaults of a method from outside; later ones win.
     """
-    ours, stock = properties_dir(), Path(recbole.__file__).parent / "properties" / "model"
+    ours, stock = properties_dir(), stock_properties_dir() / "model"
     method = method_of(cls)
     bases = [base.__name__ for base in reversed(cls.__mro__)]
     files = []
@@ -85,7 +89,7 @@ def known_keys():
 @lru_cache(maxsize=1)
 def _stock_keys():
     keys = set(RECBOLE_SETTINGS) | _OTHER_KEYS | _shared_keys()
-    for root in (Path(recbole.__file__).parent / "properties", properties_dir()):
+    for root in (stock_properties_dir(), properties_dir()):
         for file in root.rglob("*.yaml"):
             if file.parent.name != "tune":
                 keys.update(top_level_keys(file))
@@ -95,13 +99,15 @@ def _stock_keys():
 @lru_cache(maxsize=1)
 def keys_of_models():
     """Return the keys that some of RecBole's models or of our methods read and others do not: frozenset of str."""
-    stock, ours = Path(recbole.__file__).parent / "properties", properties_dir()
+    stock, ours = stock_properties_dir(), properties_dir()
     files = [*stock.glob("model/*.yaml"), *ours.glob("method/*.yaml"), *ours.glob("backbone/*.yaml")]
     return frozenset().union(*map(top_level_keys, files)) - _shared_keys()
 
 
 def _shared_keys():
     """Return the keys that RecBole lists for every model: set of str."""
+    from recbole.utils import argument_list
+
     kinds = ("general", "training", "evaluation", "dataset")
     return set().union(*(getattr(argument_list, f"{kind}_arguments") for kind in kinds))
 

@@ -1,8 +1,5 @@
 """The settings of RecBole-Pref: a line here and a line in ``properties/`` make a new one."""
 
-from recbole_pref.popularity import HEAD_RULES
-from recbole_pref.samplers import SAMPLERS
-from recbole_pref.schedule import SCHEDULES
 from recbole_pref.settings.setting import (
     Setting,
     count,
@@ -38,7 +35,7 @@ SETTINGS: dict[str, Setting] = {
     "advantage_ddof": Setting(int, low=0, high=1),
     # negatives
     "num_negatives": count(),
-    "neg_sampler": one_of(SAMPLERS),
+    "neg_sampler": one_of("recbole_pref.samplers", "SAMPLERS"),
     "neg_candidates": words("all", "head", "tail"),
     "exclude_history": flag(),
     "sampler_space": words("probability", "logit"),
@@ -46,7 +43,7 @@ SETTINGS: dict[str, Setting] = {
     "pool_draw": words("uniform", "score"),
     "popularity_alpha": weight(),
     # head and tail
-    "tail_split": one_of(HEAD_RULES, shapes_reference=True, same_in_table=True),
+    "tail_split": one_of("recbole_pref.popularity", "HEAD_RULES", shapes_reference=True, same_in_table=True),
     "head_ratio": share(shapes_reference=True, same_in_table=True),
     "reweight": words("none", "softmax", in_reference="none"),
     "alpha_head": Setting(float),
@@ -62,7 +59,7 @@ SETTINGS: dict[str, Setting] = {
     "train_positions": words("auto", "all", "last", shapes_reference=True),
     "window_stride": Setting(int, low=1, choices=("auto",), shapes_reference=True),
     "logits_memory_mb": positive(nullable=True, free_on_resume=True),
-    "lr_scheduler": one_of(SCHEDULES, in_reference="none", of_our_models=True, off="none"),
+    "lr_scheduler": one_of("recbole_pref.schedule", "SCHEDULES", in_reference="none", of_our_models=True, off="none"),
     "warmup_ratio": Setting(
         float, low=0.0, high=1.0, open_high=True, in_reference=0.0, of_our_models=True, off=0
     ),
@@ -71,7 +68,7 @@ SETTINGS: dict[str, Setting] = {
     "amp_dtype": words("auto", "bfloat16", "float16", shapes_reference=True),
     # item features
     "mm_fields": Setting(list, choices=("auto",), reloads_data=True),
-    "mm_fusion": words("sum", "concat", "moe"),
+    "mm_fusion": one_of("recbole_pref.encoder.fusion", "FUSIONS"),
     "replace_id": words("none", "all", "tail"),
     "moe_experts": count(),
     "moe_top_k": count(),

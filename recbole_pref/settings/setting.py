@@ -1,11 +1,10 @@
 """``Setting``: what one key of the configuration may be, and where it matters."""
 
-from collections.abc import Collection, Mapping
+import importlib
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
-
-import numpy as np
 
 from recbole_pref.errors import PrefError, suggest
 
@@ -135,9 +134,33 @@ def words(*choices: str, **attributes: Any) -> Setting:
     return Setting(str, choices=choices, **attributes)
 
 
-def one_of(registry: Mapping[str, Any], **attributes: Any) -> Setting:
-    """Return a setting that accepts the names in a registry, later additions included."""
-    return Setting(str, choices=registry.keys(), **attributes)
+class Names(Collection[str]):
+    """The names in a registry, later additions included; its module is imported when they are asked for.
+
+    Args:
+        module: import path of the module.
+        registry: name of a mapping in it.
+    """
+
+    def __init__(self, module: str, registry: str) -> None:
+        self._module, self._registry = module, registry
+
+    def _names(self) -> Collection[str]:
+        return getattr(importlib.import_module(self._module), self._registry).keys()
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names())
+
+    def __len__(self) -> int:
+        return len(self._names())
+
+
+def one_of(module: str, registry: str, **attributes: Any) -> Setting:
+    """Return a setting that accepts the names in a registry, see :class:`Names`."""
+    return Setting(str, choices=Names(module, registry), **attributes)
 
 
 def weight(**attributes: Any) -> Setting:
@@ -211,6 +234,4 @@ def plain_value(value: Any) -> Any:
         return {plain_value(key): plain_value(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain_value(part) for part in value]
-    if isinstance(value, (np.generic, np.ndarray)):
-        return plain_value(value.tolist()) if value.ndim else value.item()
-    return value
+    return plain_value(value.tolist()) if hasattr(value, "tolist") else value  # numpy's

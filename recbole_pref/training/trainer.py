@@ -4,7 +4,7 @@ import logging
 import signal
 import time
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -23,6 +23,7 @@ from recbole_pref.model.batch import RowLoader
 from recbole_pref.model.packing import PackedLoader
 from recbole_pref.model.preference import PreferenceMixin
 from recbole_pref.training import reference
+from recbole_pref.training.optimizer import without_dynamo
 from recbole_pref.training.resume import ResumeState, RunState, Within
 
 # Steps between two looks at the loss on an accelerator, where each look waits for the device.
@@ -64,7 +65,7 @@ class TrainerMixin(EvaluationMixin):
 
     def _build_optimizer(self, **kwargs):
         kwargs.setdefault("params", [p for p in self.model.parameters() if p.requires_grad])
-        return super()._build_optimizer(**kwargs)
+        return without_dynamo(partial(super()._build_optimizer, **kwargs))
 
     # -- fit ----------------------------------------------------------------------------------
 
