@@ -523,34 +523,12 @@ def _notes(path, frame, config, sequential):
     if sequential and single:
         notes.append(f"{single} of {len(counts)} users have a single interaction and are never trained on")
     if time in frame:
-        notes += _notes_on_times(users, frame[time].to_numpy(dtype=float), _is_normalized(time, config))
-    return notes
-
-
-def _is_normalized(field, config):
-    return bool(config["normalize_all"]) or field in (config["normalize_field"] or ())
-
-
-def _notes_on_times(users, times, normalized):
-    """Return notes on what RecBole takes for equal: it keeps times as 32-bit floats, scaled before where normalized.
-
-    Of seconds since 1970 these are multiples of 64 or 128. RecBole's sort keeps the file's order among equal ones.
-    """
-    span = np.ptp(times)
-    kept = ((times - times.min()) / span if normalized and span else times).astype(np.float32)
-    same = int(pd.DataFrame({"user": users, "time": kept}).duplicated().sum())
-    if not same:
-        return []
-    notes = [
-        f"{same} interactions have the time of another one of the same user in the 32-bit floats that RecBole orders "
-        "them by; among those the order of the file counts"
-    ]
-    order = np.lexsort((kept, users))
-    users, times = users[order], times[order]
-    mixed = len(np.unique(users[1:][(np.diff(times) < 0) & (np.diff(users) == 0)]))
-    if mixed:
-        notes.append(
-            f"{mixed} users' sequences are out of the order of their times because of that: sort the file by time, as "
-            "recbole-pref-data does"
-        )
+        order = np.lexsort((frame[time].to_numpy(dtype=float), users))
+        users, times = users[order], frame[time].to_numpy(dtype=float)[order]
+        same = int(((users[1:] == users[:-1]) & (times[1:] == times[:-1])).sum())
+        if same:
+            notes.append(
+                f"{same} interactions have the time of another one of the same user; among those the order of the file "
+                "counts"
+            )
     return notes
