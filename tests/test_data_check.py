@@ -46,8 +46,10 @@ def test_equal_times_are_reported(tmp_path):
     start = 1_100_000_000  # where 32-bit floats are 128 apart
     near = [GOOD[0], *(f"a\ti{time}\t{time}" for time in (start + 60, start, start + 900)), f"b\tx\t{start}", "b\ty\t1"]
     assert check(tmp_path, near) == []
-    (note,) = check(tmp_path, [*near, f"a\tx\t{start}"])
-    assert "1 interactions have the time of another one" in note and "the order of the file" in note
+    for unit in (1, 0.3):  # whole numbers or not
+        same = [GOOD[0], *(f"{user}\tx\t{time * unit}" for user, time in zip("aabbbc", (5, 5, 7, 5, 7, 5)))]
+        note = check(tmp_path, same)[-1]
+        assert "2 interactions have the time of another one" in note and "the order of the file" in note
 
 
 def test_ml_100k_passes():

@@ -379,6 +379,17 @@ def _header(path, data, separator):
     return columns
 
 
+def _equal_times(users, times):
+    """Return how many interactions have the user and the time of another one, the first of each not counted."""
+    since = times - times.min()
+    span = since.max() + 1
+    if (since % 1 == 0).all() and span * (users.max() + 1) < 2**63:
+        keys = np.sort(users * int(span) + since.astype(np.int64))  # several times faster than to sort by two columns
+        return int((keys[1:] == keys[:-1]).sum())
+    order = np.lexsort((times, users))
+    return int(((np.diff(users[order]) == 0) & (np.diff(times[order]) == 0)).sum())
+
+
 def _check_field(path, columns, setting, field, kind):
     if field not in columns:
         raise PrefError(
@@ -523,9 +534,7 @@ def _notes(path, frame, config, sequential):
     if sequential and single:
         notes.append(f"{single} of {len(counts)} users have a single interaction and are never trained on")
     if time in frame:
-        order = np.lexsort((frame[time].to_numpy(dtype=float), users))
-        users, times = users[order], frame[time].to_numpy(dtype=float)[order]
-        same = int(((users[1:] == users[:-1]) & (times[1:] == times[:-1])).sum())
+        same = _equal_times(users, frame[time].to_numpy(dtype=float))
         if same:
             notes.append(
                 f"{same} interactions have the time of another one of the same user; among those the order of the file "
