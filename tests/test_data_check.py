@@ -135,6 +135,8 @@ def test_models_without_sequences_need_no_time(tmp_path):
     with pytest.raises(PrefError, match=r"no column 'timestamp' \(TIME_FIELD\)"):
         check(tmp_path, lines)
     assert check(tmp_path, lines, model="BPR", load_col={"inter": ["user_id", "item_id"]}) == []
+    lines = [GOOD[0].replace("float", "token"), *(f"{line} o'clock" for line in GOOD[1:])]
+    assert check(tmp_path, lines, model="BPR", load_col=None) == []
 
 
 def test_strange_ids_are_ids(tmp_path):

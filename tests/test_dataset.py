@@ -7,13 +7,16 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from recbole.config import Config as RecBoleConfig
 from recbole.data import create_dataset, data_preparation
 from recbole.data.interaction import Interaction
+from recbole.utils import FeatureType
 
 from recbole_pref.config import Config
+from recbole_pref.data.dataset import Groups, count
 from recbole_pref.data.sequences import Lists, SequenceInteraction
 from recbole_pref.quick_start import prepare_data
 
@@ -170,9 +173,19 @@ def test_lists_are_padded_for_the_rows_at_hand(tiny_dataset):
         assert rows.lists("item_id_list") is not None and rows.lists("timestamp_list") is not None
 
 
-def test_a_file_is_parsed_once(tiny_dataset, monkeypatch):
-    import pandas as pd
+def test_row_numbers_tokens_and_counts_are_arrays(tiny_dataset):
+    config = Config("CESASRec", config_dict=tiny_dataset)
+    dataset = create_dataset(config)
+    train = data_preparation(config, dataset)[0]
+    assert vars(train)["dataset"] == range(len(train._dataset))
+    assert dataset.inter_feat is not None and isinstance(dataset._grouped_index(np.array([3, 1, 3])), Groups)
+    assert list(count(np.array([3, 1, 3])).items()) == [(3, 2), (1, 1)] and count() == {}
+    table = pd.DataFrame({"item_id": pd.Categorical(["b", "a", "b"])})
+    tokens, _ = dataset._concat_remaped_tokens([(table, "item_id", FeatureType.TOKEN)])
+    assert isinstance(tokens, pd.Categorical)
 
+
+def test_a_file_is_parsed_once(tiny_dataset, monkeypatch):
     parsed, read_csv = [], pd.read_csv
     monkeypatch.setattr(pd, "read_csv", lambda *args, **options: parsed.append(options) or read_csv(*args, **options))
     prepare_data(Config("CESASRec", config_dict=tiny_dataset), log=False)

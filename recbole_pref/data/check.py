@@ -533,8 +533,8 @@ def _notes(path, frame, config, sequential):
         )
     if sequential and single:
         notes.append(f"{single} of {len(counts)} users have a single interaction and are never trained on")
-    if time in frame:
-        same = _equal_times(users, frame[time].to_numpy(dtype=float))
+    if time in frame and frame[time].dtype == np.float64:
+        same = _equal_times(users, frame[time].to_numpy())
         if same:
             notes.append(
                 f"{same} interactions have the time of another one of the same user; among those the order of the file "
