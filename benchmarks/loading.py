@@ -98,11 +98,11 @@ def draw(rows, output):
     def picture():
         figure, axes = drawing.panels(8, 3.2, columns=2)
         looks = drawing.styles(row["way"] for row in rows)
-        for axis, what, label in zip(axes, ("first_step", "first_step_mib"), ("seconds", "additional memory in MiB")):
+        for axis, what, label in zip(axes, ("loaders", "loaders_mib"), ("seconds", "additional memory in MiB")):
             for way, look in looks.items():
                 axis.plot(*zip(*((row["interactions"], row[what]) for row in rows if row["way"] == way)), **look)
             axis.set(xscale="log", yscale="log", xlabel="interactions", ylabel=label)
-        axes[0].set_title("file to first step")
+        axes[0].set_title("file to loaders")
         drawing.add_legend(figure, [(way, drawing.line_handle(look)) for way, look in looks.items()])
         return figure
 

@@ -302,13 +302,10 @@ def _read(argv):
 
 def _check_values(settings):
     """Refuse a value that a setting does not accept, before torch is imported."""
-    from recbole_pref.settings import RECBOLE_SETTINGS, SETTINGS, check_recbole_setting, check_setting
+    from recbole_pref.settings import check_setting
 
     for key, value in settings.items():
-        if key in SETTINGS:
-            check_setting(key, value)
-        elif key in RECBOLE_SETTINGS:
-            check_recbole_setting(key, value)
+        check_setting(key, value)
 
 
 def _check_settings(model, dataset, files, settings):

@@ -271,6 +271,12 @@ def _refuse_outdated_datasets():
     utils.pickle = _over(utils.pickle, load=dataset.load_saved)
 
 
+def _keep_times_exact():
+    from recbole_pref.data import dataset
+
+    _replace("data.dataset.dataset", "Dataset", "_change_feat_format", dataset.order_by_exact_time, calls_original=True)
+
+
 def _share_items_of_lists():
     from recbole_pref.data import dataset
 
@@ -411,6 +417,14 @@ PATCHES = (
         "RecBole keeps sequences and offsets",
         _always,
         _keep_sequences_as_slices,
+    ),
+    Patch(
+        "exact_times",
+        "data/dataset/dataset.py:2202 rounds times to 32-bit floats before interactions are sorted by them: seconds "
+        "since 1970 become multiples of 128",
+        "RecBole sorts by 64-bit times",
+        _always,
+        _keep_times_exact,
     ),
     Patch(
         "list_alias",

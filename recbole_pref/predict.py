@@ -21,6 +21,7 @@ from recbole.data.interaction import Interaction
 
 from recbole_pref import checkpoint, scoring
 from recbole_pref.config import Config
+from recbole_pref.data.dataset import in_order_of
 from recbole_pref.data.tables import read_parquet_file, read_text_table, without_fractions
 from recbole_pref.encoder.multimodal import Multimodal
 from recbole_pref.errors import PrefError, suggest
@@ -58,8 +59,8 @@ class Histories:
 
     def __init__(self, dataset):
         user, item, time = dataset.uid_field, dataset.iid_field, dataset.time_field
-        rows = dataset._dataframe_to_interaction(dataset.inter_feat[[user, item, time]])
-        rows.sort(by=[user, time])  # RecBole's own sorting, of its rounded times: equal ones keep the file's order
+        rows = dataset._dataframe_to_interaction(in_order_of(dataset.inter_feat[[user, item, time]], time))
+        rows.sort(by=user)  # as in training: equal times keep the file's order
         self.ids = {token: number for number, token in enumerate(dataset.field2id_token[user])}
         self.items = rows[item].numpy()
         self.starts = np.searchsorted(rows[user].numpy(), np.arange(dataset.user_num + 1))

@@ -12,7 +12,7 @@ import torch
 
 OURS = (
     "c_parser", "token_categories", "counter", "stable_duplicates", "splits", "sequences", "list_alias",
-    "token_values", "outdated_datasets", "row_numbers",
+    "token_values", "outdated_datasets", "row_numbers", "exact_times",
 )  # fmt: skip
 
 

@@ -7,13 +7,16 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from recbole.config import Config as RecBoleConfig
 from recbole.data import create_dataset, data_preparation
 from recbole.data.interaction import Interaction
+from recbole.utils import FeatureType
 
 from recbole_pref.config import Config
+from recbole_pref.data.dataset import Groups, count
 from recbole_pref.data.sequences import Lists, SequenceInteraction
 from recbole_pref.quick_start import prepare_data
 
@@ -84,13 +87,18 @@ def stock(tmp_path_factory):
     """A folder with a data set, and RecBole's own rows of each case."""
     folder = tmp_path_factory.mktemp("stock")
     write_interactions(folder)
-    (folder / "cases.json").write_text(json.dumps(CASES))
+    return folder, stock_rows(folder, CASES)
+
+
+def stock_rows(folder, cases):
+    """Return RecBole's own rows of the cases, from a process without the patches."""
+    (folder / "cases.json").write_text(json.dumps(cases))
     script = Path(__file__).with_name("stock_rows.py")
     subprocess.run(
         [sys.executable, str(script), "cases.json", "rows.pt"], cwd=folder, check=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
     )  # fmt: skip
-    return folder, torch.load(folder / "rows.pt", weights_only=False)
+    return torch.load(folder / "rows.pt", weights_only=False)
 
 
 def assert_same(ours, theirs, where=""):
@@ -165,9 +173,19 @@ def test_lists_are_padded_for_the_rows_at_hand(tiny_dataset):
         assert rows.lists("item_id_list") is not None and rows.lists("timestamp_list") is not None
 
 
-def test_a_file_is_parsed_once(tiny_dataset, monkeypatch):
-    import pandas as pd
+def test_row_numbers_tokens_and_counts_are_arrays(tiny_dataset):
+    config = Config("CESASRec", config_dict=tiny_dataset)
+    dataset = create_dataset(config)
+    train = data_preparation(config, dataset)[0]
+    assert vars(train)["dataset"] == range(len(train._dataset))
+    assert dataset.inter_feat is not None and isinstance(dataset._grouped_index(np.array([3, 1, 3])), Groups)
+    assert list(count(np.array([3, 1, 3])).items()) == [(3, 2), (1, 1)] and count() == {}
+    table = pd.DataFrame({"item_id": pd.Categorical(["b", "a", "b"])})
+    tokens, _ = dataset._concat_remaped_tokens([(table, "item_id", FeatureType.TOKEN)])
+    assert isinstance(tokens, pd.Categorical)
 
+
+def test_a_file_is_parsed_once(tiny_dataset, monkeypatch):
     parsed, read_csv = [], pd.read_csv
     monkeypatch.setattr(pd, "read_csv", lambda *args, **options: parsed.append(options) or read_csv(*args, **options))
     prepare_data(Config("CESASRec", config_dict=tiny_dataset), log=False)
@@ -196,6 +214,26 @@ def test_equal_times_keep_the_order_of_the_file(tiny_dataset, tmp_path):
     assert len(rows) == 60
     for user, item in zip(dataset.id2token("user_id", rows["user_id"]), dataset.id2token("item_id", rows["item_id"])):
         assert item == list(items[user])[-1]
+
+
+def test_times_that_32_bits_confuse_are_in_order(tiny_dataset, tmp_path):
+    start = 1_100_000_000  # where 32-bit floats are 128 apart
+    times = np.random.default_rng(0).permutation(60 * 9) + start
+    rows = [(f"u{n % 60}", f"i{time}", time) for n, time in enumerate(times)]
+    write(tmp_path, "d.inter", ["user_id:token", "item_id:token", "timestamp:float"], rows)
+    settings = {**tiny_dataset, "dataset": "d", "data_path": str(tmp_path), "MAX_ITEM_LIST_LENGTH": 9}
+    dataset, (_, _, test) = prepare_data(Config("CESASRec", config_dict=settings), log=False)
+    rows = test._dataset.inter_feat
+    sequences = torch.cat([rows["item_id_list"][:, :8], rows["item_id"][:, None]], dim=1)
+    ordered = lambda: np.diff([[int(token[1:]) for token in line] for line in tokens]).min(axis=1) > 0
+    tokens = dataset.id2token("item_id", sequences)
+    assert ordered().all()
+    # RecBole alone orders hardly any of these sequences: its times are multiples of 128.
+    stock = stock_rows(tmp_path, {"stock": sequential(MAX_ITEM_LIST_LENGTH=9)})["stock"]
+    test = stock["splits"][2]
+    sequences = torch.cat([test["item_id_list"][:, :8], test["item_id"][:, None]], dim=1)
+    tokens = np.array(stock["tokens"]["item_id"])[sequences]
+    assert ordered().mean() < 0.2
 
 
 def presplit(folder, train, suffix=".inter", head=("user_id:token", "item_id_list:token_seq", "item_id:token")):

@@ -203,6 +203,23 @@ def load_saved(file):
     return dataset
 
 
+def order_by_exact_time(original, dataset) -> None:
+    """``Dataset._change_feat_format``, which rounds times to 32-bit floats, after a sort by the exact times.
+
+    RecBole sorts by the rounded times afterwards, with a stable sort: what is in order stays so.
+    """
+    if dataset.benchmark_filename_list is None and dataset.config["eval_args"]["order"] == "TO":
+        dataset.inter_feat = in_order_of(dataset.inter_feat, dataset.time_field)
+    original(dataset)
+
+
+def in_order_of(table: pd.DataFrame, time: str | None) -> pd.DataFrame:
+    """Return interactions by time, as 64-bit floats; equal times keep their order, as does a table without times."""
+    if time not in table or table[time].dtype != np.float64 or table[time].is_monotonic_increasing:
+        return table
+    return table.sort_values(time, kind="stable", ignore_index=True)
+
+
 def remove_duplication(original, dataset) -> None:
     """``Dataset._remove_duplication``: interactions with equal times keep the order of the file."""
     keep = dataset.config["rm_dup_inter"]
