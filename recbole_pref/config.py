@@ -282,9 +282,13 @@ class Config(RecBoleConfig):
 
     def _check_values(self):
         final = self.final_config_dict
+        own = getattr(self.model_class, "own_settings", {})
+        for key, setting in own.items():
+            if key in final:
+                check_setting(key, final[key], setting)
         for table, check in ((SETTINGS, check_setting), (RECBOLE_SETTINGS, check_recbole_setting)):
             for key in table:
-                if key in final:
+                if key in final and key not in own:
                     check(key, final[key])
                     final[key] = self._tidied(key, final[key], table[key])
         self._check_texts()

@@ -8,7 +8,9 @@ import recbole.trainer
 
 from recbole_pref.evaluation import metrics
 from recbole_pref.methods import METHODS
+from recbole_pref.model.linear_models import LINEAR_MODELS
 from recbole_pref.model.names import SEQUENTIAL, preference_class, split_model_name
+from recbole_pref.training.linear import LinearTrainer
 from recbole_pref.training.trainer import PrefTrainer
 
 
@@ -16,13 +18,18 @@ class _ModelFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Makes RecBole's ``get_model("LPOSASRec")`` find our classes.
 
     RecBole imports ``recbole.model.sequential_recommender.<lower-case name>`` and takes the attribute
-    ``<Name>`` from it; this finder serves such modules for every method and backbone.
+    ``<Name>`` from it; this finder serves such modules for every method and backbone, and for the
+    linear models.
     """
 
     def find_spec(self, fullname, path=None, target=None):
         """Return a module spec for ``<method><backbone>`` below RecBole's sequential models."""
         package, _, name = fullname.rpartition(".")
-        if package != SEQUENTIAL or not any(name.startswith(m.lower()) for m in METHODS):
+        if package != SEQUENTIAL:
+            return None
+        if name in LINEAR_MODELS:
+            return importlib.util.spec_from_loader(fullname, self)
+        if not any(name.startswith(m.lower()) for m in METHODS):
             return None
         if importlib.util.find_spec(package) is None or split_model_name(name) is None:
             return None
@@ -30,8 +37,8 @@ class _ModelFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
     def exec_module(self, module):
         """Put the class into the new module under its exact name."""
-        method, backbone = split_model_name(module.__name__.rpartition(".")[2])
-        cls = preference_class(method, backbone)
+        name = module.__name__.rpartition(".")[2]
+        cls = LINEAR_MODELS.get(name) or preference_class(*split_model_name(name))
         setattr(module, cls.__name__, cls)
 
 
@@ -45,7 +52,9 @@ def register():
 
 
 def _trainer_named(name):
-    """Return our trainer for ``<Method><Backbone>Trainer``; a module ``__getattr__``."""
+    """Return our trainer for ``<Method><Backbone>Trainer`` or ``TALETrainer``; a module ``__getattr__``."""
+    if name.endswith("Trainer") and name.removesuffix("Trainer").lower() in LINEAR_MODELS:
+        return LinearTrainer
     if name.endswith("Trainer") and split_model_name(name.removesuffix("Trainer")):
         return PrefTrainer
     raise AttributeError(f"module 'recbole.trainer' has no attribute {name!r}")

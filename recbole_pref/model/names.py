@@ -12,6 +12,7 @@ from pathlib import Path
 from recbole_pref.encoder import with_features
 from recbole_pref.errors import PrefError, suggest
 from recbole_pref.methods import METHODS
+from recbole_pref.model.linear_models import LINEAR_MODELS
 from recbole_pref.model.preference import PreferenceMixin
 
 BACKBONES = ("SASRec", "GRU4Rec", "Caser")
@@ -94,6 +95,7 @@ def all_model_names():
     import recbole.properties as properties
 
     names = [name.stem for root in properties.__path__ for name in _yaml_files(root)]
+    names += [cls.__name__ for cls in LINEAR_MODELS.values()]
     backbones = [backbone.__name__ for backbone in sequential_models().values()]
     backbones += [f"MM{backbone}" for backbone in BACKBONES]
     return names + [method + backbone for method in METHODS for backbone in backbones]

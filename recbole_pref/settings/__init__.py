@@ -202,14 +202,31 @@ SETTINGS = {
     "strict_config": _FLAG,
 }
 
+# Linear item-item models. Other models read some of these names too and accept other values for them.
+LINEAR_SETTINGS = {
+    "reg_weight": Setting(float, low=0.0, open_low=True, choices=("auto",)),
+    "tau_train": Setting(float, low=0.0, open_low=True, nullable=True),
+    "tau_inf": Setting(float, low=0.0, open_low=True, nullable=True),
+    "c": Setting(float, low=0.0, high=1.0),
+    "beta": Setting(float, high=0.0),
+    "alpha": Setting(float, low=0.0, high=1.0),
+    "train_ages": _words("positions", "times"),
+    "linear_memory_mb": Setting(float, low=0.0),
+}
 
-def check_setting(key, value):
+
+def check_setting(key, value, setting=None):
     """Refuse a value that ``key`` does not accept.
+
+    Args:
+        key (str): the setting.
+        value: its value.
+        setting (Setting, optional): of a model that accepts other values than ``SETTINGS`` says.
 
     Raises:
         PrefError: names the key, the value, what is accepted and the nearest choice.
     """
-    _check(key, value, SETTINGS[key])
+    _check(key, value, setting or SETTINGS[key])
 
 
 def _check(key, value, setting):

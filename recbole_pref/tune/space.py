@@ -14,6 +14,7 @@ import yaml
 
 from recbole_pref.errors import PrefError, suggest
 from recbole_pref.settings import (
+    LINEAR_SETTINGS,
     RECBOLE_SETTINGS,
     SETTINGS,
     check_recbole_setting,
@@ -277,7 +278,7 @@ def _check_values(key, domain):
         )
     for value in domain.ends():
         value = as_setting(key, value)
-        if key in SETTINGS:
+        if key in SETTINGS and not (key in LINEAR_SETTINGS and LINEAR_SETTINGS[key].accepts(value)):
             check_setting(key, value)
         elif key in RECBOLE_SETTINGS and value is not None:
             check_recbole_setting(key, value)
