@@ -258,23 +258,24 @@ def _supports(gram, cross, reg, zero_diagonal, neighbours):
 class LinearModel(torch.nn.Module):
     """Item-item weights B, dense or sparse, and the scores that they give to histories.
 
-    B is stored in buffers, so that it moves between devices and is part of ``state_dict``. A new model scores
-    nothing until ``fit`` or ``load_state_dict`` gives it weights.
+    B is stored in buffers, so that it moves between devices and is part of ``state_dict``. Before ``fit`` or
+    ``load_state_dict`` all weights are 0.
 
     Args:
         n_items (int): items with the padding item 0.
         tau_inf (float or None): the decay of a history's items by their age; None: all weigh 1.
 
     Attributes:
-        weights (Tensor): [n_items, n_items], or empty in the sparse form.
-        starts, columns, values (Tensor): [n_items + 1], [E], [E] rows of B in compressed form, or empty.
+        weights (Tensor): B [n_items, n_items], or [0, n_items] in the sparse form.
+        starts, columns, values (Tensor): [n_items + 1], [E], [E] rows of B in compressed form; no entry in the dense.
     """
 
     def __init__(self, n_items, tau_inf=None):
         super().__init__()
         self.n_items, self.tau_inf = n_items, tau_inf
-        for name, kind in (("weights", torch.float32), ("starts", torch.int64), ("columns", torch.int64)):
-            self.register_buffer(name, torch.zeros(0, dtype=kind))
+        self.register_buffer("weights", torch.zeros(0, n_items))
+        self.register_buffer("starts", torch.zeros(n_items + 1, dtype=torch.int64))
+        self.register_buffer("columns", torch.zeros(0, dtype=torch.int64))
         self.register_buffer("values", torch.zeros(0))
 
     def _load_from_state_dict(self, state_dict, prefix, *rest):
@@ -287,7 +288,7 @@ class LinearModel(torch.nn.Module):
     @property
     def is_sparse(self):
         """Whether B is in the sparse form."""
-        return len(self.starts) > 0
+        return len(self.weights) == 0
 
     def fit(self, sequences, settings):
         """Fit B to training sequences and keep it.
@@ -319,17 +320,11 @@ class LinearModel(torch.nn.Module):
 
     def set_weights(self, matrix):
         """Take B from a dense array or a scipy sparse array [n_items, n_items]."""
-        device = self.weights.device
-        sparse = sp.issparse(matrix)
-        rows = matrix.tocsr() if sparse else sp.csr_array((0, 0))
-        parts = {
-            "weights": np.zeros(0) if sparse else matrix,
-            "starts": rows.indptr if sparse else rows.indices,
-            "columns": rows.indices,
-            "values": rows.data,
-        }
+        empty = np.zeros((0, self.n_items))
+        dense, rows = (empty, matrix.tocsr()) if sp.issparse(matrix) else (matrix, sp.csr_array((self.n_items,) * 2))
+        parts = {"weights": dense, "starts": rows.indptr, "columns": rows.indices, "values": rows.data}
         for name, part in parts.items():
-            setattr(self, name, torch.as_tensor(part).to(device, self._buffers[name].dtype))
+            setattr(self, name, torch.as_tensor(part).to(self._buffers[name]))
 
     def scores(self, item_lists, lengths, ages=None):
         """Return x B for a batch of histories.
