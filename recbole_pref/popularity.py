@@ -9,8 +9,8 @@ import torch
 
 from recbole_pref.errors import PrefError, suggest
 
-RULES = ("items", "interactions")
-_HEAD = {
+# Name of ``tail_split`` to what head items are, for tables and pictures.
+HEAD_RULES = {
     "items": "the most popular {:.4g}% of the items",
     "interactions": "the most popular items with {:.4g}% of the interactions",
 }
@@ -69,10 +69,10 @@ def head_tail_split(counts, rule, head_ratio):
     Raises:
         PrefError: unknown rule, no training interactions, or an empty head or tail.
     """
-    if rule not in RULES:
+    if rule not in HEAD_RULES:
         raise PrefError(
             f"tail_split={rule!r} is not accepted: set it to items or interactions."
-            f"{suggest(rule, RULES)}"
+            f"{suggest(rule, HEAD_RULES)}"
         )
     real = counts[1:]
     total = int(real.sum())
@@ -106,7 +106,7 @@ def head_in_words(rule, head_ratio):
     Args:
         rule, head_ratio: as :func:`head_tail_split` takes them.
     """
-    return _HEAD[rule].format(100 * head_ratio)
+    return HEAD_RULES[rule].format(100 * head_ratio)
 
 
 def sample_weights(is_tail, alpha_head, alpha_tail, total=None):

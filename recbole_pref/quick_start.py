@@ -26,7 +26,7 @@ from recbole_pref.errors import PrefError
 from recbole_pref.evaluation.ranking import history_is_masked
 from recbole_pref.methods import method_of
 from recbole_pref.model.names import model_class
-from recbole_pref.settings import RUN_SETTINGS, shown
+from recbole_pref.settings import settings_with, shown
 from recbole_pref.settings.files import known_keys
 from recbole_pref.training.trainer import trainer_class
 
@@ -396,16 +396,11 @@ def _resume(trainer, config):
     _refuse_other_settings(wanted, state.get("config", {}), config)
 
 
-# Settings that a run which goes on may have others of: they name it, or change how far or in what parts it is computed.
-_MAY_DIFFER = RUN_SETTINGS - {"seed"} | {
-    "epochs", "stopping_step", "eval_batch_size", "logits_memory_mb", "trust_checkpoint", "strict_config",
-}  # fmt: skip
-
-
 def _refuse_other_settings(path, stored, config):
     """Refuse to go on with a run under settings that it does not have."""
     own = checkpoint.to_plain(config.final_config_dict, other=str)
-    for key in sorted((stored.keys() & own.keys()) - _MAY_DIFFER):
+    may_differ = settings_with(scope="run") - {"seed"} | settings_with(free_on_resume=True)
+    for key in sorted((stored.keys() & own.keys()) - may_differ):
         if stored[key] != own[key]:
             raise PrefError(
                 f"resume={str(path)!r} is of a run with {key}={shown(stored[key])}, this one has {shown(own[key])}: "
@@ -518,14 +513,6 @@ def load_data(state, model_file, overrides, log=True, unsplit=None):
     return config, dataset, loaders
 
 
-# What RecBole computes by itself and would refuse or misread when it is given.
-_DERIVED = {
-    "MODEL_TYPE", "MODEL_INPUT_TYPE", "eval_type", "device", "single_spec", "local_rank",
-    "valid_neg_sample_args", "test_neg_sample_args", "valid_metric_bigger", "resume", "result_file",
-    "model", "dataset",
-}  # fmt: skip
-
-
 def settings_of(state, /, **overrides):
     """Return the settings of a checkpoint as ``config_dict`` takes them.
 
@@ -533,7 +520,7 @@ def settings_of(state, /, **overrides):
         state (dict): a checkpoint of ours, loaded.
         **overrides: settings to change.
     """
-    settings = {k: v for k, v in state["config"].items() if k not in _DERIVED}
+    settings = {k: v for k, v in state["config"].items() if k not in settings_with(derived=True)}
     if settings.get("strict_config", True):
         # Some of RecBole's models write into the configuration what they find in the data.
         settings = {k: v for k, v in settings.items() if k in known_keys()}

@@ -235,7 +235,7 @@ def hashed_uniforms(keys, seed, k):
 
 
 @dataclass
-class _Call:
+class Call:
     """What is known about some rows: first of the whole batch, then, with scores, of a part of it."""
 
     positives: torch.Tensor
@@ -257,7 +257,7 @@ class _Call:
     def at(self, rows):
         """Return the part of some rows: a slice, or their numbers [r]."""
         pick = lambda values: None if values is None else values[rows]
-        return _Call(
+        return Call(
             self.positives[rows],
             self.excluded_ids[rows],
             pick(self.keys),
@@ -448,27 +448,41 @@ def _pool(sampler, call):
 
 
 @dataclass(frozen=True)
-class _Sampler:
+class Sampler:
+    """A way to draw negatives.
+
+    Attributes:
+        draw: ``(sampler, call) -> [B, K]`` item ids; ``sampler`` is the :class:`NegativeSampler` with the settings,
+            ``call`` the rows with their excluded items and, where asked for, scores.
+        needs_scores: whose scores over the catalogue it reads: ``policy``, ``reference`` or None.
+        needs_normalizer: whether it reads their log-sum-exp with ``sampler_space: probability``.
+        needs_keys: whether it reads the numbers of the training rows.
+        uses_pool: whether ``pool_size`` items must be left to draw from.
+        begin: ``(sampler, call) -> tuple`` of tensors: what can be drawn for a batch before scores are known.
+    """
+
     draw: Callable
-    needs_scores: str | None = None  # "policy" or "reference"
+    needs_scores: str | None = None
     needs_normalizer: bool = False
-    begin: Callable | None = None  # what can be drawn for a batch before scores are known, a tuple of tensors
+    needs_keys: bool = False
+    uses_pool: bool = False
+    begin: Callable | None = None
 
 
-SAMPLERS = {
-    "uniform": _Sampler(_uniform),
-    "popularity": _Sampler(_popularity),
-    "gumbel": _Sampler(_gumbel, "policy", needs_normalizer=True, begin=_begin_gumbel),
-    "topk": _Sampler(_topk, "policy"),
-    "pool": _Sampler(_pool, "policy"),
-    "reference_pool": _Sampler(_pool, "reference"),
-    "in_batch": _Sampler(_in_batch),
-    "fixed": _Sampler(_fixed),
+SAMPLERS: dict[str, Sampler] = {
+    "uniform": Sampler(_uniform),
+    "popularity": Sampler(_popularity),
+    "gumbel": Sampler(_gumbel, "policy", needs_normalizer=True, begin=_begin_gumbel),
+    "topk": Sampler(_topk, "policy"),
+    "pool": Sampler(_pool, "policy", uses_pool=True),
+    "reference_pool": Sampler(_pool, "reference", uses_pool=True),
+    "in_batch": Sampler(_in_batch),
+    "fixed": Sampler(_fixed, needs_keys=True),
 }
 
 
 _WORDS = {
-    "neg_sampler": tuple(SAMPLERS),
+    "neg_sampler": SAMPLERS.keys(),
     "neg_candidates": ("all", "head", "tail"),
     "sampler_space": ("probability", "logit"),
     "pool_draw": ("uniform", "score"),
@@ -512,8 +526,9 @@ class NegativeSampler(nn.Module):
                 raise PrefError(f"{key}={settings[key]} is too small: set it to {low} or more.")
         self.name, self.k = settings["neg_sampler"], int(settings["num_negatives"])
         self.space, self.which = settings["sampler_space"], settings["neg_candidates"]
-        self.needs_scores = SAMPLERS[self.name].needs_scores
-        self.needs_normalizer = SAMPLERS[self.name].needs_normalizer and self.space == "probability"
+        kind = SAMPLERS[self.name]
+        self.needs_scores, self.needs_keys, self.uses_pool = kind.needs_scores, kind.needs_keys, kind.uses_pool
+        self.needs_normalizer = kind.needs_normalizer and self.space == "probability"
         self.exclude_history = bool(settings["exclude_history"])
         self.pool_size, self.pool_draw = int(settings["pool_size"]), settings["pool_draw"]
         self.seed = int(settings.get("seed", 0))
@@ -552,7 +567,7 @@ class NegativeSampler(nn.Module):
                 f"num_negatives={self.k} is more than the {left} items that {where}: lower "
                 f"num_negatives or {remedy}."
             )
-        if not self.name.endswith("pool"):
+        if not self.uses_pool:
             return
         if self.pool_size < self.k:
             raise PrefError(
@@ -585,15 +600,15 @@ class NegativeSampler(nn.Module):
         excluded = [torch.zeros_like(positives).unsqueeze(1), positives.unsqueeze(1)]
         if self.exclude_history:
             excluded.append(history)
-        return Draw(self, _Call(positives, torch.cat(excluded, dim=1), keys, generator))
+        return Draw(self, Call(positives, torch.cat(excluded, dim=1), keys, generator))
 
     def sample(self, positives, scores=None, history=None, keys=None, log_z=None, generator=None):
         """Draw the negatives of a batch: ``begin`` and ``finish`` in one, with their arguments."""
         return self.begin(positives, history, keys, generator).finish(slice(None), scores, log_z)
 
     def _check_rows(self, history, keys):
-        if self.name == "fixed" and keys is None:
-            raise PrefError("neg_sampler='fixed' got no row numbers: choose uniform.")
+        if self.needs_keys and keys is None:
+            raise PrefError(f"neg_sampler={self.name!r} got no row numbers: choose uniform.")
         if not self.exclude_history:
             return
         if history is None:

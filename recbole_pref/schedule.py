@@ -1,4 +1,4 @@
-"""Learning-rate schedules: linear warm-up, then constant, linear or cosine decay to zero."""
+"""Learning-rate schedules: linear warm-up, then a constant rate, or linear or cosine decay to zero."""
 
 import math
 
@@ -15,7 +15,6 @@ def _warmed(decay):
 # Name of ``lr_scheduler`` to ``(step, warmup steps, total steps) -> factor`` of the learning rate.
 SCHEDULES = {
     "none": _warmed(lambda progress: 1.0),
-    "constant": _warmed(lambda progress: 1.0),
     "linear": _warmed(lambda progress: 1.0 - progress),
     "cosine": _warmed(lambda progress: 0.5 * (1.0 + math.cos(math.pi * progress))),
 }

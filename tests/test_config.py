@@ -1,7 +1,9 @@
 """Settings: precedence, defaults of every method, and refusals in one sentence."""
 
+import os
 import re
 
+import numpy as np
 import pytest
 import yaml
 from recbole.config import Config as RecBoleConfig
@@ -31,15 +33,47 @@ def test_every_model_has_sound_defaults(method, backbone):
     assert config["loss_type"] == "CE"
 
 
-def test_precedence_is_recboles(tmp_path, monkeypatch):
+def test_config_dict_wins_over_files_over_defaults_and_argv_is_not_read(tmp_path, monkeypatch):
     first, second = tmp_path / "a.yaml", tmp_path / "b.yaml"
     first.write_text("tau: 0.2\nlambda: 0.3\nbeta: 0.4\n")
     second.write_text("lambda: 0.6\nalpha_tail: 0.7\n")
-    monkeypatch.setattr("sys.argv", ["run.py", "--beta=0.9", "--url=http://a?b=c"])
-    config = Config("LPOSASRec", "ml-100k", [str(first), str(second)], {"alpha_tail": 0.8})
+    monkeypatch.setattr("sys.argv", ["run.py", "--beta=0.9"])
+    given = {"alpha_tail": 0.8, "url": "http://a?b=c"}
+    config = Config("LPOSASRec", "ml-100k", [str(first), str(second)], given)
     values = [config[key] for key in ("tau", "lambda", "alpha_tail", "beta", "num_negatives")]
-    assert values == [0.2, 0.6, 0.8, 0.9, 5]
+    assert values == [0.2, 0.6, 0.8, 0.4, 5]
     assert config["url"] == "http://a?b=c"
+
+
+def test_folders_may_be_numbers_or_begin_with_a_tilde():
+    config = Config("LPOSASRec", "ml-100k", config_dict={"checkpoint_dir": 2024, "result_file": "~/result.json"})
+    assert config["checkpoint_dir"] == "2024"
+    assert config["result_file"] == os.path.expanduser("~/result.json")
+
+
+def test_settings_may_be_numpys_scalars_and_tuples():
+    given = {"seed": np.int64(5), "topk": [np.int64(5), 10], "tau": np.float64(0.5), "valid_metric": "NDCG@5"}
+    given["eval_args"] = {"split": {"RS": (0.8, 0.1, 0.1)}}
+    config = Config("LPOSASRec", "ml-100k", config_dict=given)
+    assert [type(config["seed"]), type(config["topk"][0]), type(config["tau"])] == [int, int, float]
+    assert config["eval_args"]["split"] == {"RS": [0.8, 0.1, 0.1]}
+
+
+def test_a_split_beside_eval_args_is_recognised_as_wrongly_indented(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("eval_args:\nsplit: {LS: valid_and_test}\n")
+    with pytest.raises(PrefError, match="split=.* is a part of eval_args: indent its line below eval_args"):
+        Config("LPOSASRec", "ml-100k", [str(file)])
+
+
+def test_a_long_data_set_name_gets_its_own_remedy():
+    with pytest.raises(PrefError, match="is longer than 100 characters: rename its folder"):
+        Config("LPOSASRec", "x" * 240)
+
+
+def test_the_order_of_time_loads_the_time_column_for_every_model():
+    given = {"eval_args": {"order": "TO"}, "load_col": {"inter": ["user_id", "item_id"]}}
+    assert Config("BPR", "ml-100k", config_dict=given)["load_col"] == {"inter": ["user_id", "item_id", "timestamp"]}
 
 
 def test_a_part_of_eval_args_leaves_the_rest_as_it_is_for_sequential_models():
@@ -95,7 +129,6 @@ def test_a_backbones_own_file_is_read():
         ({"reweight": "soft"}, "'softmax'"),
         ({"neg_sampler": "reference_pool", "reference": "none"}, "reference_pool.*auto"),
         ({"mask_history": "yes"}, "mask_history='yes'"),
-        ({"data_path": 3}, "data_path=3"),
         ({"transform": "crop_itemseq"}, "eta is not set.*crop_itemseq"),
         ({"transform": "reorder_itemseq"}, "beta is not set.*reorder_itemseq"),
     ],
@@ -135,7 +168,7 @@ def test_a_misspelt_model_is_named(model, match):
     ],
 )  # fmt: skip
 def test_what_recboles_own_models_do_not_read_is_refused(settings):
-    with pytest.raises(PrefError, match=f"{next(iter(settings))}.* does nothing with SASRec, .* leave it out"):
+    with pytest.raises(PrefError, match=f"{next(iter(settings))}.* has no effect on SASRec, .* leave it out"):
         Config("SASRec", "ml-100k", config_dict=settings)
     Config("CESASRec", "ml-100k", config_dict={**settings, "reference": "auto"})
     Config("SASRec", "ml-100k", config_dict={"lr_scheduler": "none", "repeat_bias": False, "tau": 0.5})
@@ -144,7 +177,7 @@ def test_what_recboles_own_models_do_not_read_is_refused(settings):
 @pytest.mark.parametrize("option", ["nproc", "port", "plots", "tune"])
 def test_options_of_the_command_line_are_no_settings(tmp_path, option):
     (tmp_path / "mine.yaml").write_text(f"{option}: 2\n")
-    with pytest.raises(PrefError, match=f"{option}=2 is no setting but an option of the command line"):
+    with pytest.raises(PrefError, match=f"{option}=2 is not a setting but an option of the command line"):
         Config("LPOSASRec", "ml-100k", [str(tmp_path / "mine.yaml")])
 
 

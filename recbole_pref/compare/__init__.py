@@ -33,18 +33,12 @@ from recbole_pref.evaluation.ranking import history_is_masked
 from recbole_pref.memory import explained, peak_mb
 from recbole_pref.popularity import head_in_words
 from recbole_pref.quick_start import build_run, check_files
-from recbole_pref.settings import FILTERS, RUN_SETTINGS, check_recbole_setting
+from recbole_pref.settings import attribute_of_settings, check_setting, settings_set_by, settings_with
 from recbole_pref.settings.files import FlowLoader, parse_value, shipped
 from recbole_pref.training import reference
 
 _MOST_SEEDS = 1000  # a larger count is a seed that was meant as a list of one
 _FILES = (".yaml", ".yml")
-_OF_ALL = {  # what a comparison fixes for all entries: the way to set it
-    "model": "write the model before its settings",
-    "dataset": "name it with --dataset",
-    "seed": "name seeds with --seeds",
-}
-_OWN_KEYS = ("checkpoint_dir", "run_stem", "resume", "result_file")  # settings that a comparison decides
 _LABEL_PART = 80  # characters of the label in the name of a run, which is a file's name
 
 
@@ -224,7 +218,7 @@ def compare(
         raise PrefError(f"--test={test!r} does not exist: choose {' or '.join(TESTS)}.")
     if processes < 1:
         raise PrefError(f"--processes={processes} is not accepted: set it to 1 or more.")
-    for key in _OWN_KEYS:
+    for key in sorted(settings_set_by("comparison")):
         if any(key in settings for settings in (config_dict or {}, *(entry.settings for entry in entries))):
             raise PrefError(f"--compare: {key} is set by the comparison itself: remove it.")
     dataset = str(dataset)
@@ -243,7 +237,7 @@ def _plan(entries, dataset, seeds, files, shared, folder):
     """Return one task (dict) per entry and seed, every configuration and the data checked."""
     tasks, some, table, first = [], None, None, None
     for entry in entries:
-        for key, way in _OF_ALL.items():
+        for key, way in attribute_of_settings("shared_by_table").items():
             if key in entry.settings:
                 raise PrefError(f"--compare: {entry.label!r} sets {key}, which no entry has for itself: {way}.")
         settings = {**shared, **entry.settings}
@@ -277,9 +271,9 @@ def _plan(entries, dataset, seeds, files, shared, folder):
         asks, offers = reference.key_asked(config), reference.key_offered(config)
         first = config["seed"] if first is None else first
         for seed in parse_seeds(seeds, first):
-            check_recbole_setting("seed", seed)
+            check_setting("seed", seed)
             own = {**settings, "seed": seed}
-            lasting = {key: value for key, value in own.items() if key not in RUN_SETTINGS - {"seed"}}
+            lasting = {key: value for key, value in own.items() if key not in settings_with(scope="run") - {"seed"}}
             made_of = [entry.model, dataset, checkpoint.to_plain(lasting, other=str), defaults]
             label = re.sub(r"[^A-Za-z0-9.=_-]+", "_", entry.label)[:_LABEL_PART]
             if label != entry.label.replace(" ", "_"):
@@ -357,8 +351,7 @@ def _measured(config):
     at = str(config["valid_metric"]).partition("@")[2]
     same = {"metrics": sorted(map(str.lower, config["metrics"])), "cut-off of valid_metric": at}
     same["first of topk"] = "" if at else config["topk"][0]  # which the table shows then
-    keys = (*FILTERS, "eval_args", "head_ratio", "tail_split", "tail_ratio", "metric_decimal_place")
-    same |= {key: config[key] for key in keys}
+    same |= {key: config[key] for key in settings_with(same_in_table=True)}
     return same | {"mask_history": history_is_masked(config)}
 
 

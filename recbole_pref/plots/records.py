@@ -10,7 +10,7 @@ import numpy as np
 from recbole_pref.errors import PrefError, suggest
 from recbole_pref.evaluation.evidence import DAMAGED
 from recbole_pref.evaluation.metrics import DEFAULT_SPLIT
-from recbole_pref.popularity import RULES, head_in_words
+from recbole_pref.popularity import HEAD_RULES, head_in_words
 
 ARRAYS = ("tail_gap", "top", "count")
 
@@ -189,7 +189,7 @@ def tail_definition(runs):
     if len(splits) != 1:
         return ""
     rule, ratio = splits.pop()
-    known = rule in RULES and math.isfinite(number(ratio))
+    known = rule in HEAD_RULES and math.isfinite(number(ratio))
     return f"tail: all but {head_in_words(rule, number(ratio))}" if known else ""
 
 

@@ -18,7 +18,7 @@ from recbole_pref.plots.drawing import (
     value_axis,
 )
 from recbole_pref.plots.records import check_metric, number, scope
-from recbole_pref.settings import RUN_SETTINGS
+from recbole_pref.settings import settings_with
 
 
 def variants(runs, setting):
@@ -41,7 +41,7 @@ def variants(runs, setting):
     groups = {}
     for run in runs:
         if setting in run.get("config", {}):
-            rest = {k: v for k, v in run["config"].items() if k not in RUN_SETTINGS and k != setting}
+            rest = {k: v for k, v in run["config"].items() if k not in settings_with(scope="run") and k != setting}
             groups.setdefault(json.dumps(rest, sort_keys=True, default=str), []).append(run)
     lines = {}
     for group in groups.values():
@@ -63,7 +63,7 @@ def _line_names(lines, setting):
     names = []
     for run in firsts:
         siblings = [other["config"] for other in firsts if other["model"] == run["model"]]
-        keys = sorted({key for config in siblings for key in config} - RUN_SETTINGS - {setting})
+        keys = sorted({key for config in siblings for key in config} - settings_with(scope="run") - {setting})
         apart = [key for key in keys if len({str(config.get(key)) for config in siblings}) > 1]
         names.append(" ".join([run["model"], *(f"{key}={run['config'].get(key)}" for key in apart)]))
     return names
@@ -125,7 +125,7 @@ def is_number(value):
 
 def swept_settings(runs, least=3):
     """Return the settings with at least ``least`` numeric values on one line of :func:`variants`."""
-    keys = dict.fromkeys(key for run in runs for key in run.get("config", {}) if key not in RUN_SETTINGS)
+    keys = dict.fromkeys(key for run in runs for key in run.get("config", {}) if key not in settings_with(scope="run"))
     swept = []
     for key in keys:
         values = {run["config"][key] for run in runs if is_number(run.get("config", {}).get(key))}

@@ -17,7 +17,7 @@ from recbole_pref.compare.significance import LEVEL
 from recbole_pref.compare.tables import COSTS
 from recbole_pref.errors import PrefError
 from recbole_pref.evaluation.metrics import display_name
-from recbole_pref.settings import RUN_SETTINGS
+from recbole_pref.settings import settings_with
 
 ABSENT = "–"
 TITLES = {
@@ -557,7 +557,7 @@ def _curve_chart(runs, metric):
 def differing_settings(runs):
     """Return the settings whose values differ between labels.
 
-    Settings that only name a run or its machine (:data:`recbole_pref.settings.RUN_SETTINGS`) are left out.
+    Settings that only name a run or its machine (``scope`` of a ``Setting``) are left out.
 
     Args:
         runs (list of dict): see :func:`recbole_pref.plots.load_runs`.
@@ -568,7 +568,7 @@ def differing_settings(runs):
     """
     groups = plots.by_label(runs)
     values = {label: _joined([run.get("config", {}) for run in own]) for label, own in groups.items()}
-    keys = dict.fromkeys(key for own in values.values() for key in own if key not in RUN_SETTINGS)
+    keys = dict.fromkeys(key for own in values.values() for key in own if key not in settings_with(scope="run"))
     table = {key: {label: own.get(key, ABSENT) for label, own in values.items()} for key in keys}
     return {key: row for key, row in table.items() if len(set(row.values())) > 1}
 

@@ -18,22 +18,8 @@ from filelock import FileLock, Timeout
 
 from recbole_pref import checkpoint
 from recbole_pref.errors import PrefError
-from recbole_pref.settings import FILTERS
+from recbole_pref.settings import attribute_of_settings, settings_with
 from recbole_pref.settings.files import properties_dir, top_level_keys
-
-# What shapes the training of a reference beside the data and the backbone's own settings.
-_TRAINING_KEYS = (
-    "seed", "shuffle", "learner", "weight_decay", "train_batch_size", "eval_step", "stopping_step",
-    "clip_grad_norm", "valid_metric", "eval_args", "mask_history", "MAX_ITEM_LIST_LENGTH",
-    "train_positions", "window_stride", "reference_epochs", "reference_learning_rate",
-    "head_ratio", "tail_split", "repeat_bias", "enable_amp", "enable_scaler", "amp_dtype", "matmul_precision",
-    "metric_decimal_place", "tail_ratio", "benchmark_filename",
-)  # fmt: skip
-# What a reference's training has, whatever the run's own settings.
-_CROSS_ENTROPY = {
-    "ce_weight": 1.0, "lambda": 0.0, "reweight": "none", "reference": "none", "lr_scheduler": "none",
-    "warmup_ratio": 0.0, "objective": None,
-}  # fmt: skip
 
 
 def fingerprint_of(dataset):
@@ -59,7 +45,7 @@ def reference_key(config, backbone_class, fingerprint):
             "dataset": config["dataset"],
             "data": fingerprint,
             "settings": backbone_settings(config, backbone_class),
-            "training": {key: config[key] for key in _TRAINING_KEYS},
+            "training": {key: config[key] for key in sorted(settings_with(shapes_reference=True))},
         },
         other=str,
     )
@@ -67,7 +53,7 @@ def reference_key(config, backbone_class, fingerprint):
 
 def shaping_keys(config, backbone_class):
     """Return the settings on which an automatically trained reference depends: set of str."""
-    return {*backbone_settings(config, backbone_class), *_TRAINING_KEYS}
+    return {*backbone_settings(config, backbone_class), *settings_with(shapes_reference=True)}
 
 
 def reference_folder(config):
@@ -139,7 +125,7 @@ def key_asked(config):
 def key_offered(config, fingerprint=None):
     """Return the key of the reference that a run of cross-entropy is itself, or None where none is like it."""
     backbone = getattr(config.model_class, "backbone_class", None)
-    alike = all(config[name] == value for name, value in _CROSS_ENTROPY.items())
+    alike = all(config[name] == value for name, value in attribute_of_settings("in_reference").items())
     if backbone is None or config["model"] != _model_of(backbone) or not alike:
         return None
     key = reference_key(config, backbone, fingerprint)
@@ -275,7 +261,7 @@ def _shape(tensor):
 
 def _config_differences(theirs, config):
     """Compare the settings that decide the item vocabulary and the split."""
-    keys = ("dataset", "eval_args", *FILTERS, "load_col")
+    keys = ("dataset", "eval_args", *sorted(settings_with(filters=True)), "load_col")
     pairs = ((key, theirs[key] if key in theirs else None, config[key]) for key in keys)
     return [f"{key}: {saved} != {own}" for key, saved, own in pairs if saved != own]
 
@@ -292,7 +278,7 @@ def training_config(config, backbone_class, stem=None):
     other.final_config_dict = dict(config.final_config_dict)
     other.final_config_dict.update(
         {
-            **_CROSS_ENTROPY,
+            **attribute_of_settings("in_reference"),
             "model": _model_of(backbone_class),
             "epochs": config["reference_epochs"],
             "learning_rate": config["reference_learning_rate"],

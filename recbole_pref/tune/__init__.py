@@ -22,6 +22,7 @@ from recbole_pref.errors import PrefError
 from recbole_pref.evaluation.objective import check_measured, check_objective, less_is_better
 from recbole_pref.model.names import split_model_name
 from recbole_pref.quick_start import build_run, prepare_data, run_recbole_pref
+from recbole_pref.settings import attribute_of_settings, settings_set_by, settings_with
 from recbole_pref.training import reference
 from recbole_pref.tune.progress import Progress
 from recbole_pref.tune.results import finish
@@ -30,18 +31,11 @@ from recbole_pref.tune.trial import train_trial
 
 __all__ = ["Plan", "read_plan", "tune"]
 
-# Settings that change what is read or how it is split: trials that differ in them load data themselves.
-_DATA_KEYS = {*argument_list.dataset_arguments, "eval_args", "mm_fields", "data_path"}
-# Settings of trials that the sweep itself decides.
-_OWN_KEYS = ("checkpoint_dir", "reference_dir", "run_stem", "resume", "result_file")
-# Settings that all trials share, and what to do instead of searching them.
-_SHARED_KEYS = {
-    "model": "compare models with --compare, or sweep each",
-    "dataset": "sweep each data set by itself",
-    "objective": "name it beside space, as objective",
-    "valid_metric": "name it beside space, as objective",
-    "gpu_id": "name the GPUs with --gpu_id and --gpus_per_trial",
-}
+
+def _data_keys():
+    """Return the settings that change what is read or how it is split; such trials load their own data."""
+    return {*argument_list.dataset_arguments} | settings_with(reloads_data=True)
+
 
 
 def tune(
@@ -89,10 +83,10 @@ def tune(
     plan = read_plan(sweep, num_samples)
     if cpus_per_trial <= 0 or gpus_per_trial < 0:
         raise PrefError("--cpus_per_trial must be above 0 and --gpus_per_trial 0 or more.")
-    for key in _OWN_KEYS:
+    for key in sorted(settings_set_by("sweep")):
         if key in plan.space:
             raise PrefError(f"tune: {key} is set by the sweep itself: remove it from space.")
-    for key, instead in _SHARED_KEYS.items():
+    for key, instead in attribute_of_settings("shared_by_trials").items():
         if key in plan.space:
             raise PrefError(f"tune: {key} is the same for all trials: remove it from space and {instead}.")
     fixed = {key: as_setting(key, domain.values[0]) for key, domain in plan.space.items() if domain.kind == "fixed"}
@@ -149,7 +143,7 @@ def _fixed_settings(config):
     """Return the settings that files, dict and command line gave, with paths that hold anywhere."""
     given = {**config.file_config_dict, **config.variable_config_dict, **absolute_paths(config)}
     settings = {
-        key: value for key, value in given.items() if key not in ("model", "dataset", *_OWN_KEYS)
+        key: value for key, value in given.items() if key not in {"model", "dataset"} | settings_set_by("sweep")
     }
     return checkpoint.to_plain(settings, other=str)
 
@@ -172,7 +166,7 @@ def _check_corners(config, settings, plan):
     if plan.scheduler == "pbt":
         own = reference.backbone_settings(config, pair[1]) if pair else {}
         sizes = {key for key, value in own.items() if type(value) is int}
-        shaping = [key for key in plan.space if key in sizes | _DATA_KEYS | {"learner"}]
+        shaping = [key for key in plan.space if key in sizes | _data_keys() | {"learner"}]
         if shaping:
             raise PrefError(
                 f"tune: scheduler 'pbt' lets a trial go on with another's weights and optimizer, which do not fit "
@@ -314,7 +308,7 @@ def _cross_entropy_score(config, settings, folder, metric):
 def _shared(config, plan, settings, folder, cpus_per_trial):
     """Return what every trial gets; data and references are made here, once."""
     randomly_split = "RO" in str(config["eval_args"]["order"]).upper()
-    own_data = set(plan.space) & (_DATA_KEYS | ({"seed"} if randomly_split else set()))
+    own_data = set(plan.space) & (_data_keys() | ({"seed"} if randomly_split else set()))
     packed, files = None, {}
     references = absolute_paths(config).get("reference_dir", str(folder / "reference"))
     if not own_data:

@@ -14,6 +14,7 @@ from recbole_pref.config import Config
 from recbole_pref.environment import environment, write_result
 from recbole_pref.errors import PrefError
 from recbole_pref.quick_start import build_run, settings_of
+from recbole_pref.settings import settings_set_by
 from recbole_pref.tune.space import as_setting
 from recbole_pref.tune.trial import STEM
 
@@ -173,7 +174,7 @@ def export(result, folder, config, plan):
         checkpoint.write_atomically(target, lambda file: file.write(best.read_bytes()), "storage_path")
     state = checkpoint.load(target)
     settings = settings_of(state)
-    for key in ("checkpoint_dir", "reference_dir", "run_stem"):
+    for key in settings_set_by("sweep"):
         settings.pop(key, None)
     settings["gpu_id"] = config["gpu_id"]  # Ray gave the trial another
     # Stopped by the scheduler: the same end, unless the learning rate follows the number of epochs.

@@ -13,13 +13,7 @@ from pathlib import Path
 import yaml
 
 from recbole_pref.errors import PrefError, suggest
-from recbole_pref.settings import (
-    LINEAR_SETTINGS,
-    RECBOLE_SETTINGS,
-    SETTINGS,
-    check_recbole_setting,
-    check_setting,
-)
+from recbole_pref.settings import LINEAR_SETTINGS, SETTINGS, check_setting, setting_of
 from recbole_pref.settings.files import FlowLoader, known_keys, parse_value, shipped
 
 RANGES = {"uniform": 2, "loguniform": 2, "quniform": 3, "randint": 2}
@@ -269,7 +263,7 @@ def _check_key(key):
 
 
 def _check_values(key, domain):
-    setting = SETTINGS.get(key) or RECBOLE_SETTINGS.get(key)
+    setting = setting_of(key)
     fractions = domain.kind in ("uniform", "loguniform") or domain.kind == "quniform" and domain.values[2] % 1
     if fractions and setting is not None and setting.kind is int:
         raise PrefError(
@@ -278,10 +272,10 @@ def _check_values(key, domain):
         )
     for value in domain.ends():
         value = as_setting(key, value)
-        if key in SETTINGS and not (key in LINEAR_SETTINGS and LINEAR_SETTINGS[key].accepts(value)):
+        if key in LINEAR_SETTINGS and LINEAR_SETTINGS[key].accepts(value):
+            continue  # whether the model is one of those shows in the corners
+        if key in SETTINGS or value is not None:
             check_setting(key, value)
-        elif key in RECBOLE_SETTINGS and value is not None:
-            check_recbole_setting(key, value)
 
 
 def as_setting(key, value):
@@ -292,7 +286,7 @@ def as_setting(key, value):
         value: of Ray, Optuna or numpy.
     """
     value = value.item() if hasattr(value, "item") else value
-    setting = SETTINGS.get(key) or RECBOLE_SETTINGS.get(key)
+    setting = setting_of(key)
     if setting is not None and setting.kind is int and isinstance(value, float) and value == int(value):
         return int(value)
     return value

@@ -1,0 +1,439 @@
+"""What a configuration is checked for before data are read: small checks, in the order in which they run.
+
+Each takes the configuration and raises a ``PrefError`` with one sentence, or brings a value into the form that
+RecBole needs.
+"""
+
+import codecs
+import importlib.util
+import os
+from collections.abc import Callable
+from numbers import Real
+from typing import TYPE_CHECKING, Any
+
+from recbole.evaluator.register import metric_information, metrics_dict
+from recbole.utils import EvaluatorType, InputType, ModelType
+
+from recbole_pref.errors import PrefError, suggest
+from recbole_pref.evaluation.objective import check_measured, check_objective
+from recbole_pref.methods import method_of
+from recbole_pref.settings import (
+    RECBOLE_SETTINGS,
+    SETTINGS,
+    attribute_of_settings,
+    check_clipping,
+    check_columns,
+    check_discretization,
+    check_eval_args,
+    check_interval,
+    check_negatives,
+    check_setting,
+    is_finite,
+    settings_with,
+    shown,
+)
+from recbole_pref.settings.files import known_keys
+from recbole_pref.settings.setting import LARGEST
+
+if TYPE_CHECKING:
+    from recbole_pref.config import Config
+
+# What metrics with a cut-off are computed from.
+_CUT = ("rec.topk", "rec.items")
+_ANY_DATA_SET = {"inter": ["user_id", "item_id"]}  # RecBole's load_col where no property file names the data set
+_SEQUENTIAL_EVAL_ARGS = {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"}
+_TRANSFORM_KEYS = {"crop_itemseq": "eta", "reorder_itemseq": "beta"}  # RecBole's transforms, what each reads
+_BELOW = {"eval_args": ("split", "order", "group_by", "mode")}  # keys that are indented below another one
+
+
+def _is_sequential(config: "Config") -> bool:
+    return getattr(config.model_class, "type", None) == ModelType.SEQUENTIAL
+
+
+def keys_are_known(config: "Config") -> None:
+    """Refuse keys that nobody reads."""
+    given = {**config.file_config_dict, **config.variable_config_dict}
+    if given.get("strict_config", True) is False:
+        return
+    known, options = known_keys(), settings_with(scope="option")
+    for key in given:
+        if key in options:
+            raise PrefError(
+                f"{key}={shown(given[key])} is not a setting but an option of the command line: write "
+                f"--{key}=... there, or give it to the function that does it in Python."
+            )
+        for above, parts in _BELOW.items():
+            if key in parts and not isinstance(given.get(above), dict):
+                raise PrefError(f"{key}={shown(given[key])} is a part of {above}: indent its line below {above}.")
+        if key not in known:
+            raise PrefError(
+                f"{shown(key)[1:-1]}={shown(given[key])} is not a setting of RecBole or RecBole-Pref."
+                f"{suggest(key, known) or ' Set strict_config: False to allow keys of your own.'}"
+            )
+
+
+def values_are_accepted(config: "Config") -> None:
+    """Refuse values that their settings do not accept, and tidy the others."""
+    final = config.final_config_dict
+    own = getattr(config.model_class, "own_settings", {})
+    for key in own.keys() & final.keys():
+        own[key].check(key, final[key])
+    for settings in (SETTINGS, RECBOLE_SETTINGS):
+        for key, setting in settings.items():
+            if key not in final or key in own:
+                continue
+            value = final[key]
+            if setting.path and value is not None and not isinstance(value, bool):
+                value = os.path.expanduser(str(value))  # a folder may be called 2024
+            setting.check(key, value)
+            final[key] = _tidied(key, value)
+
+
+def _tidied(key: str, value: Any) -> Any:
+    """Return an accepted value in the form in which RecBole can use it."""
+    setting = SETTINGS.get(key) or RECBOLE_SETTINGS[key]
+    if setting.kind is int and isinstance(value, float):
+        return int(value)  # YAML reads 1e3 as 1000.0
+    if setting.kind is list and isinstance(value, tuple):  # --metrics=Hit,NDCG
+        value = list(value)
+    if key in RECBOLE_SETTINGS and setting.kind is list and isinstance(value, str):
+        return [value]
+    if key == "numerical_features":
+        return value or []
+    return value or None if key in ("threshold", "benchmark_filename", "seq_len") else value
+
+
+def texts_and_numbers_fit(config: "Config") -> None:
+    """Refuse numbers beyond what any library counts with, and texts that are not UTF-8."""
+    for key, value in config.final_config_dict.items():
+        if isinstance(value, int) and abs(value) > LARGEST:
+            raise PrefError(f"{key}={shown(value)} is not accepted: set it to a smaller number.")
+        if isinstance(value, str) and not _is_utf8(value):
+            raise PrefError(f"{key}={shown(value)} is not accepted: write it in UTF-8.")
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # bytes of the command line that are none
+        return False
+    return True
+
+
+def run_stem_is_a_file_name(config: "Config") -> None:
+    """Refuse a ``run_stem`` that cannot begin the names of files."""
+    stem = config.final_config_dict.get("run_stem")
+    if stem and (os.path.basename(stem) != stem or len(stem.encode()) > 200):
+        raise PrefError(f"run_stem={shown(stem)} is not accepted: set it to a file name of at most 200 characters.")
+
+
+def gpu_id_names_devices(config: "Config") -> None:
+    """Refuse a ``gpu_id`` that is neither a number nor several."""
+    final = config.final_config_dict
+    gpu = final.get("gpu_id")
+    if isinstance(gpu, list):  # of YAML or JSON
+        gpu = final["gpu_id"] = tuple(gpu)
+    several = isinstance(gpu, tuple) and all(type(number) is int for number in gpu)
+    if not several and (not isinstance(gpu, (str, int)) or not str(gpu).isprintable()):
+        raise PrefError(f"gpu_id={shown(gpu)} is not accepted: set it to a number or to several, such as '0,1'.")
+
+
+def wandb_is_installed(config: "Config") -> None:
+    """Refuse ``log_wandb`` without the package."""
+    if config.final_config_dict.get("log_wandb") and importlib.util.find_spec("wandb") is None:
+        raise PrefError("log_wandb=True needs the package wandb: run 'pip install wandb' or leave it out.")
+
+
+def sequential_defaults(config: "Config") -> None:
+    """Give sequential models the columns and the split that they need, where the user names none."""
+    final = config.final_config_dict
+    if not _is_sequential(config):
+        return
+    given = config.file_config_dict.keys() | config.variable_config_dict.keys()
+    if final["load_col"] == _ANY_DATA_SET and not given & {"load_col", "benchmark_filename"}:
+        final["load_col"] = {"inter": [final[key] for key in ("USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD")]}
+    if isinstance(final["eval_args"], dict):
+        # RecBole fills what is left out with a random 80/10/10 split, which is not its default for these models.
+        final["eval_args"] = {**_SEQUENTIAL_EVAL_ARGS, **final["eval_args"]}
+
+
+def time_column_is_loaded(config: "Config") -> None:
+    """Load the time column where the interactions are ordered by it; RecBole fails late without it."""
+    final = config.final_config_dict
+    columns, time = (final.get("load_col") or {}).get("inter"), final.get("TIME_FIELD")
+    by_time = isinstance(final["eval_args"], dict) and final["eval_args"].get("order") == "TO"
+    if by_time and isinstance(columns, list) and time not in columns and not final.get("benchmark_filename"):
+        final["load_col"] = {**final["load_col"], "inter": [*columns, time]}
+
+
+def eval_args_are_sound(config: "Config") -> None:
+    """Refuse ``eval_args`` that RecBole would trip over."""
+    check_eval_args(config.final_config_dict["eval_args"])
+
+
+def nested_settings_are_sound(config: "Config") -> None:
+    """Refuse negatives and gradient clipping that RecBole and torch would trip over."""
+    final = config.final_config_dict
+    check_negatives(final.get("train_neg_sample_args") or {})
+    check_clipping(final.get("clip_grad_norm") or {})
+
+
+def intervals_are_sound(config: "Config") -> None:
+    """Refuse texts that are not intervals."""
+    for key in ("user_inter_num_interval", "item_inter_num_interval"):
+        if config.final_config_dict.get(key) is not None:
+            check_interval(key, config.final_config_dict[key])
+
+
+def columns_are_sound(config: "Config") -> None:
+    """Refuse settings of columns that RecBole would trip over."""
+    final = config.final_config_dict
+    for key in ("load_col", "unload_col", "unused_col"):
+        check_columns(key, final.get(key) or {})
+        if final.get(key):
+            final[key] = {source: columns or [] for source, columns in final[key].items()}
+    for field, column in (final.get("preload_weight") or {}).items():
+        if not isinstance(column, str):
+            raise PrefError(f"preload_weight, {field}: {shown(column)} is not accepted: name a column.")
+    check_discretization(final.get("discretization") or {})
+    for field, length in (final.get("seq_len") or {}).items():
+        check_setting("MAX_ITEM_LIST_LENGTH", length, f"seq_len, {field}")
+    keys: dict[Any, str] = {}
+    for key in sorted(settings_with(names_column=True)):
+        other = keys.setdefault(final.get(key), key)
+        if other != key:
+            raise PrefError(f"{key}={shown(final[key])} is the {other} as well: give it another name.")
+
+
+def encoding_exists(config: "Config") -> None:
+    """Refuse an ``encoding`` that Python does not know."""
+    encoding = config.final_config_dict.get("encoding")
+    try:
+        b"".decode(codecs.lookup(encoding or "utf-8").name)
+    except LookupError:
+        raise PrefError(f"encoding={shown(encoding)} does not exist: use utf-8.") from None
+
+
+def benchmark_has_three_parts(config: "Config") -> None:
+    """Refuse a ``benchmark_filename`` that does not name training, validation and test."""
+    parts = config.final_config_dict.get("benchmark_filename")
+    if parts and len(parts) != 3:
+        raise PrefError(
+            f"benchmark_filename={shown(parts)} is not accepted: name three parts such as [train, valid, test]."
+        )
+
+
+def transform_is_possible(config: "Config") -> None:
+    """Refuse a ``transform`` whose own settings are missing, or that the model does not go with."""
+    final = config.final_config_dict
+    transform, needed = final.get("transform"), config.internal_config_dict.get("transform")
+    if needed and transform != needed:
+        raise PrefError(
+            f"transform={shown(transform)} does not go with {config.model}: leave it at {needed!r}."
+        )
+    if transform == "mask_itemseq":
+        ratio, length = final.get("mask_ratio"), final["MAX_ITEM_LIST_LENGTH"]
+        if ratio is None or int(ratio * length) < 1:
+            raise PrefError(
+                f"mask_ratio={ratio} masks no item of MAX_ITEM_LIST_LENGTH={length}: set a larger one, as "
+                "transform='mask_itemseq' needs it."
+            )
+    key = _TRANSFORM_KEYS.get(transform)
+    if key and not isinstance(final.get(key), Real):
+        raise PrefError(f"{key} is not set: transform={transform!r} needs it, as a share below 1.")
+
+
+def topk_is_sound(config: "Config") -> None:
+    """Refuse cut-offs that are not whole numbers above 0."""
+    final = config.final_config_dict
+    if isinstance(final.get("topk"), tuple):  # --topk=5,10
+        final["topk"] = list(final["topk"])
+    topk = final.get("topk")
+    cutoffs = topk if isinstance(topk, list) else [topk]
+    sound = all(isinstance(k, int) and not isinstance(k, bool) and 0 < k < 2**31 for k in cutoffs)
+    if not 0 < len(cutoffs) <= 100 or not sound:
+        raise PrefError(f"topk={shown(topk)} is not accepted: set it to at most 100 whole numbers above 0, as [5, 10].")
+
+
+def metrics_exist(config: "Config") -> None:
+    """Refuse unknown metrics and empty settings of the evaluation."""
+    final = config.final_config_dict
+    metrics = final.get("metrics")
+    for metric in [metrics] if isinstance(metrics, str) else metrics or []:
+        if not isinstance(metric, str) or metric.lower() not in metrics_dict:
+            raise PrefError(
+                f"metrics names {shown(metric)}, which does not exist.{suggest(metric, sorted(metrics_dict))}"
+            )
+    for key in ("eval_args", "topk", "valid_metric", "metrics"):
+        if not final.get(key):
+            raise PrefError(f"{key} is empty: set it or remove the line to use the default.")
+
+
+def settings_are_read_by_the_model(config: "Config") -> None:
+    """Refuse settings of our training for RecBole's own models, which do not read them."""
+    final = config.final_config_dict
+    if method_of(config.model_class) is not None:
+        return
+    loss_type = final.get("loss_type")
+    exact = str(loss_type).upper()
+    if loss_type not in (None, exact) and exact in ("CE", "BPR"):
+        raise PrefError(f"loss_type={loss_type!r} is not accepted. Did you mean '{exact}'?")
+    off = attribute_of_settings("off")
+    given = [key for key in settings_with(of_our_models=True) if final.get(key) not in (None, off[key])]
+    if _objective_part(config, "of_reference"):
+        given.append("objective: of_reference")
+    if given:
+        raise PrefError(
+            f"{min(given)} has no effect on {config.model}, which is RecBole's own: leave it out, or use a "
+            "<Method><Backbone> model (CESASRec is SASRec with cross-entropy)."
+        )
+
+
+def method_is_possible(config: "Config") -> None:
+    """Refuse settings with which a method has nothing to learn or lacks what it needs."""
+    final, method = config.final_config_dict, method_of(config.model_class)
+    if method is None:
+        return
+    missing = [key for key in method.setting_names if final.get(key) is None]
+    if missing:
+        raise PrefError(f"{missing[0]} is not set: {method.name} needs it in a property file.")
+    if final["lambda"] == 0 and final["ce_weight"] == 0:
+        raise PrefError("lambda and ce_weight are both 0: nothing would be learnt, set one above 0.")
+    if "tawin_anchor" in method.setting_names and final["lambda"] > 0:
+        _check_anchor(config)
+    loss_type = config.external_config_dict.get("loss_type", "CE")
+    if loss_type != "CE":
+        raise PrefError(
+            f"loss_type={shown(loss_type)} does not go with {config.model}: leave it at 'CE', "
+            "the method brings its own loss."
+        )
+
+
+def reference_is_there(config: "Config") -> None:
+    """Refuse ``reference: none`` where something compares with a reference model."""
+    final, method = config.final_config_dict, method_of(config.model_class)
+    if method is None or final["reference"] != "none":
+        return
+    if _objective_part(config, "of_reference"):
+        raise PrefError(
+            "objective: of_reference compares with a reference model, and reference is 'none': set it to "
+            "auto or to the path of a checkpoint."
+        )
+    if method.needs_reference(final):
+        by_loss = method.uses_reference(final)
+        what = f"{method.name} compares with" if by_loss else "neg_sampler='reference_pool' draws from"
+        raise PrefError(
+            f"reference='none' is not possible: {what} a reference model, "
+            "set reference to auto or to the path of a checkpoint."
+        )
+
+
+def _objective_part(config: "Config", part: str) -> Any:
+    objective = config.final_config_dict.get("objective")
+    return objective.get(part) if isinstance(objective, dict) else None
+
+
+def _check_anchor(config: "Config") -> None:
+    final = config.final_config_dict
+    anchor, negatives = final["tawin_anchor"], final["num_negatives"]
+    if anchor == "auto" and not str(final["valid_metric"]).partition("@")[2].isdigit():
+        raise PrefError(
+            "tawin_anchor='auto' takes the cut-off of valid_metric, and "
+            f"valid_metric={shown(final['valid_metric'])} has none: set tawin_anchor to a whole number."
+        )
+    if anchor != "auto" and anchor >= negatives:
+        raise PrefError(
+            f"tawin_anchor={anchor} lies beyond the {negatives} negatives, ranks 0 to {negatives - 1}: set "
+            f"num_negatives to {2 * (anchor + 1)} or tawin_anchor to less."
+        )
+
+
+def valid_metric_is_measured(config: "Config") -> None:
+    """Refuse a ``valid_metric`` that ``metrics`` and ``topk`` do not measure."""
+    final = config.final_config_dict
+    _check_cutoff(config, "valid_metric", final["valid_metric"])
+    check_measured(final["valid_metric"], final["metrics"], final["topk"], "valid_metric")
+
+
+def objective_is_measured(config: "Config") -> None:
+    """Refuse an ``objective`` that the validation does not measure."""
+    final = config.final_config_dict
+    objective = final.get("objective")
+    if not objective:
+        return
+    if not isinstance(objective, dict) or not all(isinstance(part, str) for part in objective):
+        raise PrefError(
+            f"objective={shown(objective)} names no weights: write objective: {{weights: {{NDCG@10: 1.0}}}}."
+        )
+    for part in objective.values():
+        for metric, number in part.items() if isinstance(part, dict) else ():
+            _check_cutoff(config, "objective", str(metric))
+            if isinstance(number, Real) and not is_finite(number):
+                raise PrefError(f"objective: {metric}={shown(number)} is not a finite number.")
+    check_objective(objective, final["metrics"], final["topk"])
+
+
+def _check_cutoff(config: "Config", key: str, metric: str) -> None:
+    name, at, k = metric.partition("@")
+    topk = config.final_config_dict["topk"]
+    needs = metric_information.get(name.lower())
+    if needs is None:
+        return  # an unknown name, which another check reports
+    has_cutoffs = any(need.startswith(_CUT) for need in needs)
+    if has_cutoffs and k not in map(str, topk):
+        more = f"add {k} to it or " if k.isdigit() else ""
+        raise PrefError(
+            f"{key}={shown(metric)} is not measured: topk is {shown(topk)}, {more}write {name}@{topk[0]}."
+        )
+    if at and not has_cutoffs:
+        raise PrefError(f"{key}={shown(metric)} is not measured: {name} has no cut-offs, write {name}.")
+
+
+def evaluation_goes_with_the_model(config: "Config") -> None:
+    """Refuse an evaluation that the kind of model does not go with."""
+    final = config.final_config_dict
+    pairs = final.get("MODEL_INPUT_TYPE") == InputType.PAIRWISE
+    if pairs and not (final.get("train_neg_sample_args") or {}).get("distribution"):
+        raise PrefError(
+            f"train_neg_sample_args is empty, and {config.model} compares with negatives: set it to "
+            "{distribution: uniform, sample_num: 1}."
+        )
+    if final["eval_type"] == EvaluatorType.RANKING and "labeled" in final["eval_args"]["mode"].values():
+        raise PrefError(
+            "eval_args, mode: 'labeled' goes with value metrics such as AUC, not with ranking metrics such as "
+            f"{final['metrics'][0]}: set mode to full or uni100."
+        )
+    if final["MODEL_TYPE"] == ModelType.SEQUENTIAL and final["eval_args"]["order"] != "TO":
+        raise PrefError(
+            f"eval_args, order: {final['eval_args']['order']!r} does not go with sequential models: set it to TO."
+        )
+
+
+Check = Callable[["Config"], None]
+BEFORE_DEFAULTS: tuple[Check, ...] = (  # before RecBole fills in what is left out
+    keys_are_known,
+    values_are_accepted,
+    texts_and_numbers_fit,
+    run_stem_is_a_file_name,
+    gpu_id_names_devices,
+    wandb_is_installed,
+    sequential_defaults,
+    eval_args_are_sound,
+    time_column_is_loaded,
+    nested_settings_are_sound,
+    intervals_are_sound,
+    columns_are_sound,
+    encoding_exists,
+    benchmark_has_three_parts,
+    transform_is_possible,
+    topk_is_sound,
+    method_is_possible,
+    reference_is_there,
+    settings_are_read_by_the_model,
+    metrics_exist,
+)
+AFTER_DEFAULTS: tuple[Check, ...] = (
+    valid_metric_is_measured,
+    objective_is_measured,
+    evaluation_goes_with_the_model,
+)
