@@ -86,6 +86,8 @@ METHODS = {
         Method("ORPO", losses.orpo, "odds-ratio loss beside cross-entropy"),
         Method("DynamicPO", losses.dynamicpo, "boundary negatives and dual-margin beta"),
         Method("RoDPO", losses.dpo, "DPO with one random negative of the dynamic top-K pool"),
+        Method("HaNoRec", losses.hanorec, "DPO with a beta per pair, by hardness and noise"),
+        Method("SPRec", losses.dpo, "self-play DPO: negatives from the policy, a reference that is renewed"),
         Method("TAWin", losses.tawin, "windowed partial AUC weights", _tawin_normalized),
         Method("MPPO", losses.mppo, "multi-pair preference optimization on probabilities"),
     )

@@ -13,7 +13,6 @@ from recbole.model.general_recommender import EASE
 from recbole.quick_start import run_recbole
 
 from recbole_pref import quick_start
-from recbole_pref.compare import compare
 from recbole_pref.config import Config
 from recbole_pref.errors import PrefError
 from recbole_pref.model.linear import (
@@ -261,12 +260,6 @@ def test_plain_recbole_runs_it(tiny_dataset):
     ours = quick_start.run_recbole_pref("TALE", config_dict=tiny_dataset)
     assert result["test_result"] == pytest.approx(ours["test_result"])
     assert "tailndcg@10" in result["test_result"]
-
-
-def test_a_comparison_holds_linear_and_preference_models(tiny_dataset, tmp_path):
-    settings = {key: value for key, value in tiny_dataset.items() if key not in ("dataset", "checkpoint_dir")}
-    found = compare("TALE,SeqEASE,CESASRec", "tiny", 1, config_dict=settings, output=tmp_path / "compared")
-    assert [row["model"] for row in found.rows] == ["TALE", "SeqEASE", "CESASRec"]
 
 
 def test_ranges_are_those_of_the_model(tiny_dataset):

@@ -19,7 +19,8 @@ from recbole_pref.settings.recbole import (
 from recbole_pref.settings.setting import Setting, is_finite, plain_value, shown
 
 __all__ = [
-    "LINEAR_SETTINGS", "RECBOLE_SETTINGS", "SETTINGS", "Setting", "attribute_of_settings", "check_clipping", "check_columns",
+    "LINEAR_SETTINGS", "RECBOLE_SETTINGS", "SETTINGS", "Setting", "attribute_of_settings", "check_clipping",
+    "check_columns",
     "check_discretization", "check_eval_args", "check_interval", "check_negatives", "check_setting",
     "is_finite", "plain_value", "settings_set_by", "settings_with", "setting_of", "shown",
 ]  # fmt: skip

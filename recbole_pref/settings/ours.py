@@ -55,6 +55,7 @@ SETTINGS: dict[str, Setting] = {
     "reference": text(path=True, in_reference="none"),
     "reference_cache": flag(),
     "reference_dir": Setting(str, nullable=True, scope="run", path=True, set_by=("sweep",)),
+    "reference_renewal": Setting(int, low=0),
     "reference_epochs": count(shapes_reference=True),
     "reference_learning_rate": positive(shapes_reference=True),
     "trust_checkpoint": flag(free_on_resume=True),
