@@ -429,7 +429,7 @@ def tawin(
 
 
 @torch.no_grad()
-def neighbour_profiles(item_vectors, top=10, chunk=1024):
+def neighbour_profiles(item_vectors: torch.Tensor, top: int = 10, chunk: int = 1024) -> torch.Tensor:
     """Return what HaNoRec compares items by: the softmax of each item's ``top`` largest cosines, descending.
 
     Args:
@@ -451,7 +451,7 @@ def neighbour_profiles(item_vectors, top=10, chunk=1024):
     return torch.cat(profiles)
 
 
-def neighbour_gaps(profiles, pos_ids, neg_ids):
+def neighbour_gaps(profiles: torch.Tensor, pos_ids: torch.Tensor, neg_ids: torch.Tensor) -> torch.Tensor:
     """Return HaNoRec's delta, how differently positive and negatives are surrounded: [n, T], [B], [B, K] -> [B, K]."""
     return (profiles[pos_ids].unsqueeze(1) - profiles[neg_ids]).norm(dim=-1)
 

@@ -175,7 +175,7 @@ def test_weights_load_into_a_model_without_any(form):
 
 def test_auto_regularization_follows_the_data():
     gram = sp.csr_array(np.diag([0.0, 2.0, 4.0]))
-    assert regularization(gram, "auto") == 6.0  # twice the mean over the items that were met
+    assert regularization(gram, "auto") == 12.0  # four times the mean over the items that were met
     assert regularization(gram, 0.5) == 0.5
 
 

@@ -25,7 +25,7 @@ from recbole_pref.errors import PrefError
 
 _CHUNK_ENTRIES = 2**22  # entries of S made at a time
 _DOUBLE_ITEMS = 8192  # below this number of items float64 costs little
-_AUTO_REG = 2.0  # reg_weight auto: this many times the mean of the diagonal of S'S
+_AUTO_REG = 4.0  # reg_weight auto: this many times the mean of the diagonal of S'S
 _NEIGHBOURS = 200  # sparse form: most sources that a target's regression has
 _LOCAL_ENTRIES = 2**22  # sparse form: entries of local Gram matrices solved at a time
 _SCATTERED = 2**24  # sparse form: weights added to scores at a time
@@ -55,7 +55,7 @@ class LinearSettings:
             all later items (SLIST); ``none``: no such rows.
         whole (float): weight in [0, 1] of rows that are whole sequences, source and target alike (EASE: 1); the
             rows of prefixes weigh 1 - whole.
-        reg_weight (float or str): lambda, > 0, or ``auto``: twice the mean of the diagonal of S'S.
+        reg_weight (float or str): lambda, > 0, or ``auto``: four times the mean of the diagonal of S'S.
         tau_train (float or None): an item at distance d from the target weighs exp(-d / tau_train); None: 1.
         c (float): least weight of a source, in [0, 1].
         beta (float): sources and targets are multiplied by (training count) ** beta.
@@ -77,7 +77,9 @@ class LinearSettings:
     memory_mb: float = 4096.0
 
 
-def normal_equations(sequences, n_items, settings):
+def normal_equations(
+    sequences: Sequences, n_items: int, settings: LinearSettings
+) -> tuple[sp.csr_array, sp.csr_array]:
     """Return S'S and S'T of the training sequences: two sparse [n_items, n_items] arrays.
 
     float64 up to 8192 items, float32 above. Memory beside the result is bounded.
@@ -152,8 +154,8 @@ def _scaled_times(sequences):
     return times / (np.median(gaps) if len(gaps) else 1.0)
 
 
-def regularization(gram, reg_weight):
-    """Return lambda: ``reg_weight`` itself, or for ``auto`` twice the mean diagonal of the items met in training."""
+def regularization(gram: sp.csr_array, reg_weight: float | str) -> float:
+    """Return lambda: ``reg_weight`` itself, or for ``auto`` four times the mean diagonal of the items in training."""
     if reg_weight != "auto":
         return float(reg_weight)
     diagonal = gram.diagonal()
@@ -161,7 +163,7 @@ def regularization(gram, reg_weight):
     return _AUTO_REG * float(diagonal[met].mean()) if met.any() else 1.0
 
 
-def solve_dense(gram, cross, reg, zero_diagonal=False):
+def solve_dense(gram: sp.csr_array, cross: sp.csr_array, reg: float, zero_diagonal: bool = False) -> np.ndarray:
     """Return B = (gram + reg I)^-1 cross, dense and C-ordered, in the dtype of ``gram``: [n, n].
 
     With ``zero_diagonal`` it is the minimum under diag(B) = 0: column j loses P_:j B_jj / P_jj, where
@@ -197,7 +199,9 @@ def _mirror(matrix, block=1024):
         matrix[start:stop, stop:] = matrix[stop:, start:stop].T
 
 
-def solve_sparse(gram, cross, reg, zero_diagonal=False, neighbours=_NEIGHBOURS):
+def solve_sparse(
+    gram: sp.csr_array, cross: sp.csr_array, reg: float, zero_diagonal: bool = False, neighbours: int = _NEIGHBOURS
+) -> sp.csr_array:
     """Return a sparse B: for every target the ridge regression on its strongest sources: csr [n, n] float32.
 
     The sources of target j are the ``neighbours`` items i with the largest cross_ij^2 / (gram_ii + reg), what
@@ -270,7 +274,7 @@ class LinearModel(torch.nn.Module):
         starts, columns, values (Tensor): [n_items + 1], [E], [E] rows of B in compressed form; no entry in the dense.
     """
 
-    def __init__(self, n_items, tau_inf=None):
+    def __init__(self, n_items: int, tau_inf: float | None = None):
         super().__init__()
         self.n_items, self.tau_inf = n_items, tau_inf
         self.register_buffer("weights", torch.zeros(0, n_items))
@@ -286,11 +290,11 @@ class LinearModel(torch.nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
     @property
-    def is_sparse(self):
+    def is_sparse(self) -> bool:
         """Whether B is in the sparse form."""
         return len(self.weights) == 0
 
-    def fit(self, sequences, settings):
+    def fit(self, sequences: Sequences, settings: LinearSettings) -> None:
         """Fit B to training sequences and keep it.
 
         Args:
@@ -318,7 +322,7 @@ class LinearModel(torch.nn.Module):
             )
             self.set_weights(solve_sparse(gram, cross, reg, settings.zero_diagonal))
 
-    def set_weights(self, matrix):
+    def set_weights(self, matrix: np.ndarray | sp.csr_array) -> None:
         """Take B from a dense array or a scipy sparse array [n_items, n_items]."""
         empty = np.zeros((0, self.n_items))
         dense, rows = (empty, matrix.tocsr()) if sp.issparse(matrix) else (matrix, sp.csr_array((self.n_items,) * 2))
@@ -326,7 +330,9 @@ class LinearModel(torch.nn.Module):
         for name, part in parts.items():
             setattr(self, name, torch.as_tensor(part).to(self._buffers[name]))
 
-    def scores(self, item_lists, lengths, ages=None):
+    def scores(
+        self, item_lists: torch.Tensor, lengths: torch.Tensor, ages: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Return x B for a batch of histories.
 
         Args:
@@ -353,7 +359,7 @@ class LinearModel(torch.nn.Module):
             self._add_rows(part, row, ids[row, place], weight[row, place])
         return scores
 
-    def next_scores(self, scores, items):
+    def next_scores(self, scores: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
         """Return the scores of histories to which one item each was appended: e^(-1 / tau_inf) scores + B[items].
 
         Args:

@@ -7,6 +7,9 @@ rows as the other sequential models and recommends for new sequences.
 
 import numpy as np
 import torch
+from recbole.config import Config
+from recbole.data.dataset import SequentialDataset
+from recbole.data.interaction import Interaction
 from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 
@@ -14,7 +17,7 @@ from recbole_pref.model.linear import LinearModel, LinearSettings, Sequences
 from recbole_pref.settings import LINEAR_SETTINGS
 
 
-def training_sequences(dataset):
+def training_sequences(dataset: SequentialDataset) -> Sequences:
     """Return the sequences of a RecBole training split, one per user, from its own rows alone.
 
     RecBole's rows are prefixes with the item that follows. A user's sequence is the prefix of the first row and
@@ -65,7 +68,7 @@ class LinearRecommender(SequentialRecommender):
     own_settings = LINEAR_SETTINGS
     backbone = None  # scores are made whole, not from a representation and item vectors
 
-    def __init__(self, config, dataset):
+    def __init__(self, config: Config, dataset: SequentialDataset):
         super().__init__(config, dataset)
         self.USER_ID = config["USER_ID_FIELD"]
         self.linear = LinearModel(self.n_items, config["tau_inf"])
@@ -73,19 +76,19 @@ class LinearRecommender(SequentialRecommender):
         self.unused = torch.nn.Parameter(torch.zeros(1))  # RecBole's optimizer needs a parameter
 
     @staticmethod
-    def linear_settings(config):
+    def linear_settings(config: Config) -> LinearSettings:
         """Return the ``LinearSettings`` of a configuration."""
         raise NotImplementedError
 
-    def fit(self, dataset):
+    def fit(self, dataset: SequentialDataset) -> None:
         """Fit the model to a training split; see ``LinearModel.fit``."""
         self.linear.fit(training_sequences(dataset), self.settings)
 
-    def full_sort_predict(self, interaction):
+    def full_sort_predict(self, interaction: Interaction) -> torch.Tensor:
         """Return the scores of all items for each row's sequence: [B, n_items]."""
         return self.linear.scores(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN])
 
-    def predict(self, interaction):
+    def predict(self, interaction: Interaction) -> torch.Tensor:
         """Return the score of each row's item: [B]."""
         return self.full_sort_predict(interaction).gather(1, interaction[self.ITEM_ID].unsqueeze(1)).squeeze(1)
 
@@ -103,7 +106,7 @@ class SLIST(LinearRecommender):
     """Whole sequences reconstruct themselves, and the items before a position predict those after it."""
 
     @staticmethod
-    def linear_settings(config):
+    def linear_settings(config: Config) -> LinearSettings:
         return LinearSettings(
             targets="later", whole=config["alpha"], tau_train=config["tau_train"], zero_diagonal=True,
             use_times=config["train_ages"] == "times", **_shared(config),
@@ -114,7 +117,7 @@ class TALE(LinearRecommender):
     """Every prefix predicts the next item; old sources and popular items weigh less."""
 
     @staticmethod
-    def linear_settings(config):
+    def linear_settings(config: Config) -> LinearSettings:
         return LinearSettings(
             targets="next", tau_train=config["tau_train"], c=config["c"], beta=config["beta"],
             use_times=config["train_ages"] == "times", **_shared(config),
@@ -125,7 +128,7 @@ class SeqEASE(LinearRecommender):
     """Whole sequences reconstruct themselves, and no item predicts itself."""
 
     @staticmethod
-    def linear_settings(config):
+    def linear_settings(config: Config) -> LinearSettings:
         return LinearSettings(targets="none", whole=1.0, zero_diagonal=True, **_shared(config))
 
 
