@@ -27,6 +27,8 @@ test: install
 
 lint: install
 	$(BIN)/ruff check recbole_pref tests benchmarks run_recbole_pref.py
+	$(BIN)/lint-imports --no-logo --no-cache
+	$(BIN)/mypy
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .hypothesis .ruff_cache log log_tensorboard saved

@@ -50,6 +50,7 @@ def measure(options):
     from recbole_pref.config import Config
     from recbole_pref.memory import peak_mb
     from recbole_pref.model.names import model_class
+    from recbole_pref.model.preference import PreferenceMixin
 
     name = options["model"]
     settings = {"state": "ERROR", "num_negatives": options["negatives"], "train_positions": "last"}
@@ -57,6 +58,8 @@ def measure(options):
     config = Config(name, "ml-100k", config_dict=settings)
     dataset = Synthetic(config, options["items"], options["rows"])
     model = model_class(name)(config, dataset)
+    if isinstance(model, PreferenceMixin):
+        model.prepare_training(config, dataset)
     model.train()
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(trained)
@@ -69,7 +72,7 @@ def measure(options):
         model.calculate_loss(batch).backward()
         optimizer.step()
         seconds.append(time.perf_counter() - started)
-    fused = getattr(model, "needs_normalizer", True)
+    fused = model.step is None or model.step.needs_normalizer
     return {"seconds": min(seconds), "mb": peak_mb() - before, "peak": peak_mb(), "fused": fused}
 
 
@@ -87,7 +90,6 @@ def main():
     parser.add_argument("--settings", type=json.loads, default={})
     parser.add_argument("--case", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    sys.argv = sys.argv[:1]
     if arguments.case:
         print(json.dumps(measure(json.loads(arguments.case))))
         return

@@ -73,7 +73,6 @@ def main():
     parser.add_argument("--seed", type=int, default=2020)
     parser.add_argument("--output", default="collapse")
     arguments = parser.parse_args()
-    sys.argv = sys.argv[:1]
     path = f"{arguments.output}.csv"
     rows = read_rows(path, {key: getattr(arguments, key) for key in SAME})
     done = {(row["model"], int(row["K"]), int(row["seed"])) for row in rows}

@@ -56,16 +56,16 @@ def generated_data(folder, users, items, times):
 
 
 def compared_runs(folder):
-    """Return the runs that a comparison's folder lists: list of tuples of record and arrays.
+    """Return the runs that a comparison's folder lists: list of Run.
 
     Raises:
         PrefError: no comparison in the folder, or a damaged file.
     """
     from recbole_pref.compare import load_record
     from recbole_pref.errors import PrefError
-    from recbole_pref.plots import load_comparison
+    from recbole_pref.records import read_comparison
 
-    comparison = load_comparison(folder)
+    comparison = read_comparison(folder)
     if comparison is None:
         raise PrefError(
             f"--folder={str(folder)!r} holds no comparison.json: name one that study.py or --compare wrote."
@@ -118,18 +118,14 @@ def exit_code_of(main):
         return 130
 
 
-def ready_run(config):
+def ready_run(config, dataset=None):
     """Return a run of one of our models whose trainer stands before its first epoch.
 
-    ``run.trainer._preference_epoch(number, False)`` then trains one epoch and nothing else.
+    ``dataset`` is one that was prepared before, if any. ``run.trainer.train_epoch(number)`` then trains one epoch
+    and nothing else.
     """
     from recbole_pref import quick_start
-    from recbole_pref.training import reference
 
-    run = quick_start.build_run(config, log=False)
-    trainer = run.trainer
-    trainer._train_data, trainer._saving = run.train_data, False
-    trainer._data_fingerprint = reference.fingerprint_of(run.train_data._dataset)
-    trainer._prepare(run.train_data, run.valid_data)
-    trainer._cache_reference(run.train_data)
+    run = quick_start.build_run(config, log=False, dataset=dataset)
+    run.trainer.start(run.train_data, run.valid_data)
     return run

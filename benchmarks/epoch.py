@@ -49,8 +49,8 @@ def measure(case, model_name, options):
     if case == "ours":
         run = ready_run(config)
         trainer, train_data = run.trainer, run.train_data
-        trainer._preference_epoch(0, False)
-        seconds = min(seconds_of(lambda: trainer._preference_epoch(1, False)) for _ in range(options["epochs"]))
+        trainer.train_epoch(0)
+        seconds = min(seconds_of(lambda: trainer.train_epoch(1)) for _ in range(options["epochs"]))
         evaluate = lambda: trainer.evaluate(run.test_data, load_best_model=False)
         evaluation = min(seconds_of(evaluate) for _ in range(options["epochs"]))
         rows = len(train_data._dataset)
@@ -98,7 +98,6 @@ def main():
     parser.add_argument("--case", help=argparse.SUPPRESS)
     parser.add_argument("--options", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    sys.argv = sys.argv[:1]
     if arguments.case:
         options = json.loads(arguments.options)
         print(json.dumps(measure(arguments.case, arguments.models, options)))

@@ -92,8 +92,8 @@ def compared(by_seed, bound):
         dict: ``bound``, ``epochs`` taken, per metric its mean over the seeds, the difference from the reference as a
         share of it, and p.
     """
-    from recbole_pref.compare.significance import paired_t
     from recbole_pref.evaluation.evidence import user_values
+    from recbole_pref.records.significance import paired_t
 
     epochs = [0 if bound is None else taken([valid for valid, _ in found], bound) for found in by_seed]
     row = {"bound": bound, "epochs": epochs}
@@ -108,7 +108,7 @@ def compared(by_seed, bound):
 
 def corrected(rows):
     """Return the rows with p-values corrected after Holm over all of them."""
-    from recbole_pref.compare.significance import holm
+    from recbole_pref.records.significance import holm
 
     keys = [(row, f"{metric} p") for row in rows for metric in METRICS]
     for (row, key), p in zip(keys, holm([row[key] for row, key in keys])):
@@ -177,7 +177,6 @@ def main():
     parser.add_argument("--reference_dir", help="folder of references; by default they are trained and not kept")
     parser.add_argument("--output", default="front")
     arguments = parser.parse_args()
-    sys.argv = sys.argv[:1]
     seeds = parse_seeds(arguments.seeds)
     same = {"dataset": arguments.dataset, "backbone": arguments.backbone, "seeds": str(seeds)}
     path = Path(f"{arguments.output}.csv")

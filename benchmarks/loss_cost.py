@@ -10,7 +10,6 @@ Peak memory per method, which needs a process of its own, is in benchmarks/epoch
 
 import argparse
 import os
-import sys
 import tempfile
 
 import torch
@@ -30,7 +29,6 @@ def main():
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     arguments = parser.parse_args()
-    sys.argv = sys.argv[:1]
     torch.set_num_threads(arguments.threads)
     with tempfile.TemporaryDirectory() as folder:
         settings = {"data_path": os.path.abspath(arguments.data_path), "state": "ERROR", "reference_epochs": 1,
@@ -40,7 +38,7 @@ def main():
         seconds = {name: [] for name in names}
         for number in range(arguments.rounds):
             for name, trainer in trainers.items():
-                seconds[name].append(seconds_of(lambda: trainer._preference_epoch(number, False)))
+                seconds[name].append(seconds_of(lambda: trainer.train_epoch(number)))
     base = min(seconds[names[0]])
     rows = [
         [name, f"{min(own):.2f}", f"{sorted(own)[len(own) // 2]:.2f}", f"{min(own) / base:.2f}"]

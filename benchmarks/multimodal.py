@@ -105,7 +105,6 @@ def main():
     parser.add_argument("--mm_fields", default="auto")
     parser.add_argument("--repeats", type=int, default=7)
     options, rest = parser.parse_known_args()
-    sys.argv = sys.argv[:1]
     from recbole_pref.settings.files import parse_value
 
     settings = {"data_path": options.data_path, "mm_fields": parse_value(options.mm_fields)}

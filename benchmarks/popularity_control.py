@@ -28,7 +28,7 @@ KEPT = 0.99  # share of the overall metric that must stay
 def ranks_by_strength(model, loader):
     """Return what ``evidence.user_values`` reads, for each strength: list of dict of arrays."""
     strengths = torch.tensor(STRENGTHS)
-    popularity = torch.log1p(model.train_count.float())  # [n_items]
+    popularity = torch.log1p(model.step.train_count.float())  # [n_items]
     ranks, targets = [], []
     for interaction, _, rows, items in loader:
         scores = model.full_sort_predict(interaction).view(len(interaction), -1)[rows]  # [P, n_items]
@@ -38,7 +38,7 @@ def ranks_by_strength(model, loader):
         gap, lead = scores - own, popularity - popularity[items].unsqueeze(1)
         ranks.append(torch.stack([(gap > c * lead).sum(1) + 1 for c in strengths]))  # [C, P]
         targets.append(items)
-    shared = {"target": torch.cat(targets).numpy(), "tail": ~model.head_mask.numpy()}
+    shared = {"target": torch.cat(targets).numpy(), "tail": ~model.step.head_mask.numpy()}
     return [{**shared, "rank": rank} for rank in torch.cat(ranks, dim=1).numpy()]
 
 
@@ -62,10 +62,10 @@ def main():
     Raises:
         PrefError: no comparison in the folder, or an entry that it does not have.
     """
-    from recbole_pref.compare.significance import paired_t
     from recbole_pref.errors import PrefError, suggest
     from recbole_pref.evaluation.evidence import user_values
     from recbole_pref.quick_start import load_data_and_model
+    from recbole_pref.records.significance import paired_t
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--folder", required=True, type=Path)
@@ -73,27 +73,26 @@ def main():
     parser.add_argument("--against", default="LPO recommended SASRec")
     parser.add_argument("--data_path", default="dataset/")
     arguments = parser.parse_args()
-    sys.argv = sys.argv[:1]
     runs = compared_runs(arguments.folder)
-    labels = {record["label"] for record, _ in runs}
+    labels = {run.label for run in runs}
     for option, label in (("entry", arguments.entry), ("against", arguments.against)):
         if label not in labels:
             raise PrefError(f"--{option}={label!r} has no run in that comparison.{suggest(label, labels)}")
-    others = {record["seed"]: arrays for record, arrays in runs if record["label"] == arguments.against}
+    others = {run.seed: run.arrays for run in runs if run.label == arguments.against}
     rows = {name: [] for name in (f"{arguments.entry} as it is", "less c log(1 + count)", arguments.against)}
     taken, adjusted = [], {}
-    for record, _ in runs:
-        if record["label"] != arguments.entry:
+    for run in runs:
+        if run.label != arguments.entry:
             continue
         _, model, *_, valid_data, test_data = load_data_and_model(
-            str(arguments.folder / record["checkpoint"]), data_path=arguments.data_path, state="ERROR"
+            str(arguments.folder / run.checkpoint), data_path=arguments.data_path, state="ERROR"
         )
         model.eval()
         number = chosen(ranks_by_strength(model, valid_data))
         test = ranks_by_strength(model, test_data)
         taken.append(STRENGTHS[number])
-        adjusted[record["seed"]] = test[number]
-        found = (test[0], test[number], others.get(record["seed"]))
+        adjusted[run.seed] = test[number]
+        found = (test[0], test[number], others.get(run.seed))
         for values, arrays in zip(rows.values(), found):
             if arrays is not None:
                 values.append([mean_of(arrays, metric) for metric in METRICS])

@@ -8,7 +8,6 @@ RecBole takes internal user ids and needs the data set; ours takes item tokens a
 """
 
 import argparse
-import sys
 import tempfile
 import time
 
@@ -30,7 +29,6 @@ def main():
     parser.add_argument("--users", type=int, default=943)
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
-    sys.argv = sys.argv[:1]
     with tempfile.TemporaryDirectory() as folder:
         settings = {"epochs": 1, "checkpoint_dir": folder, "state": "ERROR", "data_path": arguments.data_path}
         path = run_recbole_pref("CESASRec", arguments.dataset, config_dict=settings)["checkpoint"]

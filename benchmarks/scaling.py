@@ -82,7 +82,7 @@ def sequence_case(model, sequences):
         settings = generated_data(folder, users, items, times)
         settings |= {"MAX_ITEM_LIST_LENGTH": SEQUENCE_LENGTH, "reference_epochs": 1}
         trainer = ready_run(Config(model, "generated", config_dict=settings)).trainer
-        seconds = seconds_of(lambda: trainer._preference_epoch(0, False))
+        seconds = seconds_of(lambda: trainer.train_epoch(0))
     return {"seconds": seconds, "peak": peak_mb()}
 
 
@@ -138,7 +138,6 @@ def main():
     parser.add_argument("--output", default="scaling")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    sys.argv = sys.argv[:1]
     if arguments.case:
         torch.set_num_threads(arguments.threads)
         case = json.loads(arguments.case)

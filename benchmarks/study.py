@@ -176,7 +176,7 @@ def by_tail(folder, labels):
     rows = []
     runs = compared_runs(folder)
     for label in labels:
-        own = [arrays for record, arrays in runs if record["label"] == label]
+        own = [run.arrays for run in runs if run.label == label]
         line = [label, len(own)]
         for rule, ratio in TAILS.values():
             values = []
@@ -199,14 +199,14 @@ def with_masked_history(folder, labels, data_path):
     from recbole_pref.quick_start import load_data_and_model
 
     found = {label: [] for label in labels}
-    for record, _ in compared_runs(folder):
+    for run in compared_runs(folder):
         config, model, _, train_data, _, test_data = load_data_and_model(
-            str(folder / record["checkpoint"]), mask_history=True, data_path=data_path, state="ERROR"
+            str(folder / run.checkpoint), mask_history=True, data_path=data_path, state="ERROR"
         )
         trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
         trainer.eval_collector.data_collect(train_data)
         result = trainer.evaluate(test_data, load_best_model=False)
-        found[record["label"]].append([result[metric] for metric in METRICS])
+        found[run.label].append([result[metric] for metric in METRICS])
     rows = []
     for label, values in found.items():
         cells = [f"{mean:.4f}" for mean in np.mean(values, axis=0)]
@@ -325,7 +325,6 @@ def main():
 
     parser = build_parser()
     arguments = parser.parse_args()
-    sys.argv = sys.argv[:1]
     shared = (arguments.output, arguments.data_path, arguments.processes)
     if arguments.studies is not None:
         for key in ("dataset", "backbones", "entries", "seeds", "baseline", "masked"):

@@ -28,7 +28,7 @@ over defaults. Exit code: 0 done, 2 a mistake in the input, told in one sentence
 # Options that mean something with one of the others only.
 _BELONGS = {
     "predict": ("input", "k", "keep_seen", "unknown", "device"),
-    "compare": ("seeds", "processes", "baseline", "test"),
+    "compare": ("seeds", "processes", "baseline", "test", "columns"),
     "tune": ("num_samples", "storage_path", "name", "ray_address", "cpus_per_trial", "gpus_per_trial", "quiet"),
 }
 # What does one thing in the place of another, and the options of training that mean nothing to it.
@@ -74,6 +74,7 @@ def build_parser():
     add("--processes", type=int, default=1, help="with --compare: runs at a time")
     add("--baseline", help="with --compare: the label that the others are tested against (the first)")
     add("--test", default="t-test", help="with --compare: t-test or bootstrap")
+    add("--columns", help="with --compare: metrics and costs of the tables, separated by commas (all)")
     add("--tune", metavar="FILE", help="sweep file with the search space (docs/tuning.md)")
     add("--num_samples", type=int, help="with --tune: trials; wins over the file")
     add("--storage_path", default="tune", help="with --tune: folder or URI that all machines reach")
@@ -289,6 +290,7 @@ def _compare(options, dataset, files, settings):
         options.baseline,
         options.processes,
         options.test,
+        options.columns and [name.strip() for name in options.columns.split(",") if name.strip()],
     )
     print(done.text)
     _publish(done.folder)

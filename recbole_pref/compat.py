@@ -6,6 +6,7 @@ once, when ``recbole_pref`` is imported; ``applied()`` tells what was done.
 """
 
 import builtins
+import functools
 import importlib
 import importlib.metadata
 import importlib.util
@@ -193,6 +194,89 @@ def _collect_values_that_are_no_tensors():
     collector.get_data_struct = get_data_struct
 
 
+def _replace(module, owner, name, function, calls_original=False):
+    """Put a function in the place of a method of RecBole; with ``calls_original`` it is given that one first."""
+    owner = getattr(_module(module), owner)
+    original = getattr(owner, name)
+
+    @functools.wraps(original)
+    def method(self, *args, **options):
+        return function(original, self, *args, **options) if calls_original else function(self, *args, **options)
+
+    method.original = original
+    setattr(owner, name, method)
+
+
+def _parse_in_c():
+    from recbole_pref.data import reading
+
+    dataset = _module("data.dataset.dataset")
+    dataset.pd = _over(dataset.pd, read_csv=reading.read_csv)
+
+
+def _keep_sequences_as_slices():
+    from recbole_pref.data import dataset
+
+    where = "data.dataset.sequential_dataset", "SequentialDataset"
+    _replace(*where, "data_augmentation", dataset.augment)
+    _replace(*where, "_change_feat_format", dataset.change_feat_format, calls_original=True)
+    _replace(*where, "_benchmark_presets", dataset.cut_lists, calls_original=True)
+
+
+def _number_tokens_by_category():
+    from recbole_pref.data import dataset
+
+    _replace("data.dataset.dataset", "Dataset", "_concat_remaped_tokens", dataset.concat_tokens, calls_original=True)
+
+
+def _count_on_arrays():
+    from recbole_pref.data import dataset
+
+    _module("data.dataset.dataset").Counter = dataset.count
+
+
+def _split_on_arrays():
+    from recbole_pref.data import dataset
+
+    where = "data.dataset.dataset", "Dataset"
+    _replace(*where, "_grouped_index", dataset.grouped_index)
+    _replace(*where, "_split_index_by_leave_one_out", dataset.split_index_by_leave_one_out)
+    _replace(*where, "split_by_ratio", dataset.split_by_ratio, calls_original=True)
+
+
+def _number_rows_by_range():
+    def as_list(values=()):
+        return values if isinstance(values, range) else builtins.list(values)
+
+    vars(_module("data.dataloader.abstract_dataloader"))["list"] = as_list
+
+
+def _remove_duplicates_stably():
+    from recbole_pref.data import dataset
+
+    _replace("data.dataset.dataset", "Dataset", "_remove_duplication", dataset.remove_duplication, calls_original=True)
+
+
+def _compare_values_as_texts():
+    from recbole_pref.data import dataset
+
+    where = "data.dataset.dataset", "Dataset"
+    _replace(*where, "_filter_by_field_value", dataset.filter_by_field_value, calls_original=True)
+
+
+def _refuse_outdated_datasets():
+    from recbole_pref.data import dataset
+
+    utils = _module("data.utils")
+    utils.pickle = _over(utils.pickle, load=dataset.load_saved)
+
+
+def _share_items_of_lists():
+    from recbole_pref.data import dataset
+
+    _replace("data.dataset.dataset", "Dataset", "_set_alias", dataset.add_list_alias, calls_original=True)
+
+
 def _read_our_properties():
     config = _module("config.configurator").Config
     original = config._load_internal_config_dict
@@ -285,6 +369,80 @@ PATCHES = (
         _fill_missing_features,
     ),
     Patch(
+        "c_parser",
+        "data/dataset/dataset.py:492 reads files with pandas' parser in Python, 50 microseconds a line",
+        "RecBole reads with engine='c'",
+        _always,
+        _parse_in_c,
+    ),
+    Patch(
+        "token_categories",
+        "data/dataset/dataset.py:1175 concatenates tokens as Python objects to number them",
+        "RecBole numbers categories",
+        _always,
+        _number_tokens_by_category,
+    ),
+    Patch(
+        "counter",
+        "data/dataset/dataset.py:893 and :1409 count rows one by one in Python",
+        "RecBole counts with numpy",
+        _always,
+        _count_on_arrays,
+    ),
+    Patch(
+        "stable_duplicates",
+        "data/dataset/dataset.py:853 sorts by time with pandas' unstable sort before it removes duplicates: "
+        "interactions with equal times change places",
+        "RecBole sorts with kind='stable'",
+        _always,
+        _remove_duplicates_stably,
+    ),
+    Patch(
+        "splits",
+        "data/dataset/dataset.py:1591-1729 groups and splits rows one by one in Python lists",
+        "RecBole splits with numpy",
+        _always,
+        _split_on_arrays,
+    ),
+    Patch(
+        "sequences",
+        "data/dataset/sequential_dataset.py:100-152 fills a padded list for every prefix in Python, and :163 keeps "
+        "the first width of pre-split lists: [N, L] integers a column, lists longer than MAX_ITEM_LIST_LENGTH",
+        "RecBole keeps sequences and offsets",
+        _always,
+        _keep_sequences_as_slices,
+    ),
+    Patch(
+        "list_alias",
+        "data/dataset/dataset.py:525 numbers the items in the lists of pre-split files apart from their targets "
+        "unless alias_of_item_id says otherwise",
+        "RecBole sets the alias",
+        _always,
+        _share_items_of_lists,
+    ),
+    Patch(
+        "token_values",
+        "data/dataset/dataset.py:1055 compares token columns, which are texts, with the numbers that YAML reads: "
+        "val_interval drops the rows of 1 under ['0', 1]",
+        "RecBole compares texts",
+        _always,
+        _compare_values_as_texts,
+    ),
+    Patch(
+        "outdated_datasets",
+        "data/utils.py:61 takes a saved data set for current whatever became of its files",
+        "RecBole compares their times",
+        _always,
+        _refuse_outdated_datasets,
+    ),
+    Patch(
+        "row_numbers",
+        "data/dataloader/abstract_dataloader.py:66 makes a list of all row numbers, 40 bytes a row",
+        "RecBole passes a range",
+        _always,
+        _number_rows_by_range,
+    ),
+    Patch(
         "empty_sequences",
         "data/dataset/dataset.py:501 fills a copy under pandas 3: an empty *_seq cell crashes",
         "RecBole assigns the filled column",
@@ -338,7 +496,7 @@ PATCHES = (
         _silence_notices,
     ),
 )
-_applied = []
+_applied: list[str] = []
 
 
 def check_installation():

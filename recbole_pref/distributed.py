@@ -10,7 +10,6 @@ import os
 import pickle
 import tempfile
 from contextlib import contextmanager
-from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -43,31 +42,12 @@ def wait():
 
 
 def share(batch):
-    """Return this process's rows of a batch, an Interaction or a ``PackedBatch``.
+    """Return this process's rows of a batch.
 
     A batch too small to give every process some is taken whole by all, which the weights make up for.
     """
     size, rank = world()
-    packed = hasattr(batch, "picks")
-    pieces = max(map(len, batch.sequences)) if packed else len(batch)
-    if size == 1 or pieces < size:
-        return batch
-    return _packed_share(batch, size, rank) if packed else batch[rank::size]
-
-
-def _packed_share(batch, size, rank):
-    """Give whole sequences to the processes in turn; row order follows the sequences."""
-    sequences, picks, kept, seen = [], [], [], 0
-    for sequence, pick in zip(batch.sequences, batch.picks):
-        owner = (pick // sequence.shape[1]) % size
-        mine = (owner == rank).nonzero().squeeze(1)
-        if len(mine):
-            which = pick[mine] // sequence.shape[1] // size
-            picks.append(which * sequence.shape[1] + pick[mine] % sequence.shape[1])
-            sequences.append(sequence[rank::size])
-            kept.append(mine + seen)
-        seen += len(pick)
-    return replace(batch.at(torch.cat(kept)), sequences=sequences, picks=picks)
+    return batch if size == 1 or batch.parts() < size else batch.share(size, rank)
 
 
 def total(value):

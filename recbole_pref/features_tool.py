@@ -2,6 +2,7 @@
 
 Writes ``<dataset>.<suffix>``, one vector per item that has something to encode, and ``<suffix>.yaml`` with
 the settings that use it. Items without text or picture get no line; the model gives them a learned default.
+Heavy packages are imported where they are used, so that ``--help`` answers at once.
 """
 
 import argparse
@@ -13,12 +14,8 @@ import sys
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
-from recbole_pref import checkpoint, cli
-from recbole_pref.data.check import read_atomic
-from recbole_pref.data.convert import check_name, reading
-from recbole_pref.encoder.features import OTHER_FILES, columns_of
+from recbole_pref import cli
+from recbole_pref.data.convert import check_name
 from recbole_pref.errors import PrefError, suggest
 
 EXAMPLES = """
@@ -73,6 +70,8 @@ def read_items(path):
     Raises:
         PrefError: the file is missing or no text, or a line has another number of columns; names file and line.
     """
+    from recbole_pref.data.check import read_atomic
+
     if not path.is_file():
         raise PrefError(f"{path} does not exist: check --dataset and --data_path.")
     frame, columns = read_atomic(path, encoding=_ENCODING)
@@ -116,7 +115,7 @@ def item_pictures(folder, known):
         PrefError: no folder, no pictures, a file that no item is called by, two files of one item.
     """
     if not folder.is_dir():
-        raise PrefError(f"--images={str(folder)!r} is no folder.")
+        raise PrefError(f"--images={str(folder)!r} is not a folder.")
     found = {}
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() not in _PICTURES:
@@ -192,6 +191,8 @@ def encode(encoder, inputs, batch_size, prepare=lambda value: value):
     Raises:
         PrefError: the encoder returns another shape or values that are not finite; names the item.
     """
+    import numpy as np
+
     items, parts = list(inputs), []
     for start in range(0, len(items), batch_size):
         batch = items[start : start + batch_size]
@@ -202,7 +203,7 @@ def encode(encoder, inputs, batch_size, prepare=lambda value: value):
             vectors = np.asarray(vectors, dtype=np.float32)
         except (TypeError, ValueError) as error:
             raise PrefError(
-                f"the encoder returned no array of numbers for items {batch[0]!r} to {batch[-1]!r} "
+                f"the encoder did not return an array of numbers for items {batch[0]!r} to {batch[-1]!r} "
                 f"({' '.join(str(error).split())[:120]}): it must return [{len(batch)}, D]."
             ) from None
         width = parts[0].shape[1] if parts else vectors.shape[-1] if vectors.ndim else 0
@@ -229,21 +230,50 @@ def write_features(path, suffix, items, vectors):
             item = f'"{item.replace(chr(34), chr(34) * 2)}"' if item.startswith('"') else item
             file.write(f"{item}\t{' '.join(f'{value:.6g}' for value in vector.tolist())}\n".encode())
 
-    checkpoint.write_atomically(path, write, "--data_path")
+    _write(path, write)
 
 
-def write_settings(path, inter_columns, field):
-    """Write the settings that train on the features."""
-    text = (
-        "# Use the item features of this folder: pass this file with --config_files.\n"
-        "load_col:              # (dict) columns that are read; features are added by mm_fields\n"
-        f"  inter: [{', '.join(inter_columns)}]\n"
-        f"mm_fields: [{field}]   # (list) item features that are fused with the item's ID\n"
-    )
-    checkpoint.write_atomically(path, lambda file: file.write(text.encode()), "--data_path")
+def _write(path, write):
+    from recbole_pref.checkpoint import write_atomically
+
+    write_atomically(path, write, "--data_path")
+
+
+def write_settings(path, inter_columns, field, of_dataset):
+    """Write the settings that train on the features.
+
+    Args:
+        path (Path): the YAML file.
+        inter_columns (iterable of str): columns of the interaction file.
+        field (str): the features.
+        of_dataset (dict): settings of the data set that was copied; its ``load_col`` wins.
+    """
+    import yaml
+
+    settings = {"load_col": {"inter": list(inter_columns)}, **of_dataset, "mm_fields": [field]}
+    text = "# Use the item features of this folder: pass this file with --config_files.\n"
+    text += yaml.safe_dump(settings, sort_keys=False, default_flow_style=None)
+    _write(path, lambda file: file.write(text.encode()))
 
 
 # -- the command
+
+
+def properties_of(dataset):
+    """Return the settings by which a data set differs from one without a property file: dict.
+
+    RecBole and this package find property files by the data set's name, which a copy does not have.
+    """
+    import recbole
+    import yaml
+
+    from recbole_pref.settings.files import FlowLoader, properties_dir
+
+    stock = Path(recbole.__file__).parent / "properties" / "dataset"
+    read = lambda path: (yaml.load(path.read_text("utf-8"), FlowLoader) or {}) if path.is_file() else {}
+    properties = {**read(stock / f"{dataset}.yaml"), **read(properties_dir() / "dataset" / f"{dataset}.yaml")}
+    default = read(stock / "sample.yaml")
+    return {key: value for key, value in properties.items() if value is not None and value != default.get(key)}
 
 
 def locate(dataset, data_path, suffix, save_as):
@@ -281,7 +311,7 @@ def locate(dataset, data_path, suffix, save_as):
     for copy, original in copies.items():
         if not copy.exists():
             with open(original, "rb") as source_file:
-                checkpoint.write_atomically(copy, partial(shutil.copyfileobj, source_file), "--data_path")
+                _write(copy, partial(shutil.copyfileobj, source_file))
     return target, save_as
 
 
@@ -315,6 +345,9 @@ def make(options):
     Returns:
         tuple: folder, name of the data set, path of the settings file.
     """
+    from recbole_pref.data.tables import reading
+    from recbole_pref.encoder.features import OTHER_FILES, columns_of
+
     suffix = options.suffix or options.kind
     if not suffix.isidentifier():
         raise PrefError(f"--suffix={suffix!r} is not accepted: use letters, digits and _.")
@@ -350,7 +383,8 @@ def make(options):
     else:
         inputs = item_pictures(Path(options.images), read_items(item_file)[0])
         vectors = encode(encoder, inputs, options.batch_size, open_picture)
-    write_settings(settings, columns, f"{suffix}_emb")
+    of_dataset = properties_of(options.dataset) if name != options.dataset else {}
+    write_settings(settings, columns, f"{suffix}_emb", of_dataset)
     try:
         write_features(features, suffix, inputs, vectors)
     except BaseException:

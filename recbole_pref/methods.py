@@ -50,7 +50,7 @@ class Method:
             if parameter.kind is parameter.KEYWORD_ONLY
         )
 
-    def uses_reference(self, settings):
+    def compares_with_reference(self, settings):
         """Return whether the loss compares with a reference model under these settings."""
         if "ref_pos" not in self._parameters:
             return False
@@ -60,7 +60,7 @@ class Method:
         """Return whether training under these settings needs a reference model: for the loss or its negatives."""
         if self.loss is None or settings["lambda"] == 0:
             return False
-        return self.uses_reference(settings) or settings["neg_sampler"] == "reference_pool"
+        return self.compares_with_reference(settings) or settings["neg_sampler"] == "reference_pool"
 
     def needs_log_probs(self, settings):
         """Return whether the loss needs log-probabilities rather than scores."""

@@ -16,7 +16,7 @@ _MOVED = {
     "objective": "evaluation.objective",
     "packing": "model.packing",
     "reference": "training.reference",
-    "significance": "compare.significance",
+    "significance": "records.significance",
     "tables": "compare.tables",
     "trainer": "training.trainer",
 }

@@ -1,10 +1,9 @@
 """Training counts, the head/tail split and the weights of rows: one definition for all.
 
 Counts come from training interactions only. RecBole's ``item_counter`` counts the targets of its
-augmented rows and so misses the first item of every user; ``train_counts`` adds it.
+augmented rows and so misses the first item of every user; ``data.sequences.train_counts`` adds it.
 """
 
-import numpy as np
 import torch
 
 from recbole_pref.errors import PrefError, suggest
@@ -28,26 +27,6 @@ def count_items(targets, first_items, n_items):
         Tensor: [n_items] int64.
     """
     return torch.bincount(torch.cat([targets, first_items]), minlength=n_items)
-
-
-def train_counts(dataset):
-    """Return the training counts of a RecBole training split: [n_items] int64.
-
-    Sequential data: the targets of the rows, plus the one item of every prefix of length one. With
-    RecBole's augmentation these are all interactions of users who have training rows. Benchmark
-    files (``benchmark_filename``) are counted by the same rule: where a user's rows start with
-    longer prefixes, the items before the first target are not counted. Other data: the items.
-    """
-    features = dataset.inter_feat
-    items = features[dataset.iid_field]
-    list_field = dataset.iid_field + (dataset.config["LIST_SUFFIX"] or "_list")
-    first = items[:0]
-    if list_field in features:
-        starts = features[dataset.config["ITEM_LIST_LENGTH_FIELD"]] == 1
-        if features[list_field].shape[1] == 1:  # MAX_ITEM_LIST_LENGTH cuts every list to one item
-            starts = np.unique(features[dataset.uid_field].numpy(), return_index=True)[1]
-        first = features[list_field][starts, 0]
-    return count_items(items, first, dataset.item_num)
 
 
 def head_tail_split(counts, rule, head_ratio):

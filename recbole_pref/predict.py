@@ -21,7 +21,7 @@ from recbole.data.interaction import Interaction
 
 from recbole_pref import checkpoint, scoring
 from recbole_pref.config import Config
-from recbole_pref.data.convert import read_parquet_file, read_text_table, without_fractions
+from recbole_pref.data.tables import read_parquet_file, read_text_table, without_fractions
 from recbole_pref.encoder.multimodal import Multimodal
 from recbole_pref.errors import PrefError, suggest
 from recbole_pref.methods import method_of
@@ -29,10 +29,8 @@ from recbole_pref.model.names import model_class
 from recbole_pref.quick_start import load_data, load_model, settings_of
 
 
-class Vocabulary:
-    """What a model's constructor asks of a data set, answered from a checkpoint."""
-
-    uid_field, iid_field, item_list_length_field = "user_id", "item_id", "item_length"
+class Sizes:
+    """The sizes that a model's constructor asks of a data set, from a checkpoint."""
 
     def __init__(self, config, state):
         self.config = config
@@ -40,16 +38,6 @@ class Vocabulary:
         self.uid_field, self.iid_field = config["USER_ID_FIELD"], config["ITEM_ID_FIELD"]
         self.item_list_length_field = config["ITEM_LIST_LENGTH_FIELD"]
         self.field2seqlen = {self.iid_field + config["LIST_SUFFIX"]: config["MAX_ITEM_LIST_LENGTH"]}
-        # Counts only decide the head/tail split of training, which is not asked for here.
-        items = torch.arange(self.item_num)
-        self.inter_feat = Interaction(
-            {
-                self.uid_field: torch.zeros_like(items),
-                self.iid_field: items,
-                self.iid_field + config["LIST_SUFFIX"]: items.unsqueeze(1),
-                self.item_list_length_field: torch.full_like(items, 2),
-            }
-        )
 
     def num(self, field):
         """Return the size of a field's vocabulary."""
@@ -131,13 +119,7 @@ class Recommender:
                 f"predict={str(model_file)!r} holds no item tokens: name a checkpoint that this version of "
                 "RecBole-Pref wrote."
             )
-        settings = {**settings_of(state), "state": "ERROR", "reference": "auto"}
-        # Of what only training needs, nothing may stand in the way: the vocabulary has no counts.
-        settings |= {"gpu_id": "", "strict_config": False, "exclude_history": False, "objective": None,
-                     "neg_candidates": "all", "num_negatives": 1, "pool_size": 1, "tawin_anchor": 0,
-                     "tail_split": "items", "head_ratio": 0.5}  # fmt: skip
-        if state["config"].get("lambda", 0) == 0:
-            settings["reference"] = "none"
+        settings = settings_of(state, state="ERROR", gpu_id="", strict_config=False)
         with _visible_gpus_kept():
             self.config = Config(state["model"], state["config"]["dataset"], config_dict=settings)
         cls = model_class(state["model"])
@@ -156,8 +138,8 @@ class Recommender:
             config, rows, self._histories = self._load_data()
             self.model = load_model(state, model_file, config, rows).to(self.device)
         else:
-            self.model = cls(self.config, Vocabulary(self.config, state)).to(self.device)
-            self.model.load_state_dict(state["state_dict"])
+            self.model = cls(self.config, Sizes(self.config, state)).to(self.device)
+            checkpoint.fill(self.model, state)
         self.model.eval()
         self.max_length = self.config["MAX_ITEM_LIST_LENGTH"]
         self._warned = False

@@ -6,6 +6,7 @@ return RecBole's results.
 
 import logging
 import os
+import shlex
 import sys
 import tempfile
 import traceback
@@ -20,11 +21,13 @@ from recbole.utils import ModelType, get_environment, get_trainer, init_logger, 
 
 from recbole_pref import checkpoint, distributed, memory
 from recbole_pref.config import Config, given_data_path
+from recbole_pref.config.checks import settings_without_effect
 from recbole_pref.data import check as data_check
 from recbole_pref.environment import environment, write_result
 from recbole_pref.errors import PrefError
 from recbole_pref.evaluation.ranking import history_is_masked
 from recbole_pref.methods import method_of
+from recbole_pref.model.backbones import backbone_of
 from recbole_pref.model.names import model_class
 from recbole_pref.settings import settings_with, shown
 from recbole_pref.settings.files import known_keys
@@ -64,7 +67,7 @@ def run_recbole_pref(
     _resume(trainer, config)
     with _explained(trainer):
         best_valid_score, best_valid_result = trainer.fit(
-            run.train_data, run.valid_data, saved=saved, show_progress=config["show_progress"]
+            run.train_data, run.valid_data, saved=saved, show_progress=_shows_progress(config)
         )
         distributed.wait()
         load_best = saved and trainer.store.best() is not None
@@ -104,6 +107,11 @@ def run_recbole_pref(
     if queue is not None:
         queue.put(result)
     return result
+
+
+def _shows_progress(config):
+    """Return whether to show progress bars: RecBole's own models take minutes per epoch, so theirs are shown."""
+    return config["show_progress"] or (method_of(config.model_class) is None and sys.stderr.isatty())
 
 
 @contextmanager
@@ -202,11 +210,25 @@ def build_run(config, log=True, dataset=None):
     base = get_trainer(config["MODEL_TYPE"], config["model"])
     trainer = trainer_class(base)(config, model)
     if log:
-        getLogger().info(model)
-        getLogger().info("environment:\n" + get_environment(config).draw())
-    trainer.eval_collector.data_collect(loaders[0])
+        getLogger().debug(model)
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        getLogger().info(f"model: {type(model).__name__}, {trained:,} parameters (state: DEBUG logs its layers)")
+        getLogger().debug("environment:\n" + get_environment(config).draw())
+        _point_to_the_fast_path(config)
+    trainer.prepare(loaders[0])
     trainer.check_groups(loaders[2], "test")
     return Run(config, dataset, loaders, model, trainer)
+
+
+def _point_to_the_fast_path(config):
+    """Say which model trains the loss of one of RecBole's sequential models many times faster."""
+    fast = f"CE{config['model']}"
+    entry = backbone_of(config.model_class) if method_of(config.model_class) is None else None
+    if entry is not None and config["loss_type"] == "CE":
+        getLogger().info(
+            f"{config['model']} trains with RecBole's own code, minutes per epoch on a CPU; model={fast} trains the "
+            "same loss many times faster."
+        )
 
 
 def _check_outputs(config):
@@ -286,7 +308,12 @@ def prepare_data(config, log=True, dataset=None, unsplit=None):
             f"dataset={config['dataset']!r} cannot be prepared with these settings: {_reason(error)}"
         ) from error
     if log:
-        getLogger().info(dataset)
+        users, items, rows = dataset.user_num - 1, dataset.item_num - 1, dataset.inter_num
+        getLogger().info(
+            f"{config['dataset']}: {users:,} users, {items:,} items, {rows:,} interactions "
+            f"({rows / users:.1f} per user, {rows / items:.1f} per item)"
+        )
+        getLogger().debug(dataset)
     data_check.check_split(*(len(loader._dataset) for loader in loaders), dataset.item_num)
     return dataset, loaders
 
@@ -341,8 +368,17 @@ def _start_log(config, log):
     # RecBole wraps these at each call; after some hundred runs in one process nothing could be printed.
     sys.stdout, sys.stderr = streams
     if log:
-        getLogger().info(sys.argv)
-        getLogger().info(config)
+        getLogger().info(f"command: {shlex.join(sys.orig_argv)}")
+        getLogger().debug(config)
+        given = {**config.file_config_dict, **config.variable_config_dict}
+        settings = {key: config[key] for key in given if config[key] != config.internal_config_dict.get(key)}
+        lines = [f"{key}: {value}" for key, value in settings.items() if key not in ("model", "dataset")]
+        heading = f"{config['model']} on {config['dataset']}; settings that differ from the defaults:"
+        getLogger().info("\n  ".join([heading, *lines, "(state: DEBUG logs all settings)"]))
+        for key in settings_without_effect(config):
+            getLogger().warning(f"{key} has no effect on {config['model']}: leave it out.")
+    elif not distributed.is_first():
+        getLogger().setLevel(logging.ERROR)  # the first process logs for all
 
 
 def _refuse_pickles(config):
@@ -467,7 +503,7 @@ def load_data_and_model(model_file, **overrides):
 
 
 def load_model(state, model_file, config, dataset):
-    """Build the model of a checkpoint and give it the checkpoint's weights.
+    """Build the model of a checkpoint, give it the checkpoint's weights and set it to evaluation mode.
 
     Args:
         state (dict): a checkpoint of ours, loaded.
@@ -482,7 +518,7 @@ def load_model(state, model_file, config, dataset):
         checkpoint.fill(model, state)
     except RuntimeError as error:
         raise PrefError(f"model_file={str(model_file)!r} does not fit its model: {_reason(error)}") from error
-    return model
+    return model.eval()
 
 
 def load_data(state, model_file, overrides, log=True, unsplit=None):

@@ -540,7 +540,6 @@ class NegativeSampler(nn.Module):
         self.register_buffer("columns", torch.cat([padding, candidates]), persistent=False)
         self.register_buffer("position_of", position_of, persistent=False)
         self.register_buffer("popularity", popularity, persistent=False)
-        self.max_history = max_history
         self._check_sizes(max_history)
 
     @property
@@ -594,7 +593,7 @@ class NegativeSampler(nn.Module):
             Draw: of which ``finish`` gives the negatives.
 
         Raises:
-            PrefError: something that this sampler needs is missing, or histories too long for K.
+            PrefError: something that this sampler needs is missing.
         """
         self._check_rows(history, keys)
         excluded = [torch.zeros_like(positives).unsqueeze(1), positives.unsqueeze(1)]
@@ -615,8 +614,6 @@ class NegativeSampler(nn.Module):
             raise PrefError(
                 "exclude_history=True got no histories of the rows: set exclude_history: False."
             )
-        if history.shape[1] > self.max_history:
-            self._check_sizes(history.shape[1])
 
 
 class Draw:
@@ -628,6 +625,7 @@ class Draw:
 
     def __init__(self, sampler, call):
         self._sampler, self._call, self._kind = sampler, call, SAMPLERS[sampler.name]
+        self.needs_scores = self._kind.needs_scores
         self._ids = None
         if self._kind.needs_scores is None:
             self._ids = self._kind.draw(sampler, call)

@@ -8,47 +8,122 @@ the next chunk. Memory beyond inputs and gradients: O(chunk x items). Three matr
 plain cross-entropy.
 """
 
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
 import torch
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-_DEFAULT_MB = {"cpu": 8.0}
-_DEFAULT_MB_ACCELERATOR = 1024.0
+RowLoss = Callable[[slice, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+Sample = Callable[[slice, torch.Tensor, torch.Tensor], torch.Tensor]
+
 # A product of fewer rows than this reads the item matrix too often, whatever fits the cache.
 _FEWEST_ROWS = 64
+_CACHE_MB = 8.0  # of a CPU
 # Numbers of item vectors that are gathered at a time, 1 MB: they are read again at once, from the cache.
 _GATHERED = 2**18
 
 
-def chunk_rows(n_items, memory_mb=None, device_type="cpu"):
-    """Return how many rows of scores over ``n_items`` fit into ``memory_mb`` megabytes (at least 1).
-
-    ``None`` takes the size that keeps a chunk in the CPU's cache, or 1 GB on an accelerator, and at
-    least 64 rows: 256 MB at a million items.
-    """
-    fewest = 1
-    if memory_mb is None:
-        memory_mb, fewest = _DEFAULT_MB.get(device_type, _DEFAULT_MB_ACCELERATOR), _FEWEST_ROWS
-    return max(fewest, int(memory_mb * 2**20 / (4 * n_items)))
-
-
-def item_scores(hidden, item_emb, ids, repeat_bias=None, history=None):
-    """Return the scores of given items: dot products, and the repeat bias for items of the history.
+def chunk_rows(
+    n_items: int,
+    memory_mb: float | None = None,
+    device_type: str = "cpu",
+    cache_mb: float = _CACHE_MB,
+    fewest: int = _FEWEST_ROWS,
+) -> int:
+    """Return how many rows of float32 scores over ``n_items`` are held at a time, at least 1.
 
     Args:
-        hidden (Tensor): [R, H].
-        item_emb (Tensor): [n_items, H].
-        ids (Tensor): [R, M] item ids, none of them 0.
-        repeat_bias (Tensor or None): scalar.
-        history (Tensor or None): [R, L] item ids, 0 for none.
+        n_items: scores per row.
+        memory_mb: most MiB of scores; None for 256 on a CPU, 1024 on an accelerator.
+        device_type: on a CPU scores that stay in its cache are computed faster.
+        cache_mb: MiB of scores that stay in the cache.
+        fewest: rows that a product on a CPU needs to be fast, even where they outgrow the cache.
+    """
+    if memory_mb is None:
+        memory_mb = 256.0 if device_type == "cpu" else 1024.0
+    row_mb = 4 * n_items / 2**20
+    if device_type == "cpu":
+        memory_mb = min(memory_mb, max(fewest * row_mb, cache_mb))
+    return max(1, int(memory_mb / row_mb))
+
+
+class Source(Protocol):
+    """Fixed scores of a batch's rows: what a term multiplies by its weight."""
+
+    def add(self, scores: torch.Tensor, rows: slice, weight: torch.Tensor) -> None:
+        """Add them, times a weight, to the scores of all items of some rows in place: [c, n_items]."""
+
+    def at(self, rows: slice, ids: torch.Tensor) -> torch.Tensor:
+        """Return them for given items of some rows: [c, M]."""
+
+    def dot(self, gradients: torch.Tensor, rows: slice) -> torch.Tensor:
+        """Return the sum of their products with gradients [c, n_items]: the gradient of the weight, a scalar."""
+
+
+class Term(NamedTuple):
+    """What is added to the dot products: fixed scores times a weight, which may be learned.
+
+    Attributes:
+        weight: scalar Tensor.
+        source: the fixed scores.
+    """
+
+    weight: torch.Tensor
+    source: Source
+
+
+class OfHistory:
+    """A score of 1 for the items of a row's history.
+
+    Args:
+        history: [R, L] item ids, distinct in a row, 0 for none.
+    """
+
+    def __init__(self, history: torch.Tensor) -> None:
+        self.history = history
+
+    def add(self, scores: torch.Tensor, rows: slice, weight: torch.Tensor) -> None:
+        """Add the weight once, however often an item is named; see :class:`Source`."""
+        add_to_items(scores, self.history[rows], weight)
+
+    def at(self, rows: slice, ids: torch.Tensor) -> torch.Tensor:
+        """Return whether items are in the history; see :class:`Source`."""
+        return (ids.unsqueeze(2) == self.history[rows].unsqueeze(1)).any(dim=2)
+
+    def dot(self, gradients: torch.Tensor, rows: slice) -> torch.Tensor:
+        """Return the sum of the gradients of the history's items; see :class:`Source`."""
+        seen = self.history[rows]
+        return gradients.gather(1, seen).masked_fill_(seen == 0, 0.0).sum()
+
+
+Terms = tuple[Term, ...]
+
+
+def item_scores(
+    hidden: torch.Tensor,
+    item_emb: torch.Tensor,
+    ids: torch.Tensor,
+    terms: Terms = (),
+    rows: slice = slice(None),
+) -> torch.Tensor:
+    """Return the scores of given items: dot products and terms.
+
+    Args:
+        hidden: [R, H].
+        item_emb: [n_items, H].
+        ids: [R, M] item ids, none of them 0.
+        terms: of a batch.
+        rows: which rows of the batch these are.
 
     Returns:
         Tensor: [R, M] float32 scores.
     """
     scores = _ItemScores.apply(hidden.to(item_emb.dtype), item_emb, ids).float()  # [R, M]
-    if repeat_bias is None:
-        return scores
-    return scores + repeat_bias * (ids.unsqueeze(2) == history.unsqueeze(1)).any(dim=2)
+    for weight, source in terms:
+        scores = scores + weight * source.at(rows, ids)
+    return scores
 
 
 class _ItemScores(torch.autograd.Function):
@@ -76,7 +151,7 @@ class _ItemScores(torch.autograd.Function):
         return bags.detach(), grad_items, None
 
 
-def distinct_items(items):
+def distinct_items(items: torch.Tensor) -> torch.Tensor:
     """Return rows of item ids [R, L] sorted, with 0 in place of repetitions."""
     items = items.sort(dim=1).values
     again = items[:, 1:] == items[:, :-1]
@@ -84,36 +159,41 @@ def distinct_items(items):
     return items
 
 
-def add_to_items(scores, items, value):
+def add_to_items(scores: torch.Tensor, items: torch.Tensor, value: torch.Tensor) -> None:
     """Add a value to the scores of some items, in place and once, however often an item is named.
 
     Args:
-        scores (Tensor): [R, n_items].
-        items (Tensor): [R, L] item ids, 0 for none.
-        value (Tensor): scalar.
+        scores: [R, n_items].
+        items: [R, L] item ids, 0 for none.
+        value: scalar.
     """
     kept = scores.gather(1, items)
     scores.scatter_(1, items, torch.where(items > 0, kept + value, kept))
 
 
-def chunk_scores(hidden, item_emb, rows, repeat_bias=None, history=None):
+def chunk_scores(hidden: torch.Tensor, item_emb: torch.Tensor, rows: slice, terms: Terms = ()) -> torch.Tensor:
     """Return the scores of all items for a slice of the rows, without a loss: [c, n_items] float32.
 
     Args:
-        hidden, item_emb, repeat_bias, history: as in ``catalogue_loss``.
-        rows (slice): which rows.
+        hidden, item_emb, terms: as in ``catalogue_loss``.
+        rows: which rows.
     """
     scores = torch.mm(hidden[rows], item_emb.t().to(hidden.dtype)).float()
-    if repeat_bias is not None:
-        add_to_items(scores, history[rows], repeat_bias)
+    for weight, source in terms:
+        source.add(scores, rows, weight)
     return scores
 
 
-def log_normalizer(scores):
+def weighted_sum(losses: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Return the reduction of row losses [R] with weights [R] that sum to 1 over the batch: scalar."""
+    return (losses * weights).sum()
+
+
+def log_normalizer(scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return log-sum-exp over the items and the softmax, sharing the work.
 
     Args:
-        scores (Tensor): [R, n_items] float32.
+        scores: [R, n_items] float32.
 
     Returns:
         tuple: log_z [R], probabilities [R, n_items].
@@ -124,12 +204,12 @@ def log_normalizer(scores):
     return log_z, probs
 
 
-def without_padding(log_z, padding_score):
+def without_padding(log_z: torch.Tensor, padding_score: torch.Tensor) -> torch.Tensor:
     """Take item 0 out of a normalizer: log(exp(log_z) - exp(padding_score)).
 
     Args:
-        log_z (Tensor): [R] log-sum-exp over all columns, as RecBole's cross-entropy has it.
-        padding_score (Tensor): [R] score of column 0.
+        log_z: [R] log-sum-exp over all columns, as RecBole's cross-entropy has it.
+        padding_score: [R] score of column 0.
     """
     # Clamped so that a padding item that holds all the mass gives a large, finite loss.
     share = (padding_score - log_z).clamp(max=-1e-6)
@@ -138,7 +218,7 @@ def without_padding(log_z, padding_score):
 
 class _CatalogueLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, item_emb, row_loss, sample, row_weights, chunk, repeat_bias, history):
+    def forward(ctx, hidden, item_emb, row_loss, sample, row_weights, chunk, sources, *weights):
         dtype = hidden.dtype
         if torch.is_autocast_enabled(hidden.device.type):
             dtype = torch.get_autocast_dtype(hidden.device.type)
@@ -149,7 +229,7 @@ class _CatalogueLoss(torch.autograd.Function):
             scale = row_weights.max().clamp_min(torch.finfo(row_weights.dtype).tiny).reciprocal()
         grad_hidden = torch.empty_like(hidden, dtype=total.dtype)
         grad_items = torch.zeros_like(item_emb)
-        grad_bias = None if repeat_bias is None else torch.zeros_like(repeat_bias)
+        grad_weights = [torch.zeros_like(weight) for weight in weights]
         with torch.autocast(hidden.device.type, enabled=False):
             items = item_emb.to(dtype)
             for start in range(0, hidden.shape[0], chunk):
@@ -157,21 +237,20 @@ class _CatalogueLoss(torch.autograd.Function):
                 states = hidden[rows].to(dtype)  # [c, H]
                 scores = torch.mm(states, items.t())  # [c, n]
                 scores = scores if scores.dtype == torch.float64 else scores.float()
-                if repeat_bias is not None:
-                    seen = history[rows]
-                    add_to_items(scores, seen, repeat_bias)
+                for weight, source in zip(weights, sources):
+                    source.add(scores, rows, weight)
                 log_z, probs = log_normalizer(scores)
-                ids = sample(rows, scores, log_z)  # [c, 2 + K]: padding, positive, negatives
+                ids = sample(rows, scores, log_z)  # [c, 2 + K]: positive, negatives, padding
                 leaves = [log_z.requires_grad_(), scores.gather(1, ids).requires_grad_()]
                 with torch.enable_grad():
-                    loss = (row_loss(rows, *leaves) * row_weights[rows]).sum()
+                    loss = weighted_sum(row_loss(rows, ids, *leaves), row_weights[rows])
                 grad_z, grad_picked = torch.autograd.grad(loss, leaves, allow_unused=True)
                 total += loss.detach()
                 grad_scores = probs.mul_(grad_z.unsqueeze(1)) if grad_z is not None else probs.zero_()
                 if grad_picked is not None:
                     grad_scores.scatter_add_(1, ids, grad_picked)
-                if repeat_bias is not None:
-                    grad_bias += grad_scores.gather(1, seen).masked_fill_(seen == 0, 0.0).sum()
+                for grad_weight, source in zip(grad_weights, sources):
+                    grad_weight += source.dot(grad_scores, rows)
                 if scale is not None:
                     grad_scores *= scale
                 grad_scores = grad_scores.to(dtype)
@@ -183,48 +262,60 @@ class _CatalogueLoss(torch.autograd.Function):
             if scale is not None:
                 grad_hidden /= scale
                 grad_items /= scale
-        ctx.save_for_backward(grad_hidden, grad_items, grad_bias)
+        ctx.save_for_backward(grad_hidden, grad_items, *grad_weights)
         ctx.hidden_dtype = hidden.dtype
         return total
 
     @staticmethod
     def backward(ctx, grad_total):
-        grad_hidden, grad_items, grad_bias = ctx.saved_tensors
-        of_bias = None if grad_bias is None else grad_bias * grad_total
+        grad_hidden, grad_items, *grad_weights = ctx.saved_tensors
         grad_hidden = (grad_hidden * grad_total).to(ctx.hidden_dtype)
-        return grad_hidden, grad_items * grad_total, None, None, None, None, of_bias, None
+        of_weights = (grad_weight * grad_total for grad_weight in grad_weights)
+        return grad_hidden, grad_items * grad_total, None, None, None, None, None, *of_weights
 
 
-def catalogue_loss(hidden, item_emb, row_loss, sample, row_weights, chunk, repeat_bias=None, history=None):
+def catalogue_loss(
+    hidden: torch.Tensor,
+    item_emb: torch.Tensor,
+    row_loss: RowLoss,
+    sample: Sample,
+    row_weights: torch.Tensor,
+    chunk: int,
+    terms: Terms = (),
+) -> torch.Tensor:
     """Return the weighted sum of row losses that need the normalizer over the catalogue.
 
     Args:
-        hidden (Tensor): [R, H] representations.
-        item_emb (Tensor): [n_items, H] item embeddings; row 0 is padding.
-        row_loss (callable): ``(rows, log_z [c], picked [c, 2 + K]) -> [c]`` losses of a slice of rows;
-            ``picked`` are the scores of the ids that ``sample`` returned.
-        sample (callable): ``(rows, scores [c, n_items], log_z [c]) -> [c, 2 + K]`` item ids.
-        row_weights (Tensor): [R] weights, constants for the gradient.
-        chunk (int): rows whose scores are held at a time.
-        repeat_bias (Tensor or None): scalar, added to the scores of a row's history.
-        history (Tensor or None): [R, L] distinct item ids, 0 for none.
+        hidden: [R, H] representations.
+        item_emb: [n_items, H] item embeddings; row 0 is padding.
+        row_loss: ``(rows, ids [c, 2 + K], log_z [c], picked [c, 2 + K]) -> [c]`` losses of a slice of rows;
+            ``picked`` are the scores of ``ids``.
+        sample: ``(rows, scores [c, n_items], log_z [c]) -> [c, 2 + K]`` item ids: positive, negatives, padding.
+        row_weights: [R] weights, constants for the gradient.
+        chunk: rows whose scores are held at a time.
+        terms: what is added to the dot products.
 
     Returns:
-        Tensor: scalar; gradients flow to ``hidden``, ``item_emb`` and ``repeat_bias``.
+        Tensor: scalar; gradients flow to ``hidden``, ``item_emb`` and the weights of the terms.
     """
-    return _CatalogueLoss.apply(
-        hidden, item_emb, row_loss, sample, row_weights, chunk, repeat_bias, history
-    )
+    weights, sources = zip(*terms) if terms else ((), ())
+    return _CatalogueLoss.apply(hidden, item_emb, row_loss, sample, row_weights, chunk, sources, *weights)
 
 
 @torch.no_grad()
-def sample_over_catalogue(hidden, item_emb, sample, chunk, repeat_bias=None, history=None):
+def sample_over_catalogue(
+    hidden: torch.Tensor,
+    item_emb: torch.Tensor,
+    sample: Callable[[slice, torch.Tensor], torch.Tensor],
+    chunk: int,
+    terms: Terms = (),
+) -> torch.Tensor:
     """Draw negatives from the scores of all items, chunk by chunk, without a loss.
 
     Args:
-        hidden, item_emb, repeat_bias, history: as in ``catalogue_loss``.
-        sample (callable): ``(rows, scores [c, n_items]) -> [c, K]``.
-        chunk (int): rows whose scores are held at a time.
+        hidden, item_emb, terms: as in ``catalogue_loss``.
+        sample: ``(rows, scores [c, n_items]) -> [c, K]``.
+        chunk: rows whose scores are held at a time.
 
     Returns:
         Tensor: [R, K] item ids.
@@ -232,15 +323,19 @@ def sample_over_catalogue(hidden, item_emb, sample, chunk, repeat_bias=None, his
     drawn = []
     for start in range(0, hidden.shape[0], chunk):
         rows = slice(start, min(start + chunk, hidden.shape[0]))
-        drawn.append(sample(rows, chunk_scores(hidden, item_emb, rows, repeat_bias, history)))
+        drawn.append(sample(rows, chunk_scores(hidden, item_emb, rows, terms)))
     return torch.cat(drawn)
 
 
+def real_log_z(scores: torch.Tensor) -> torch.Tensor:
+    """Return the log-normalizer over the real items, padding left out: [R, n_items] -> [R]."""
+    return torch.logsumexp(scores[:, 1:], dim=-1)
+
+
 @torch.no_grad()
-def catalogue_log_z(hidden, item_emb, chunk, repeat_bias=None, history=None):
-    """Return the log-normalizer over the real items (padding left out) of each row: [R]."""
-    values = []
-    for start in range(0, hidden.shape[0], chunk):
-        scores = chunk_scores(hidden, item_emb, slice(start, start + chunk), repeat_bias, history)
-        values.append(torch.logsumexp(scores[:, 1:], dim=-1))
-    return torch.cat(values)
+def catalogue_log_z(
+    hidden: torch.Tensor, item_emb: torch.Tensor, chunk: int, terms: Terms = ()
+) -> torch.Tensor:
+    """Return :func:`real_log_z` of each row, chunk by chunk; arguments as in ``catalogue_loss``: [R]."""
+    starts = range(0, hidden.shape[0], chunk)
+    return torch.cat([real_log_z(chunk_scores(hidden, item_emb, slice(s, s + chunk), terms)) for s in starts])

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,13 +18,18 @@ import yaml
 from filelock import FileLock
 from scipy import stats
 
-from recbole_pref import compare, config, environment
+from recbole_pref import compare, environment
 from recbole_pref.cli import main
-from recbole_pref.compare import tables
-from recbole_pref.compare.significance import holm, paired_bootstrap, paired_t
+from recbole_pref.compare import notes, progress, tables
+from recbole_pref.compare import runs as run_module
+from recbole_pref.compare.plan import Task, plan_runs
 from recbole_pref.errors import PrefError
 from recbole_pref.evaluation import evidence
+from recbole_pref.records import Run
+from recbole_pref.records.significance import holm, paired_bootstrap, paired_t
+from recbole_pref.records.summary import COSTS, summarize, table_metrics
 from recbole_pref.report import write_report
+from recbole_pref.settings import files
 
 SPLIT = {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"}
 
@@ -45,7 +51,7 @@ def test_files_of_settings_go_with_a_model_and_later_ones_win(tmp_path, monkeypa
     (tmp_path / "mine.yaml").write_text("tau: 0.7\ndataset: other\n")
     text = "LPOGRU4Rec recommended/LPO.yaml learning_rate=0.1,LPOSASRec tau=0.2 mine.yaml"
     first, second = compare.parse_entries(text)
-    shipped = yaml.safe_load((config.properties_dir() / "recommended" / "LPO.yaml").read_text())
+    shipped = yaml.safe_load((files.properties_dir() / "recommended" / "LPO.yaml").read_text())
     assert first.label == "LPOGRU4Rec recommended/LPO learning_rate=0.1" and first.model == "LPOGRU4Rec"
     assert first.settings == {**shipped, "learning_rate": 0.1}
     assert second == compare.Entry("LPOSASRec tau=0.2 mine", "LPOSASRec", {"tau": 0.7})
@@ -142,7 +148,7 @@ def test_general_models_are_tested_against_sequential_ones_user_by_user(settings
     ranks = []
     for label in ("CESASRec", "BPR"):
         (path,) = (tmp_path / "runs").glob(f"{label}-*.json")
-        arrays = compare.load_record(tmp_path, path.stem)[1]
+        arrays = compare.load_record(tmp_path, path.stem).arrays
         ranks.append(dict(zip(arrays["user"], arrays["rank"])))
     gaps = np.array([float(ranks[1][user] <= 10) - float(ranks[0][user] <= 10) for user in ranks[0]])
     found = done.rows[1]["hit@10"]
@@ -164,32 +170,32 @@ def test_seeds_may_split_the_data_differently(settings, tmp_path):
 def test_a_file_of_settings_leaves_the_seeds_to_the_comparison(settings, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "best.yaml").write_text("model: CESASRec\nseed: 7\ndataset: other\n")
-    tasks = compare._plan(compare.parse_entries("best.yaml"), "tiny", 2, None, settings, tmp_path / "out")
-    assert [task["seed"] for task in tasks] == [2020, 2021]
+    tasks = plan_runs(compare.parse_entries("best.yaml"), "tiny", 2, None, settings, tmp_path / "out")
+    assert [task.seed for task in tasks] == [2020, 2021]
 
 
 def test_labels_that_differ_by_a_mark_are_different_runs(settings, tmp_path):
     names = set()
     for label in ("a|b", "a+b", "a b"):
         entry = compare.Entry(label, "CESASRec")
-        names |= {task["id"] for task in compare._plan([entry], "tiny", 1, None, settings, tmp_path / "out")}
+        names |= {task.id for task in plan_runs([entry], "tiny", 1, None, settings, tmp_path / "out")}
     assert len(names) == 3
-    row = {"label": "a|b", "seeds": [1], **dict.fromkeys(tables.COSTS)}
+    row = {"label": "a|b", "seeds": [1], **dict.fromkeys(COSTS)}
     assert r"| a\|b " in tables.comparison_table([row], [], "github")
 
 
 def test_paths_of_references_hold_in_the_folder_of_the_runs(tiny_dataset, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     entries = compare.parse_entries("SDPOSASRec reference=ref.pth reference_dir=kept,CESASRec reference=auto")
-    first, second = compare._plan(entries, "tiny", 1, None, tiny_dataset, tmp_path / "out")
-    assert first["settings"]["reference"] == str(tmp_path / "ref.pth")
-    assert first["settings"]["reference_dir"] == str(tmp_path / "kept")
-    assert second["settings"]["reference"] == "auto"
+    first, second = plan_runs(entries, "tiny", 1, None, tiny_dataset, tmp_path / "out")
+    assert first.settings["reference"] == str(tmp_path / "ref.pth")
+    assert first.settings["reference_dir"] == str(tmp_path / "kept")
+    assert second.settings["reference"] == "auto"
 
 
 def names_of_runs(model, settings, folder):
     """Return the names that a comparison gives its runs."""
-    return [task["id"] for task in compare._plan(compare.parse_entries(model), "tiny", 1, None, dict(settings), folder)]
+    return [task.id for task in plan_runs(compare.parse_entries(model), "tiny", 1, None, dict(settings), folder)]
 
 
 def test_an_edited_property_file_makes_new_runs_of_its_method(tiny_dataset, tmp_path, monkeypatch):
@@ -198,8 +204,8 @@ def test_an_edited_property_file_makes_new_runs_of_its_method(tiny_dataset, tmp_
 
     before = {model: names(model) for model in ("LPOSASRec", "SDPOSASRec")}
     edited = tmp_path / "properties"
-    shutil.copytree(config.properties_dir(), edited)
-    monkeypatch.setattr(config, "properties_dir", lambda: edited)
+    shutil.copytree(files.properties_dir(), edited)
+    monkeypatch.setattr(files, "properties_dir", lambda: edited)
     assert {model: names(model) for model in before} == before
     file = edited / "method" / "LPO.yaml"
     file.write_text(file.read_text(encoding="utf-8").replace("\ntau: 0.1 ", "\ntau: 0.2 "), encoding="utf-8")
@@ -208,9 +214,9 @@ def test_an_edited_property_file_makes_new_runs_of_its_method(tiny_dataset, tmp_
 
 
 def test_a_run_with_other_defaults_than_planned_is_refused(tiny_dataset, tmp_path):
-    (task,) = compare._plan(compare.parse_entries("LPOSASRec"), "tiny", 1, None, dict(tiny_dataset), tmp_path)
+    (task,) = plan_runs(compare.parse_entries("LPOSASRec"), "tiny", 1, None, dict(tiny_dataset), tmp_path)
     with pytest.raises(PrefError, match="edited after the comparison began"):
-        compare._train_and_record({**task, "defaults": "those of another file"}, tmp_path)
+        run_module.train_and_record(replace(task, defaults="those of another file"))
 
 
 def test_runs_are_the_same_wherever_their_data_lie(tiny_dataset, tiny_folder, tmp_path):
@@ -226,11 +232,11 @@ def test_runs_are_the_same_wherever_their_data_lie(tiny_dataset, tiny_folder, tm
 def test_runs_on_other_data_make_no_table():
     def record(name, items):
         data = {"n_users": 5, "n_items": items, "item_tokens_sha256": "a" * 64, "targets_sha256": name}
-        return {"id": name, "data": data}
+        return Run(name, {}, id=name, data=data)
 
-    compare._check_same_data([record("a", 9), record("b", 9)])  # training rows differ between kinds of models
+    compare.check_same_data([record("a", 9), record("b", 9)])  # training rows differ between kinds of models
     with pytest.raises(PrefError, match="the runs b and a saw other data .n_items: 8 != 9.: .* delete the older"):
-        compare._check_same_data([record("a", 9), record("b", 8)])
+        compare.check_same_data([record("a", 9), record("b", 8)])
 
 
 def test_runs_share_the_threads_that_torch_may_use(monkeypatch):
@@ -276,15 +282,16 @@ def test_values_per_user_from_ranks():
 
 def made_up(values, seed_shift=0.0):
     rank = np.where(values, 1, 100)
-    record = {
-        "test_result": {"hit@10": float(np.mean(values)) + seed_shift, "tailpercentage@10": 0.5},
-        "config": {"valid_metric": "Hit@10"},
-        "seconds_per_epoch": 2.0,
-        "epochs_to_best": 3,
-        "peak_memory_mb": 100.0,
-    }
     users = np.arange(len(values)).astype(str)
-    return record, {"rank": rank, "target": np.ones(len(values), int), "user": users}
+    return Run(
+        label="made up",
+        test_result={"hit@10": float(np.mean(values)) + seed_shift, "tailpercentage@10": 0.5},
+        config={"valid_metric": "Hit@10"},
+        seconds_per_epoch=2.0,
+        epochs_to_best=3,
+        peak_memory_mb=100.0,
+        arrays={"rank": rank, "target": np.ones(len(values), int), "user": users},
+    )
 
 
 def test_a_summary_by_hand():
@@ -293,7 +300,7 @@ def test_a_summary_by_hand():
         "base": {1: made_up(other), 2: made_up(other)},
         "new": {1: made_up(one), 2: made_up(other), 3: made_up(one)},
     }
-    base, new = compare.summarize(runs, "base", "t-test")
+    base, new = summarize(runs, "base", "t-test")
     assert base["hit@10"] == {"mean": pytest.approx(1 / 6), "std": 0.0, "difference": None, "p": None}
     assert new["hit@10"]["mean"] == pytest.approx((4 / 6 + 1 / 6 + 4 / 6) / 3)
     assert new["hit@10"]["difference"] == pytest.approx(0.25)  # over seeds 1 and 2
@@ -306,7 +313,7 @@ def test_a_summary_by_hand():
 def test_no_p_value_where_ranks_do_not_tell_the_metric():
     values = np.array([1, 1, 0, 1, 0, 1])
     runs = {"base": {1: made_up(values)}, "new": {1: made_up(1 - values, seed_shift=0.1)}}  # ties, many targets
-    new = compare.summarize(runs, "base", "t-test")[1]["hit@10"]
+    new = summarize(runs, "base", "t-test")[1]["hit@10"]
     assert new["p"] is None and new["difference"] == pytest.approx(0.1 - 1 / 3)
 
 
@@ -314,57 +321,56 @@ def test_no_p_value_where_head_and_tail_are_others():
     values = np.array([1, 1, 0, 1])
     runs = {}
     for label, tail in (("base", [False, True, False]), ("new", [False, True, True]), ("same", [True, True, False])):
-        record, arrays = made_up(values)
-        arrays |= {"target": np.array([1, 1, 2, 1]), "tail": np.array(tail)}
-        (values_of_tail, _) = evidence.user_values(arrays, "tailhit@10")
-        record["test_result"]["tailhit@10"] = float(values_of_tail.mean())
-        runs[label] = {1: (record, arrays)}
-    base, new, same = compare.summarize(runs, "base", "t-test")
+        run = made_up(values)
+        run.arrays |= {"target": np.array([1, 1, 2, 1]), "tail": np.array(tail)}
+        (values_of_tail, _) = evidence.user_values(run.arrays, "tailhit@10")
+        run.test_result["tailhit@10"] = float(values_of_tail.mean())
+        runs[label] = {1: run}
+    base, new, same = summarize(runs, "base", "t-test")
     assert new["tailhit@10"]["p"] is None and new["hit@10"]["p"] == 1 and same["tailhit@10"]["p"] == 1
-    (note,) = compare._other_groups(runs, runs["base"], ["hit@10", "tailhit@10"])
+    (note,) = notes.split_notes(runs, runs["base"], ["hit@10", "tailhit@10"])
     assert note.startswith("new has other head and tail items")
-    assert not compare._other_groups(runs, runs["base"], ["hit@10"])
+    assert not notes.split_notes(runs, runs["base"], ["hit@10"])
 
 
 def test_rows_of_one_user_are_no_independent_draws():
     one, other = np.array([1, 1, 0, 1, 0, 1]), np.array([0, 1, 0, 0, 0, 0])
     runs = {"base": {1: made_up(other)}, "new": {1: made_up(one)}}
     for by_seed in runs.values():
-        by_seed[1][1]["user"] = np.array(["a", "a", "a", "b", "c", "c"])
-    new = compare.summarize(runs, "base", "t-test")[1]["hit@10"]
+        by_seed[1].arrays["user"] = np.array(["a", "a", "a", "b", "c", "c"])
+    new = summarize(runs, "base", "t-test")[1]["hit@10"]
     assert new["difference"] == pytest.approx(0.5)
     assert new["p"] == pytest.approx(stats.ttest_1samp([1, 1, 1], 0).pvalue)
     for label, values in (("base", [0, 0]), ("new", [1, 0])):  # of users 0 and 1, in another split
         runs[label][2] = made_up(np.array(values))
-    new = compare.summarize(runs, "base", "t-test")[1]["hit@10"]
+    new = summarize(runs, "base", "t-test")[1]["hit@10"]
     assert new["p"] == pytest.approx(stats.ttest_1samp([0.5, 0, 0.5, 0.5, 0.5], 0).pvalue)
 
 
 def test_other_test_rows_are_told():
     runs = {"base": {1: made_up(np.array([1, 0, 1]))}, "new": {1: made_up(np.array([1, 0]))}}
-    assert compare.summarize(runs, "base", "t-test")[1]["hit@10"]["p"] is None
-    (note,) = compare._other_rows(runs, runs["base"])
+    assert summarize(runs, "base", "t-test")[1]["hit@10"]["p"] is None
+    (note,) = notes.row_notes(runs, runs["base"])
     assert note.startswith("new is measured on other test rows (2, not 3)")
 
 
 def test_numbers_that_json_has_as_text_are_numbers(tmp_path):
     runs = {"base": {1: made_up(np.array([1, 0]))}}
-    record, arrays = made_up(np.array([1, 1]))
-    record["test_result"]["hit@10"] = float("nan")
-    environment.write_result(tmp_path / "runs" / "one.json", record)
+    run = made_up(np.array([1, 1]))
+    run.id, run.test_result["hit@10"] = "one", float("nan")
+    run.write(tmp_path)
     assert '"nan"' in (tmp_path / "runs" / "one.json").read_text()
-    np.savez(tmp_path / "runs" / "one.npz", **arrays)
     runs["new"] = {1: compare.load_record(tmp_path, "one")}
-    new = compare.summarize(runs, "base", "t-test")[1]["hit@10"]
+    new = summarize(runs, "base", "t-test")[1]["hit@10"]
     assert math.isnan(new["mean"]) and new["p"] is None
 
 
 def test_metrics_of_a_table_follow_the_valid_metric():
     result = {"gauc": 0.5, "ndcg@5": 0.1, "ndcg@10": 0.2, "tailndcg@10": 0.3}
-    record = {"test_result": result, "config": {"valid_metric": "NDCG@10", "topk": [5, 10]}}
-    assert compare.table_metrics(record) == ["ndcg@10", "tailndcg@10"]
-    record["config"]["valid_metric"] = "GAUC"
-    assert compare.table_metrics(record) == ["gauc", "ndcg@5"]
+    record = Run("A", result, config={"valid_metric": "NDCG@10", "topk": [5, 10]})
+    assert table_metrics(record) == ["ndcg@10", "tailndcg@10"]
+    record.config["valid_metric"] = "GAUC"
+    assert table_metrics(record) == ["gauc", "ndcg@5"]
 
 
 def test_settings_of_entries_may_hold_commas_and_spaces(tmp_path):
@@ -386,13 +392,104 @@ def test_files_of_one_name_are_told_apart_by_their_folder(tmp_path):
 
 
 def test_labels_survive_latex():
-    row = {"label": "a_b #1 50% {x: ~1} ^ \\", "seeds": [1], **dict.fromkeys(tables.COSTS), "hit@10": {"mean": 0.1, "std": None, "difference": None, "p": None}}
+    row = {"label": "a_b #1 50% {x: ~1} ^ \\", "seeds": [1], **dict.fromkeys(COSTS), "hit@10": {"mean": 0.1, "std": None, "difference": None, "p": None}}
     lines = tables.comparison_table([row], ["hit@10"], "latex").splitlines()
     assert lines[0] == r"% needs \usepackage{booktabs}"
     assert lines[5].startswith(r"a\_b \#1 50\% \{x: \textasciitilde{}1\} \textasciicircum{} \textbackslash{} & 1 & 0.1000")
 
 
+def rows_of(**cells):
+    """Return two rows of a table with metrics as (mean, difference, p) of the second."""
+    rows = []
+    for place, label in enumerate(("base_1", "new")):
+        row = {"label": label, "seeds": [1, 2], **dict.fromkeys(COSTS, 2.0)}
+        for metric, (mean, difference, p) in cells.items():
+            tested = {"difference": difference, "p": p} if place else {"difference": None, "p": None}
+            row[metric] = {"mean": mean if place else mean - difference, "std": 0.001, **tested}
+        rows.append(row)
+    return rows
+
+
+def test_marks_say_better_or_worse():
+    rows = rows_of(**{"ndcg@10": (0.2, 0.1, 0.01), "giniindex@10": (0.9, 0.2, 0.01), "tailndcg@10": (0.1, 0.05, 0.06)})
+    text = tables.comparison_table(rows, ["ndcg@10", "giniindex@10", "tailndcg@10"], "github").splitlines()
+    assert [cell.strip() for cell in text[0].split("|")[3:6]] == ["NDCG@10", "GiniIndex@10", "Tail NDCG@10"]
+    cells = [cell.strip() for cell in text[-1].split("|")[3:6]]
+    assert cells == ["0.2000 ± 0.0010 ↑*", "0.9000 ± 0.0010 ↓*", "0.1000 ± 0.0010"]
+
+
+def test_latex_has_bold_best_chosen_columns_and_the_note_in_its_caption():
+    rows = rows_of(**{"ndcg@10": (0.2, 0.1, 0.01), "giniindex@10": (0.9, 0.2, 0.9)})
+    text = tables.latex_table(rows, ["ndcg@10", "giniindex@10"], ["peak_memory_mb"], "20% ± 1, p < 0.05", "ml-100k")
+    lines = text.splitlines()
+    assert lines[2] == r"\caption{20\% $\pm$ 1, p $<$ 0.05 Bold: the best mean.}" and lines[-1] == r"\end{table}"
+    assert r"model & seeds & NDCG@10 & GiniIndex@10 & peak MiB \\" in lines
+    assert r"base\_1 & 2 & 0.1000 $\pm$ 0.0010 & \textbf{0.7000} $\pm$ 0.0010 & 2 \\" in lines
+    assert r"new & 2 & \textbf{0.2000} $\pm$ 0.0010 $\uparrow$* & 0.9000 $\pm$ 0.0010 & 2 \\" in lines
+
+
+def test_columns_are_read_in_any_spelling():
+    run = Run("A", {"ndcg@5": 0.1, "ndcg@10": 0.2, "tailndcg@10": 0.3, "gauc": 0.5})
+    columns = ["Tail NDCG@10", "ndcg", "NDCG@5", "GAUC", "peak_memory_mb"]
+    found = tables.columns_of(columns, run, ["ndcg@10", "tailndcg@10"])
+    assert found == (["tailndcg@10", "ndcg@10", "ndcg@5", "gauc"], ["peak_memory_mb"])
+    assert tables.columns_of(None, run, ["ndcg@10"]) == (["ndcg@10"], list(COSTS))
+
+
+def test_the_result_of_a_run_is_shown_by_group():
+    result = {"ndcg@10": 0.12344, "tailndcg@10": 0.2, "tailpercentage@10": 0.3}
+    text = tables.result_table({"test_result": result, "epochs": 1, "seconds_per_epoch": 2.0}, "A", "d")
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
+    assert ["group", "NDCG@10"] in lines and ["Overall", "0.1234"] in lines and ["Tail", "0.2000"] in lines
+    assert ["TailPercentage@10", "0.3000"] in lines and lines[-1] == ["1 epoch, 2.00 s per epoch"]
+
+
 # -- runs
+
+
+def test_progress_shows_score_time_left_and_log(tmp_path, monkeypatch, capsys):
+    clock = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    tasks = [Task(f"{label}-{seed}", label, label, "d", seed, {}, str(tmp_path), "", epochs=10)
+             for label in "AB" for seed in (1, 2)]  # fmt: skip
+    shown = progress.Progress(tasks, 2)
+    shown.started(tasks[0])
+    shown.started(tasks[2])
+    assert shown.seconds_left() is None
+    clock[0] = 8.0
+    shown.validated("A-1", 4, 0, 0.12345)
+    assert shown.seconds_left() == (6 + 10 + 10 + 10) * 2 / 2  # two seconds an epoch, two runs at a time
+    shown.ended(tasks[0])
+    assert shown.seconds_left() == (4 + 10 + 10) * 2 / 2  # the next run of A is expected to stop as early
+    clock[0] = 31.0
+    shown.validated("B-1", 6, 5, 0.2)  # five epochs were done by an earlier process
+    shown.tick()
+    shown.ended(tasks[2], "out of memory")
+    told = capsys.readouterr().err
+    assert f"A seed 1 started, log: {tasks[0].log}" in told
+    assert "[1/4] A seed 1 done after 4 epochs, 0:00:08: best validation score 0.1235, at most about 0:00:24 left" in told
+    assert "1 of 4 runs ended, 1 running, 2 waiting" in told and "| 6/10" in told and "B seed 1 failed: out of memory" in told
+
+
+def test_the_process_that_forks_runs_only_imports(tmp_path):
+    script = (
+        "import json, torch.cuda\n"
+        "calls = []\n"
+        "for name in ('is_available', 'device_count', '_lazy_init'):\n"
+        "    setattr(torch.cuda, name, lambda name=name: calls.append(name))\n"
+        "from recbole_pref.compare import runs\n"
+        "runs.preload()\n"
+        "print(json.dumps(calls))"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path)}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout.splitlines()[-1]) == []  # CUDA that is in use does not survive a fork
+
+
+def test_runs_fail_with_a_reason_where_none_can_be_started(settings, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(PrefError, match="the process that starts the runs has ended"):
+        compare.compare("CESASRec", "tiny", 2, config_dict=settings, output=tmp_path)
 
 
 @pytest.fixture
@@ -412,16 +509,17 @@ def test_a_comparison_runs_once_and_agrees_with_the_evaluator(settings, tmp_path
     records = sorted((folder / "runs").glob("*.json"))
     assert len(records) == 4 and len(list((folder / "reference").glob("*.pth"))) == 2
     for path in records:
-        record, arrays = compare.load_record(folder, path.stem)
+        record = compare.load_record(folder, path.stem)
+        arrays = record.arrays
         for metric in ("ndcg@10", "hit@5", "tailhit@10", "headndcg@10"):
             values, _ = evidence.user_values(arrays, metric)
-            assert values.mean() == pytest.approx(record["test_result"][metric], abs=1e-4)
+            assert values.mean() == pytest.approx(record.test_result[metric], abs=1e-4)
         assert arrays["top"].shape == (60, 10) and arrays["count"][0] == 0
         assert np.all((arrays["rank"] <= 10) == (arrays["top"] == arrays["target"][:, None]).any(1))
-        assert record["peak_memory_mb"] > 50 and record["environment"]["torch"]
-        assert len(record["train_loss_per_row"]) == record["epochs"] and 0 < min(record["train_loss_per_row"]) < 9
+        assert record.peak_memory_mb > 50 and record.environment["torch"]
+        assert len(record.train_loss_per_row) == record.epochs and 0 < min(record.train_loss_per_row) < 9
         assert not list((folder / "checkpoints" / path.stem).glob("*-last-*"))
-        assert (folder / record["checkpoint"]).is_file()
+        assert (folder / record.checkpoint).is_file()
     times = [path.stat().st_mtime_ns for path in records]
     again = compare.compare(**arguments)
     assert [path.stat().st_mtime_ns for path in records] == times and again.rows == done.rows
@@ -433,7 +531,7 @@ def test_a_comparison_runs_once_and_agrees_with_the_evaluator(settings, tmp_path
     assert "corrected after Holm for 6 comparisons" in note
     head = torch.from_numpy(arrays["count"]).argsort(descending=True, stable=True)[: round(0.2 * (len(arrays["count"]) - 1))]
     tail = (~np.isin(arrays["target"], head)).sum()
-    assert not compare._groups(record, arrays, ["tailpercentage@10", "hit@10"])
+    assert not notes.group_notes(record, ["tailpercentage@10", "hit@10"])
     assert f"Head: the most popular 20% of the items (tail_split: items), tail: the rest, {tail} of the 60 test" in note
 
 
@@ -443,7 +541,7 @@ def test_cross_entropy_is_trained_once_for_itself_and_for_those_that_start_from_
     settings["state"] = "INFO"
     done = compare.compare(models, "tiny", 1, config_dict=settings, output=tmp_path, processes=processes)
     assert not done.failed
-    logs = {path.name.partition("-")[0]: path.read_text() for path in (tmp_path / "logs").iterdir()}
+    logs = {path.name.partition("-")[0]: path.read_text() for path in (tmp_path / "logs").glob("*-seed*")}
     assert "training the reference" not in "".join(logs.values())
     (stored,) = (tmp_path / "reference").glob("*.pth")
     for model in ("SDPOSASRec", "SimPOSASRec"):
@@ -453,14 +551,14 @@ def test_cross_entropy_is_trained_once_for_itself_and_for_those_that_start_from_
 
 def test_who_starts_from_a_running_one_waits_and_no_other(tiny_dataset, tmp_path):
     entries = compare.parse_entries("CESASRec,CESASRec repeat_bias=True,SDPOSASRec,LPOSASRec,SDPOGRU4Rec")
-    tasks = compare._plan(entries, "tiny", [1, 2], None, {**tiny_dataset, "dataset": None}, tmp_path)
-    named = {(task["label"], task["seed"]): task for task in tasks}
+    tasks = plan_runs(entries, "tiny", [1, 2], None, {**tiny_dataset, "dataset": None}, tmp_path)
+    named = {(task.label, task.seed): task for task in tasks}
     waiting = [named[key] for key in (("SDPOSASRec", 1), ("SDPOSASRec", 2), ("LPOSASRec", 1), ("SDPOGRU4Rec", 1))]
     for running, ready in [
         (("CESASRec", 1), 1), (("CESASRec", 2), 0), (("CESASRec repeat_bias=True", 1), 0), (("SDPOSASRec", 1), 0)
     ]:  # fmt: skip
-        assert compare._ready(waiting, [named[running]]) is waiting[ready]
-    assert compare._ready(waiting[:1], [named["CESASRec", 1]]) is None
+        assert run_module.ready(waiting, [named[running]]) is waiting[ready]
+    assert run_module.ready(waiting[:1], [named["CESASRec", 1]]) is None
 
 
 @pytest.mark.parametrize(
@@ -475,25 +573,25 @@ def test_who_starts_from_a_running_one_waits_and_no_other(tiny_dataset, tmp_path
 def test_references_unlike_the_cross_entropy_compared_with_are_told(tiny_dataset, tmp_path, shared, words):
     entries = compare.parse_entries("CESASRec,CESASRec repeat_bias=True,SDPOSASRec,LPOSASRec")
     settings = {**tiny_dataset, "dataset": None, **shared}
-    notes = compare._reference_notes(compare._plan(entries, "tiny", 2, None, settings, tmp_path))
-    assert not notes if words is None else len(notes) == 1 and words in notes[0]
+    found = notes.reference_notes(plan_runs(entries, "tiny", 2, None, settings, tmp_path))
+    assert not found if words is None else len(found) == 1 and words in found[0]
 
 
 def test_pickles_of_other_runs_do_not_matter(settings, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "saved").mkdir()
     (tmp_path / "saved" / "tiny-SequentialDataset.pth").write_bytes(b"what save_dataset left")
-    assert len(compare._plan(compare.parse_entries("CESASRec"), "tiny", 1, None, settings, tmp_path / "out")) == 1
+    assert len(plan_runs(compare.parse_entries("CESASRec"), "tiny", 1, None, settings, tmp_path / "out")) == 1
 
 
 def test_cross_entropy_trained_for_longer_than_references_is_told(tiny_dataset, tmp_path):
     settings = {**tiny_dataset, "dataset": None, "epochs": 9, "reference_epochs": 4}
-    tasks = compare._plan(compare.parse_entries("CESASRec,SDPOSASRec"), "tiny", 2, None, settings, tmp_path)
-    runs = {"CESASRec": {2020: ({"epochs": 4}, None), 2021: ({"epochs": 9}, None)}}
-    (note,) = compare._longer_notes(tasks, runs)
+    tasks = plan_runs(compare.parse_entries("CESASRec,SDPOSASRec"), "tiny", 2, None, settings, tmp_path)
+    runs = {"CESASRec": {2020: Run("CESASRec", {}, epochs=4), 2021: Run("CESASRec", {}, epochs=9)}}
+    (note,) = notes.longer_notes(tasks, runs)
     assert note.startswith("CESASRec trained for more than reference_epochs=4")
     del runs["CESASRec"][2021]
-    assert not compare._longer_notes(tasks, runs)
+    assert not notes.longer_notes(tasks, runs)
 
 
 def test_a_mistake_in_the_data_is_told_once_and_before_any_run(settings, tmp_path):
@@ -510,7 +608,7 @@ def test_ranking_among_candidates_is_told_and_names_its_users(settings, tmp_path
     done = compare.compare("CESASRec hidden_dropout_prob=0.5", "tiny", 1, output=tmp_path / "out", **arguments)
     assert "ranking among uni5" in done.text and done.rows[0]["seeds"] == [7]
     (name,) = [path.stem for path in (tmp_path / "out" / "runs").glob("*.json")]
-    arrays = compare.load_record(tmp_path / "out", name)[1]
+    arrays = compare.load_record(tmp_path / "out", name).arrays
     assert len(set(arrays["user"])) == 60
     listed = (arrays["top"] > 0).sum(1)  # the target and at most five others
     assert listed.min() >= 2 and listed.max() == 6
@@ -539,7 +637,7 @@ def test_a_killed_comparison_goes_on(settings, tmp_path, how):
     assert not list(folder.glob("runs/*.json"))
     done = compare.compare("LPOSASRec", "tiny", 1, config_dict=json.loads(text), output=folder, processes=2)
     assert not done.failed
-    (log,) = (folder / "logs").iterdir()
+    (log,) = (folder / "logs").glob("LPOSASRec-*")
     assert "are done" in log.read_text()
     assert how == "SIGKILL" or "SIGTERM stopped the run" in log.read_text()
     (record,) = folder.glob("runs/*.json")
@@ -599,6 +697,7 @@ def test_the_command_line_compares_and_tells_what_failed(settings, tmp_path, cap
         ("--compare=CESASRec --resume=True", "--resume means nothing to --compare"),
         ("--compare=CESASRec --nproc=4", "--nproc means nothing to --compare"),
         ("--plots=out --output=elsewhere", "--output means nothing to --plots"),
+        ("--model=CESASRec --columns=NDCG@10", "--columns goes with --compare"),
         ("--model=CESASRec --output=elsewhere", "--output goes with --predict or --compare"),
         ("--model=CESASRec --model=GRU4Rec", "--model is given twice"),
         ("--config_files=a.yaml --config_files=b.yaml", "--config_files is given twice"),
@@ -610,9 +709,17 @@ def test_commands_that_contradict_themselves_are_refused(words, told, capsys):
     assert told in capsys.readouterr().err
 
 
+def test_the_command_line_passes_columns_on(monkeypatch, tmp_path):
+    given = []
+    monkeypatch.setattr(compare, "compare", lambda *words: given.append(words[-1]) or sys.exit(0))
+    with pytest.raises(SystemExit):
+        main(["--compare=CESASRec", "--columns=NDCG@10, Tail NDCG@10,"])
+    assert given == [["NDCG@10", "Tail NDCG@10"]]
+
+
 def test_a_folder_that_cannot_be_written_is_named(settings, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: path.name != "logs")  # root may write everywhere
-    monkeypatch.setattr(compare, "_start", None)
+    monkeypatch.setattr(run_module, "_Server", None)
     with pytest.raises(PrefError, match="--output=.*logs' cannot be written: name another folder"):
         compare.compare("CESASRec", "tiny", 1, config_dict=settings, output=tmp_path / "out")
 
@@ -620,7 +727,7 @@ def test_a_folder_that_cannot_be_written_is_named(settings, tmp_path, monkeypatc
 def test_a_run_that_another_process_finished_meanwhile_is_no_failure(settings, tmp_path, monkeypatch):
     done = compare.compare("CESASRec", "tiny", 1, config_dict={**settings, "epochs": 1}, output=tmp_path)
     (name,) = [path.stem for path in (tmp_path / "runs").glob("*.json")]
-    monkeypatch.setattr(compare, "_run_missing", lambda *_: {name: "is being trained by another process"})
+    monkeypatch.setattr(run_module, "run_missing", lambda *_: {name: "is being trained by another process"})
     again = compare.compare("CESASRec", "tiny", 1, config_dict={**settings, "epochs": 1}, output=tmp_path)
     assert not again.failed and again.text == done.text
 
@@ -638,6 +745,9 @@ def test_mistakes_end_before_anything_is_trained(settings, tmp_path):
         compare.compare("CESASRec", test="z", **shared)
     with pytest.raises(PrefError, match="--processes"):
         compare.compare("CESASRec", processes=0, **shared)
+    for column in ("NDCG@7", "Novelty"):
+        with pytest.raises(PrefError, match=f"--columns='{column}' is not measured"):
+            compare.compare("CESASRec", columns=[column], **shared)
     with pytest.raises(PrefError, match="seed=-5"):
         compare.compare("CESASRec", seeds="3,-5", **shared)
     with pytest.raises(PrefError, match="2020.inter"):  # a name of digits, which YAML reads as a number
@@ -658,7 +768,7 @@ def test_a_damaged_record_is_named(settings, tmp_path):
     (tmp_path / "runs" / "one.json").write_text("{")
     with pytest.raises(PrefError, match="delete both"):
         compare.load_record(tmp_path, "one")
-    (tmp_path / "runs" / "one.json").write_text("{}")
+    (tmp_path / "runs" / "one.json").write_text('{"label": "A", "test_result": {}}')
     np.savez_compressed(tmp_path / "runs" / "one.npz", rank=np.arange(99))
     whole = (tmp_path / "runs" / "one.npz").read_bytes()
     for broken in (b"", whole[:50], whole[:60] + b"\xff\xff\xff" + whole[63:]):
@@ -668,17 +778,17 @@ def test_a_damaged_record_is_named(settings, tmp_path):
 
 
 def test_a_run_is_trained_by_one_process_at_a_time(tmp_path, monkeypatch):
-    task, trained = {"id": "a-seed1-0", "folder": str(tmp_path)}, []
-    monkeypatch.setattr(compare, "_train_and_record", lambda task, folder: trained.append(task["id"]))
+    task, trained = Task("a-seed1-0", "a", "a", "tiny", 1, {}, str(tmp_path), ""), []
+    monkeypatch.setattr(run_module, "_train_and_record", lambda task, folder, report: trained.append(task.id))
     (tmp_path / "tasks").mkdir()
     with FileLock(tmp_path / "tasks" / "a-seed1-0.lock"):
         with pytest.raises(PrefError, match="a-seed1-0 is being trained by another process"):
-            compare.train_and_record(task)
-        compare.train_and_record({**task, "id": "a-seed2-0"})
+            run_module.train_and_record(task)
+        run_module.train_and_record(replace(task, id="a-seed2-0"))
     assert trained == ["a-seed2-0"]
-    compare.train_and_record(task)
+    run_module.train_and_record(task)
     assert trained == ["a-seed2-0", "a-seed1-0"]
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "a-seed1-0.json").write_text("{}")  # which the other process has written meanwhile
-    compare.train_and_record(task)
+    run_module.train_and_record(task)
     assert len(trained) == 2

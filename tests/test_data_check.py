@@ -222,16 +222,57 @@ def test_item_files_that_pass_and_that_are_missing(tmp_path):
     assert len(check(tmp_path, GOOD, load_col=load, filter_inter_by_user_or_item=False)) == 1
 
 
-def test_benchmark_files_are_looked_for_by_name(tmp_path):
-    options = {"benchmark_filename": ["train", "valid", "test"], "load_col": None}
-    with pytest.raises(PrefError, match="d.train.inter.*the folder holds d.inter"):
-        check(tmp_path, GOOD, **options)
+LIST_HEAD = "user_id:token\titem_id_list:token_seq\titem_id:token"
+
+
+def check_presplit(tmp_path, *rows, head=LIST_HEAD, **more):
+    (tmp_path / "d").mkdir(exist_ok=True)
     for part in ("train", "valid", "test"):
-        (tmp_path / "d" / f"d.{part}.inter").write_text("user_id:token\titem_id:token\na\tx\n")
-    assert check(tmp_path, GOOD, **options) == []
-    (tmp_path / "d" / "d.valid.inter").write_text("user_id:token\titem_id:token\na\n")
+        lines = [head, *(rows if part == "valid" else ["a\tx y\tz"])]
+        (tmp_path / "d" / f"d.{part}.inter").write_text("\n".join(lines) + "\n")
+    more = {"load_col": None, "MAX_ITEM_LIST_LENGTH": 3, **more}
+    config = config_of(tmp_path, benchmark_filename=["train", "valid", "test"], **more)
+    return check_atomic_files(config["data_path"], "d", config)
+
+
+def test_benchmark_files_are_looked_for_by_name(tmp_path):
+    with pytest.raises(PrefError, match="d.train.inter.*the folder holds d.inter"):
+        check(tmp_path, GOOD, benchmark_filename=["train", "valid", "test"], load_col=None)
+    assert check_presplit(tmp_path, "a\tx\ty") == []
     with pytest.raises(PrefError, match="d.valid.inter, line 2"):
-        check(tmp_path, GOOD, **options)
+        check_presplit(tmp_path, "a\tx")
+
+
+@pytest.mark.parametrize("head", ["user_id:token\titems:token_seq\titem_id:token", LIST_HEAD.replace("_seq", "")])
+def test_presplit_files_need_their_list_column(tmp_path, head):
+    with pytest.raises(PrefError, match="d.train.inter, line 1: .*'item_id_list'"):
+        check_presplit(tmp_path, "a\tx\ty", head=head)
+    with pytest.raises(PrefError, match="load_col does not load 'item_id_list'"):
+        check_presplit(tmp_path, "a\tx\ty", load_col={"inter": ["user_id", "item_id"]})
+
+
+@pytest.mark.parametrize(
+    "row, fault",
+    [("b\t\tx", "is empty"), ("b\t \tx", "is empty"), ("b\tx 0 0\ty", "padded"), ("b\t0 x\ty", "padded")],
+)
+def test_presplit_lists_are_checked_line_by_line(tmp_path, row, fault):
+    with pytest.raises(PrefError, match=f"d.valid.inter, line 3: 'item_id_list' .*{fault}"):
+        check_presplit(tmp_path, "a\tx y\tz", row, "b\tx\ty")
+    if fault == "padded":  # an item may be called 0
+        assert check_presplit(tmp_path, row, "b\tx\t0") == []
+
+
+def test_long_presplit_lists_are_reported(tmp_path):
+    (note,) = check_presplit(tmp_path, "a\tx y z x\ty", "b\tx y z\tx")
+    assert "d.valid.inter: 1 lists are longer than MAX_ITEM_LIST_LENGTH=3" in note
+
+
+def test_values_that_no_row_has_are_reported(tmp_path):
+    lines = [f"{HEAD}\tkind:token", *(f"{line}\t{n % 2}" for n, line in enumerate(GOOD[1:]))]
+    load = {"inter": ["user_id", "item_id", "timestamp", "kind"]}
+    assert check(tmp_path, lines, load_col=load, val_interval={"kind": ["0", 1]}) == []
+    (note,) = check(tmp_path, lines, load_col=load, val_interval={"kind": [1, "buy"]})
+    assert "val_interval, kind: no row of" in note and "'buy'" in note
 
 
 def test_an_empty_part_names_the_filters():

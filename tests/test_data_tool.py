@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -15,11 +16,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from recbole_pref.cli import parse
 from recbole_pref.config import Config
+from recbole_pref.data import tables
 from recbole_pref.data.check import check_atomic_files
-from recbole_pref.data.convert import FORMATS, convert, k_core, main, summarize
+from recbole_pref.data.convert import FORMATS, build_parser, convert, main
+from recbole_pref.data.formats import READERS
+from recbole_pref.data.interactions import k_core, summarize
+from recbole_pref.data.known import known_names
+from recbole_pref.data.sequences import train_counts
 from recbole_pref.errors import PrefError
-from recbole_pref.popularity import head_tail_split, train_counts
+from recbole_pref.popularity import head_tail_split
 from recbole_pref.quick_start import prepare_data, run_recbole_pref
 
 PAIRS = [("a", "x"), ("a", "y"), ("b", "y"), ("a", "z"), ("b", "x")]
@@ -64,6 +71,16 @@ def source(tmp_path, kind):
             tmp_path / "s.csv", index=False
         )
         return tmp_path / "s.csv", options
+    if kind in ("columns", "u.data", "ratings.dat"):
+        file, separator = tmp_path / kind, {"u.data": "\t", "ratings.dat": "::"}.get(kind, ";")
+        lines = shuffled[["who", "what", "stars", "when"]].astype(str).agg(separator.join, axis=1)
+        file.write_text("\n\n".join(lines) + "\n")
+        own = {"format": "table", "separator": ";", "columns": ["user", "item", "rating", "time"]}
+        return file, own if kind == "columns" else {"format": "movielens"}
+    if kind == "ratings.csv":
+        names = {"who": "userId", "what": "movieId", "stars": "rating", "when": "timestamp"}
+        shuffled.rename(columns=names).to_csv(tmp_path / kind, index=False)
+        return tmp_path / kind, {"format": "movielens"}
     if kind.startswith("amazon-ratings"):
         order = ["who", "what", "stars", "when"] if "2014" in kind else ["what", "who", "stars", "when"]
         shuffled[order].to_csv(tmp_path / "s.csv", index=False, header=False)
@@ -78,12 +95,14 @@ def source(tmp_path, kind):
     return tmp_path / "s.json.gz", {"format": "amazon-reviews"}
 
 
+@pytest.mark.parametrize("part_rows", [1, 500_000])
 @pytest.mark.parametrize(
     "kind",
-    ["sequences", "pairs", "csv", "tsv", "parquet", "dates", "amazon-ratings-2014",
-     "amazon-ratings-2018", "reviews", "reviews-2023"],
+    ["sequences", "pairs", "csv", "tsv", "parquet", "dates", "columns", "u.data", "ratings.dat", "ratings.csv",
+     "amazon-ratings-2014", "amazon-ratings-2018", "reviews", "reviews-2023"],
 )  # fmt: skip
-def test_every_format_gives_the_same_interactions(tmp_path, kind):
+def test_every_format_gives_the_same_interactions(tmp_path, monkeypatch, kind, part_rows):
+    monkeypatch.setattr(tables, "PART_ROWS", part_rows)
     file, options = source(tmp_path, kind)
     convert(file, name="d", output=tmp_path, **options)
     got = rows(tmp_path)
@@ -153,6 +172,85 @@ def test_a_table_without_times_keeps_its_order(tmp_path):
     assert read(tmp_path).to_numpy().tolist() == [["a", "z", "0"], ["a", "y", "1"], ["b", "x", "0"]]
 
 
+def test_text_is_read_in_parts_and_mistakes_keep_their_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "PART_ROWS", 3)
+    head, lines = "user_id,item_id,timestamp\n", [f"u{row % 4},i{row},5\n" for row in range(20)]
+    (tmp_path / "s").write_text(head + "".join(lines))
+    assert [len(part) for part in tables.text_parts(tmp_path / "s", ",")] == [5, 5, 5, 5]
+    convert(tmp_path / "s", "table", "d", tmp_path)
+    # equal times: the order of the file
+    assert rows(tmp_path) == [[f"u{user}", f"i{row}"] for user in range(4) for row in range(user, 20, 4)]
+    for place, bad in ((13, "u1,,5\n"), (18, "u1,i1,noon\n")):
+        (tmp_path / "s").write_text(head + "\n" + "".join([*lines[:place], bad, *lines[place:]]))
+        with pytest.raises(PrefError, match=f"line {place + 3}: "):
+            convert(tmp_path / "s", "table", "e", tmp_path)
+    (tmp_path / "s").write_text(head + "".join([*lines[:5], *(f"a,i{n},2024-01-0{n + 1}\n" for n in range(5))]))
+    with pytest.raises(PrefError, match="line 7: timestamp is '2024-01-01'"):
+        convert(tmp_path / "s", "table", "e", tmp_path)
+
+
+EVENTS = """who;event;what;at;price
+a;view;x;3;1.5
+a;cart;y;2;
+b;buy;x;1;4
+a;buy;x;4;2
+b;view;z;5;9
+"""
+
+
+def test_an_event_log_keeps_events_and_extra_columns(tmp_path, capsys):
+    (tmp_path / "s.csv").write_text(EVENTS)
+    words = [f"--input={tmp_path / 's.csv'}", "--format=table", "--name=d", f"--output={tmp_path}", "--separator=;"]
+    words += ["--user=who", "--item=what", "--time=at", "--keep=event:buy", "--keep=event:cart"]
+    assert main([*words, "--extra_columns=event,price"]) == 0
+    frame = pd.read_csv(tmp_path / "d/d.inter", sep="\t", dtype=str, keep_default_na=False)
+    assert list(frame)[3:] == ["event:token", "price:float"]
+    assert frame.to_numpy().tolist() == [
+        ["b", "x", "1", "buy", "4"], ["a", "y", "2", "cart", ""], ["a", "x", "4", "buy", "2"]
+    ]  # fmt: skip
+    assert main([*words, "--keep=who:b", "--force"]) == 0
+    assert rows(tmp_path) == [["b", "x"]]
+    capsys.readouterr()
+    for option, message in (
+        ("--keep=event:bought", "event:bought chooses no row of .*; that column holds buy, cart, view"),
+        ("--keep=kind:buy", "no column 'kind' .--keep."),
+        ("--extra_columns=cost", "no column 'cost' .--extra_columns."),
+        ("--extra_columns=user_id", "would be written twice"),
+    ):
+        assert main([*words, option, "--force"]) == 2
+        assert re.search(message, capsys.readouterr().err)
+    with pytest.raises(SystemExit):
+        main([*words, "--keep=event"])
+
+
+def test_the_command_ends_with_the_path_and_the_next_command(tmp_path, capsys):
+    (tmp_path / "s").write_text("a x y z\n")
+    words = [f"--input={tmp_path / 's'}", "--format=sequences", "--name=d", "--output=data"]
+    assert main([*words, "--dry_run"]) == 0
+    assert "wrote" not in capsys.readouterr().out
+    assert main(words) == 0
+    wrote, command = capsys.readouterr().out.splitlines()[-2:]
+    assert wrote == f"wrote {Path('data/d/d.inter')}" and Path("data/d/d.inter").is_file()
+    options, settings = parse(command.partition("recbole-pref ")[2].split())
+    assert (options.dataset, settings) == ("d", {"data_path": "data"})
+
+
+@pytest.mark.parametrize("name", known_names())
+def test_a_missing_data_set_of_the_literature_comes_with_its_command(tmp_path, monkeypatch, name):
+    config = Config("CESASRec", name, config_dict={"data_path": str(tmp_path), "state": "ERROR", "gpu_id": ""})
+    with pytest.raises(PrefError) as caught:
+        check_atomic_files(config["data_path"], name, config)
+    assert "get " in str(caught.value) and "https://" in str(caught.value)
+    _, *words = shlex.split(re.search("run '(.*)'", str(caught.value))[1])
+    (file,) = (Path(word.partition("=")[2]) for word in words if word.startswith("--input"))
+    file.parent.mkdir(exist_ok=True)
+    text = {".dat": "1::2::3::4\n1::3::3::5\n", ".csv": "userId,movieId,rating,timestamp\n1,2,3,4\n1,3,3,5\n"}
+    file.write_text(text.get(file.suffix, "1 2 3\n"))
+    file.with_name(f"{file.stem}_item2attributes.json").write_text("{}")
+    assert main(words) == 0
+    check_atomic_files(config["data_path"], name, config)
+
+
 def test_summary_by_hand(tmp_path):
     (tmp_path / "s").write_text("a x y z\nb x y z\nc x z y\n")
     summary = convert(tmp_path / "s", "sequences", "d", tmp_path, dry_run=True)
@@ -203,6 +301,32 @@ def test_item_features(tmp_path):
     ]  # fmt: skip
 
 
+METADATA = {
+    "2014": "{'asin': 'x', 'title': 'A  \"Big\" B', 'price': 12.5, 'brand': 'C D', 'categories': [['Hair Care', 'E'], ['E']]}",
+    "2018": '{"asin": "x", "title": "A  \\"Big\\" B", "price": "$12.5", "brand": "C D", "category": ["Hair Care", "E"]}',
+    "2023": '{"parent_asin": "x", "title": "A  \\"Big\\" B", "price": 12.5, "store": "C D", "categories": ["Hair Care", "E"]}',
+}
+
+
+@pytest.mark.parametrize("year", METADATA)
+def test_amazon_metadata_become_item_features(tmp_path, year):
+    (tmp_path / "s").write_text("a x y z\n")
+    key = "parent_asin" if year == "2023" else "asin"
+    lines = [METADATA[year], f'{{"{key}": "other"}}', f'{{"{key}": "y", "price": "$1 - $2", "description": ["g\\n", "h"]}}']
+    lines.append(f'{{"{key}": "x", "title": "the same again"}}')
+    with gzip.open(tmp_path / "meta.json.gz", "wt") as file:
+        file.write("\n".join(lines))
+    summary = convert(tmp_path / "s", "sequences", "d", tmp_path, item_features=tmp_path / "meta.json.gz")
+    assert summary["items_with_features"] == 2
+    item = pd.read_csv(tmp_path / "d" / "d.item", sep="\t", dtype=str, keep_default_na=False)
+    assert list(item) == [
+        "item_id:token", "title:token_seq", "brand:token", "categories:token_seq", "price:float", "description:token_seq"
+    ]  # fmt: skip
+    assert item.to_numpy().tolist() == [
+        ["x", 'A "Big" B', "C D", "Hair_Care E", "12.5", ""], ["y", "", "", "", "", "g h"], ["z"] + [""] * 5
+    ]  # fmt: skip
+
+
 def test_item_features_are_loaded_by_recbole(tmp_path):
     lines = [f"u{u} " + " ".join(f"i{(u + k) % 9}" for k in range(6)) for u in range(9)]
     (tmp_path / "s").write_text("\n".join(lines))
@@ -221,13 +345,13 @@ def test_item_features_are_loaded_by_recbole(tmp_path):
 @pytest.mark.parametrize(
     "name, text, match",
     [
-        ("f.json", '{"1": "red"}', "attributes of item '1' are no list"),
-        ("f.json", "[1]", "no JSON object of lists"),
-        ("f.json", "{", "no JSON object of lists"),
+        ("f.json", '{"1": "red"}', "attributes of item '1' are not a list"),
+        ("f.json", "[1]", "not a JSON object of lists"),
+        ("f.json", "{", "not a JSON object of lists"),
         ("f.json", '{"1": ["\\ud800"]}', "half a Unicode character"),
         ("f.csv", "item,price\n1,2\n", "no column 'item_id'"),
-        ("f.csv", "item_id,a:b\n1,2\n", "column 'a:b' is no name"),
-        ("f.csv", "item_id,a\n1,2\n1,3\n", "item '1' stands there twice"),
+        ("f.csv", "item_id,a:b\n1,2\n", "'a:b' cannot name a column"),
+        ("f.csv", "item_id,a\n1,2\n1,3\n", "item '1' has two rows"),
         ("f.csv", 'item_id,a\n\n1,2\n2,"x\ty"\n', "line 4: 'a' holds a tab"),
         ("f.csv", "item_id,a\n1,2,3\n", "more cells than the first line"),
         ("g.csv", "", "item_features=.*g.csv' does not exist"),
@@ -248,12 +372,14 @@ def test_mistakes_in_item_features_leave_nothing_behind(tmp_path, name, text, ma
     [
         ("a\n", {"format": "sequences"}, "line 1: user 'a' has no items"),
         ("a x\nb\n", {"format": "pairs"}, "line 2: 1 words"),
+        ("a,x,1\n", {"format": "table", "columns": ["uid", "item", "time"]}, "--user is not set"),
+        ("a::x::1\n\na::::2\n", {"format": "table", "separator": "::", "columns": ["user", "item", "time"]}, "line 3: item_id is empty"),
         ("user_id,item_id,timestamp\na,x,1\na,y,noon\n", {"format": "table"}, "line 3: timestamp is 'noon'"),
         ("uid,item_id,timestamp\n", {"format": "table"}, "no column 'user_id'.*'uid'"),
-        ("a x\nb y\na z\n", {"format": "sequences"}, "line 3: user 'a' stands in line 1 already"),
+        ("a x\nb y\na z\n", {"format": "sequences"}, "line 3: user 'a' is already in line 1"),
         ("a x\nb y NA\n", {"format": "sequences"}, "line 2: item_id is 'NA', which RecBole reads as missing"),
         ("a x\n\nb NA\n", {"format": "pairs"}, "line 3: item_id is 'NA'"),
-        ("user_id,item_id,item_id,timestamp\na,x,y,1\n", {"format": "table"}, "'item_id' stands there twice"),
+        ("user_id,item_id,item_id,timestamp\na,x,y,1\n", {"format": "table"}, "'item_id' is named twice"),
         ("user_id,item_id,timestamp\na,x,1\n", {"format": "table", "separator": "\n"}, "separator='.n' is not accepted"),
         ("user_id,item_id,timestamp\na,x,03/04/2024\na,y,13/04/2024\n", {"format": "table"}, "line 3.*nor a date .YYYY"),
         ("user_id,item_id,timestamp\na,x,2024-01-01\na,y,now\n", {"format": "table"}, "line 3.*'now'"),
@@ -273,18 +399,18 @@ def test_mistakes_in_item_features_leave_nothing_behind(tmp_path, name, text, ma
         ("user_id,item_id,timestamp,r\na,x,1,4\na,y,1,A\n", {"format": "table", "rating": "r"}, "line 3: rating is 'A'"),
         ("user_id,item_id,timestamp\na,x,1\na,y,1\na,y,inf\n", {"format": "table"}, "line 4: timestamp is 'inf'"),
         ("user_id,item_id,timestamp\n", {"format": "table"}, "holds no interactions"),
-        ("user_id,item_id,timestamp\na,x,1\n", {"format": "table", "user": ""}, "--user is empty"),
+        ("user_id,item_id,timestamp\na,x,1\n", {"format": "table", "user": ""}, "--user is not set"),
         ("", {"format": "table"}, "is empty"),
         ("\n", {"format": "sequences"}, "holds no interactions"),
         ("u,x,5,1\nu,y,5,1\nu,y,5,no\n", {"format": "amazon-ratings-2014"}, "line 3: timestamp is 'no'"),
         ('{"user_id": "a", "parent_asin": ["x"], "timestamp": 1, "rating": 1}', {"format": "amazon-reviews"}, "'parent_asin' is"),
         ('\n{"user_id": null, "parent_asin": "x", "timestamp": 1, "rating": 1}', {"format": "amazon-reviews"}, "line 2: user_id is empty"),
         ('{"user_id": "\\ud800", "parent_asin": "x", "timestamp": 1, "rating": 1}', {"format": "amazon-reviews"}, "line 1: there is half"),
-        ("a x\n", {"format": "sequences", "user": "u"}, "user='u' goes with format='table'"),
-        ("a,b\n", {"format": "amazon-ratings-2014"}, "2 columns where"),
+        ("a x\n", {"format": "sequences", "user": "u"}, "user='u' is an option of format='table'"),
+        ("a,b\n", {"format": "amazon-ratings-2014"}, "first line has 2 cells where 4"),
         ("{}\n", {"format": "amazon-reviews"}, "line 1: there is neither"),
         ('{"reviewerID": 1, "asin": 2}\n', {"format": "amazon-reviews"}, "line 1: there is no 'unixReviewTime'"),
-        ("[1\n", {"format": "amazon-reviews"}, "line 1: this is no JSON object"),
+        ("[1\n", {"format": "amazon-reviews"}, "line 1: this is not a JSON object"),
         ("a x y\n", {"format": "sequence"}, "format='sequence'.*'sequences'"),
         ("a x y\n", {"format": "sequences", "min_user": 5}, "min_user=5"),
         ("a x\n", {"format": "pairs", "rating_min": 3}, "rating_min=3 needs"),
@@ -305,14 +431,24 @@ def test_quoted_cells_are_read_over_line_ends(tmp_path):
     assert convert(tmp_path / "s.csv", "table", "d", tmp_path)["interactions"] == 3
 
 
+def test_the_first_row_of_a_file_without_header_may_end_with_an_empty_cell(tmp_path):
+    columns = ["user", "item", "time", "note"]
+    for first in ("a\tx\t1\t\n", '"a"\tx\t1\t"two\nlines"\n'):
+        (tmp_path / "s.tsv").write_text(first + "a\ty\t2\tz\n")
+        assert convert(tmp_path / "s.tsv", "table", "d", tmp_path, columns=columns, force=True)["items"] == 2
+
+
 def test_an_item_file_of_other_data_is_not_kept(tmp_path):
     (tmp_path / "s").write_text("a x y z\n")
     (tmp_path / "more").write_text("a x y z w\n")
     (tmp_path / "f.json").write_text('{"x": [1]}')
     convert(tmp_path / "s", "sequences", "d", tmp_path, item_features=tmp_path / "f.json")
     before = (tmp_path / "d" / "d.inter").read_text()
-    convert(tmp_path / "s", "sequences", "d", tmp_path, force=True)
-    with pytest.raises(PrefError, match="d.item is of other data: it has no row for item 'w'; remove it or pass --item_f"):
+    assert "items_without_interactions" not in convert(tmp_path / "s", "sequences", "d", tmp_path, force=True)
+    (tmp_path / "less").write_text("a x z\n")
+    less = convert(tmp_path / "less", "sequences", "d", tmp_path, force=True, dry_run=True)
+    assert less["items_without_interactions"] == 1
+    with pytest.raises(PrefError, match="d.item belongs to other data: it has no row for item 'w'; remove it or pass --item_f"):
         convert(tmp_path / "more", "sequences", "d", tmp_path, force=True)
     assert (tmp_path / "d" / "d.inter").read_text() == before
     convert(tmp_path / "more", "sequences", "d", tmp_path, force=True, item_features=tmp_path / "f.json")
@@ -373,14 +509,14 @@ def test_damaged_archives_are_refused(tmp_path, format):
     whole = gzip.compress(text.get(format, b"a,x,1,1\n"))
     for data in (whole[:-5], b"text", whole[:-8] + bytes(8)):
         (tmp_path / "s.gz").write_bytes(data)
-        with pytest.raises(PrefError, match="s.gz is no whole gzip file"):
+        with pytest.raises(PrefError, match="s.gz is not a complete gzip file"):
             convert(tmp_path / "s.gz", format, "d", tmp_path)
 
 
 def test_damaged_parquet_is_refused(tmp_path):
     pytest.importorskip("pyarrow")
     (tmp_path / "s.parquet").write_bytes(b"PAR1 and no more")
-    with pytest.raises(PrefError, match="s.parquet is no Parquet file"):
+    with pytest.raises(PrefError, match="s.parquet is not a Parquet file"):
         convert(tmp_path / "s.parquet", "table", "d", tmp_path)
     frame = pd.DataFrame({"user_id": ["a", None], "item_id": [1, 2], "timestamp": [1, 2]})
     frame.to_parquet(tmp_path / "s.parquet")
@@ -393,7 +529,7 @@ def test_places_that_cannot_be_written(tmp_path):
     with pytest.raises(PrefError, match="d.inter cannot be written"):
         convert(tmp_path / "s", "sequences", "d", tmp_path / "s")
     for name in ("", "..", "a/b"):
-        with pytest.raises(PrefError, match="is no name of a folder"):
+        with pytest.raises(PrefError, match="cannot name a folder"):
             convert(tmp_path / "s", "sequences", name, tmp_path)
     with pytest.raises(PrefError, match="input=.*/t' does not exist.*Did you mean '.*/s'"):
         convert(tmp_path / "t", "sequences", "d", tmp_path)
@@ -429,28 +565,51 @@ def test_the_commands_of_the_documentation_run(tmp_path):
     text = (Path(__file__).resolve().parents[1] / "docs" / "data.md").read_text(encoding="utf-8")
     blocks = "\n".join(text.split("```")[1::2]).replace("\\\n", " ")
     commands = [shlex.split(line)[1:] for line in blocks.splitlines() if line.startswith("recbole-pref-data")]
-    assert len(commands) == 7
+    assert len(commands) == 10
     ratings = "".join(f"u{u},i{i},5.0,{u + i}\n" for u in range(5) for i in range(5))
+    contents = {
+        "log.csv": "uid,sku,ts\na,x,1\n",
+        "events.csv": "timestamp,visitorid,event,itemid\n2,a,addtocart,x\n3,a,view,y\n4,a,transaction,y\n",
+        "ratings.txt": "a::x::5::1\n",
+        "ratings_Beauty.csv": ratings,
+        "reviews_Beauty_5.json.gz": '{"reviewerID": "a", "asin": "x", "unixReviewTime": 1, "overall": 5}\n',
+        "meta_Beauty.json.gz": "{'asin': 'x', 'title': 'y'}\n",
+    }
     for words in commands:
-        files = {word.split("=")[1] for word in words if word.startswith(("--input", "--item_features"))}
-        for file in files:
-            content = ratings if file.endswith(".csv") else '{"x": [1]}' if "json" in file else "a x y z\n"
-            (tmp_path / file).write_text("uid,sku,ts\na,x,1\n" if file == "log.csv" else content)
+        for file in {word.split("=")[1] for word in words if word.startswith(("--input", "--item_features"))}:
+            content = contents.get(file, '{"x": [1]}' if "json" in file else "a x y z\n")
+            with (gzip.open if file.endswith(".gz") else open)(tmp_path / file, "wt") as stream:
+                stream.write(content)
         shutil.rmtree(tmp_path / "dataset", ignore_errors=True)  # two make a data set of one name
         assert main(words) == 0
         (name,) = (word.split("=")[1] for word in words if word.startswith("--name"))
         assert (tmp_path / "dataset" / name / f"{name}.inter").is_file()
         known = (Path(__file__).resolve().parents[1] / "properties" / "dataset" / f"{name}.yaml").is_file()
-        assert known == (name != "shop")
+        assert known == (name not in ("shop", "ratings", "events", "beauty"))
 
 
-def test_help_of_the_module(tmp_path):
-    root = Path(__file__).resolve().parents[1]
-    shown = subprocess.run(
-        [sys.executable, "-m", "recbole_pref.data.convert", "--help"],
-        capture_output=True, text=True, cwd=root, check=True,
-    ).stdout  # fmt: skip
-    assert all(format in "".join(shown.split()) for format in FORMATS) and "examples:" in shown
+HELP = """
+import sys, types
+package = types.ModuleType("recbole_pref")  # what the import of the package itself loads does not count here
+package.__path__ = [sys.argv[1]]
+sys.modules["recbole_pref"] = package
+from {module} import build_parser
+print(build_parser().format_help())
+print({{"torch", "pandas", "numpy", "recbole", "yaml", "scipy"}} & sys.modules.keys())
+"""
+
+
+@pytest.mark.parametrize("module", ["recbole_pref.data.convert", "recbole_pref.features_tool"])
+def test_help_needs_no_heavy_package(module):
+    package = Path(__file__).resolve().parents[1] / "recbole_pref"
+    command = [sys.executable, "-c", HELP.format(module=module), str(package)]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "examples:" in shown and shown.splitlines()[-1] == "set()"
+
+
+def test_help_lists_every_format():
+    assert tuple(READERS) == FORMATS
+    assert all(format in "".join(build_parser().format_help().split()) for format in FORMATS)
 
 
 def test_nothing_is_overwritten_without_force(tmp_path, capsys):

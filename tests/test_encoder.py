@@ -558,8 +558,8 @@ def test_every_path_trains_features_router_and_experts(shop, name):
     config, model, loaders = build(name, shop)
     for parameter in (model.item_embedding.fusion.weight_out,):
         nn.init.normal_(parameter, std=0.1)
-    loader = PackedLoader(loaders[0], 4) if model.train_path == "all" else loaders[0]
-    if model.uses_reference:
+    loader = PackedLoader(loaders[0], 4) if model.step.train_path == "all" else loaders[0]
+    if model.reference is not None:
         rows = {k: v.clone() for k, v in model.state_dict().items() if not k.startswith("reference.")}
         model.start_from(rows)
         nn.init.normal_(model.reference.item_embedding.fusion.weight_out, std=0.1)
@@ -596,7 +596,7 @@ def test_recboles_own_loss_gets_the_experts_losses_too(shop):
     _, model, loaders = build(
         "CEMMCaser", shop, train_positions="last", moe_balance_weight=0.0, moe_z_weight=0.0
     )
-    assert model.is_plain
+    assert model.step.is_plain
     model.eval()
     batch = loaders[0]._dataset[torch.arange(10)]
     base = model.calculate_loss(batch).item()
@@ -607,9 +607,9 @@ def test_recboles_own_loss_gets_the_experts_losses_too(shop):
 def test_tail_items_share_one_id_vector(shop):
     _, model, _ = build("CEMMSASRec", shop, replace_id="tail", head_ratio=0.25)
     ids = model.item_embedding.modalities[0]
-    assert len(ids.weight) == int(model.head_mask.sum())
+    assert len(ids.weight) == int(model.step.head_mask.sum())
     vectors = ids()
-    tail = ~model.head_mask[1:]
+    tail = ~model.step.head_mask[1:]
     torch.testing.assert_close(vectors[tail], ids.default.expand(int(tail.sum()), -1))
 
 

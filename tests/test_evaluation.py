@@ -11,6 +11,7 @@ import pytest
 import torch
 from recbole.config import Config
 from recbole.data import create_dataset, data_preparation
+from recbole.data.interaction import Interaction
 from recbole.evaluator import Evaluator
 from recbole.evaluator import metrics as recbole_metrics
 from recbole.evaluator.collector import Collector, DataStruct
@@ -20,15 +21,15 @@ from recbole.utils import InputType
 
 from recbole_pref import compat
 from recbole_pref.errors import PrefError
+from recbole_pref.evaluation import metrics
 from recbole_pref.evaluation.collector import PrefCollector
 from recbole_pref.evaluation.ranking import (
     EvaluationMixin,
     SeenItems,
-    chunk_rows,
     cut_pairs,
     mask_seen,
-    metrics,
 )
+from recbole_pref.scoring import chunk_rows
 
 compat.apply()
 metrics.register()
@@ -252,12 +253,13 @@ def test_chunks_hold_no_more_rows_than_the_budget(make):
 
 
 def test_chunk_rows():
-    assert chunk_rows(2**18) == 256  # 1 MiB a row, 256 MiB
+    assert chunk_rows(2**18, None, "cpu", float("inf")) == 256  # 1 MiB a row, 256 MiB
+    assert chunk_rows(2**18, None, "cuda") == 1024
     assert chunk_rows(2**18, 10) == 10
     assert chunk_rows(2**18, 0.5) == 1
-    assert chunk_rows(2**18, cache_sized=True) == 32  # 16 MiB would be fewer rows than 32
-    assert chunk_rows(2**18, 8, cache_sized=True) == 8
-    assert chunk_rows(2**14, cache_sized=True) == 256
+    assert chunk_rows(2**18, None, "cpu", 16, 32) == 32  # 16 MiB would be fewer rows than 32
+    assert chunk_rows(2**18, 8, "cpu", 16, 32) == 8
+    assert chunk_rows(2**14, None, "cpu", 16, 32) == 256
 
 
 def test_cut_pairs():
@@ -577,6 +579,22 @@ def test_user_frame_of_several_targets_names_the_best(make, model_class, mode):
     assert sorted(frame["user_id"]) == sorted(set(feat["user_id"].tolist()))
     reciprocal = np.where(frame["rank"] > 0, 1 / frame["rank"].clip(lower=1), 0)
     assert result["mrr@10"] == pytest.approx(reciprocal.mean())
+
+
+def test_ranks_follow_the_evaluated_list_where_scores_tie(make):
+    config, train, _, _, _ = make(TwoStep, collect_users=True)
+    collector = PrefCollector(config)
+    collector.data_collect(train)
+    scores = torch.zeros(3, train.dataset.item_num)
+    listed = torch.topk(scores, max(config["topk"])).indices
+    outside = next(item for item in range(1, scores.shape[1]) if item not in listed[1])
+    targets = torch.tensor([listed[0, 3], outside, listed[2, 1], outside])
+    rows = Interaction({"user_id": torch.tensor([4, 5, 6])})
+    collector.eval_batch_collect(scores, rows, torch.tensor([0, 1, 2, 2]), targets)
+    collector.get_data_struct()
+    assert sorted(zip(collector.rows["user"], collector.rows["rank"])) == [(4, 4), (5, 11), (6, 2), (6, 11)]
+    frame = collector.user_frame()
+    assert frame["rank"].tolist() == [4, 0, 2] and frame["item_id"].tolist() == targets[:3].tolist()
 
 
 def test_user_frame_needs_collect_users(make):

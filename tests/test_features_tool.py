@@ -8,6 +8,7 @@ import textwrap
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from recbole_pref import features_tool
@@ -162,7 +163,7 @@ def test_text_and_pictures_together(shop, tmp_path):
 
 def test_bad_pictures_are_named(shop, tmp_path, capsys):
     images = ["--images=pictures", "--encoder=my_encoders:colors"]
-    refused(capsys, "'pictures' is no folder", *images, kind="image")
+    refused(capsys, "'pictures' is not a folder", *images, kind="image")
     picture(tmp_path / "pictures" / "i0.png", (1, 2, 3))
     (tmp_path / "pictures" / "i1.png").write_bytes(b"not a picture")
     refused(capsys, "pictures/i1.png cannot be read", *images, kind="image")
@@ -184,8 +185,8 @@ def test_bad_pictures_are_named(shop, tmp_path, capsys):
         (["--encoder=no_such_module:f"], "cannot be loaded"),
         (["--encoder=my_encoders:number"], "is not a function"),
         (["--encoder=my_encoders:ragged"], "shape (40, 3) for 39 inputs"),
-        (["--encoder=my_encoders:uneven"], "no array of numbers for items 'i0' to"),
-        (["--encoder=my_encoders:words"], "no array of numbers for items 'i0' to"),
+        (["--encoder=my_encoders:uneven"], "did not return an array of numbers for items 'i0' to"),
+        (["--encoder=my_encoders:words"], "did not return an array of numbers for items 'i0' to"),
         (["--encoder=my_encoders:flat"], "shape (39,) for 39 inputs"),
         (["--encoder=my_encoders:growing", "--batch_size=20"], "must return [19, 3]"),
         (["--encoder=my_encoders:broken"], "not finite for item 'i2'"),
@@ -298,11 +299,24 @@ def test_ml_100k_goes_to_a_copy_outside_recboles_package(tmp_path, monkeypatch):
     assert vectors["1"] == [len("Toy Story. Animation Children's Comedy"), 1]
     config = Config("CEMMSASRec", "ml-100k-text", [str(folder / "text.yaml")], {"data_path": "dataset/"})
     assert config["load_col"]["inter"] == ["user_id", "item_id", "rating", "timestamp"]
+    assert config["normalize_all"] == Config("CESASRec", "ml-100k")["normalize_all"]
+    assert read_test_rows("ml-100k-text", [str(folder / "text.yaml")]) == read_test_rows("ml-100k", None)
+
+
+def read_test_rows(dataset, files):
+    """Return history and target of each user's test row as CESASRec reads them: dict of tokens."""
+    config = Config("CESASRec", dataset, files, {"data_path": "dataset/", "state": "ERROR", "gpu_id": ""})
+    data, loaders = prepare_data(config, log=False)
+    rows = loaders[2]._dataset.inter_feat
+    tokens = {user: data.id2token("user_id", user) for user in rows["user_id"].tolist()}
+    sequences = torch.cat([rows["item_id_list"], rows["item_id"][:, None]], dim=1)
+    return {
+        tokens[user]: data.id2token("item_id", items).tolist()
+        for user, items in zip(rows["user_id"].tolist(), sequences.numpy())
+    }
 
 
 def test_encode_takes_tensors_too():
-    import torch
-
     got = encode(lambda batch: torch.ones(len(batch), 2, requires_grad=True), {"a": 1, "b": 2, "c": 3}, 2)
     assert got.shape == (3, 2) and got.dtype == np.float32
 

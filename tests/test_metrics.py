@@ -53,13 +53,21 @@ def struct(**tables):
 @pytest.mark.parametrize(
     ("key", "shown"),
     [
-        ("ndcg@10", "NDCG@10"), ("tailhit@5", "tail Hit@5"), ("headndcg@20", "head NDCG@20"), ("wpauc@10", "WPAUC@10"),
+        ("ndcg@10", "NDCG@10"), ("tailhit@5", "Tail Hit@5"), ("headndcg@20", "Head NDCG@20"), ("wpauc@10", "WPAUC@10"),
         ("tailpercentage@10", "TailPercentage@10"), ("gauc", "GAUC"), ("tailmine@10", "tailmine@10"), ("score", "score"),
     ],
 )  # fmt: skip
 def test_metrics_are_shown_as_documents_write_them(key, shown):
     metrics.register()
     assert metrics.display_name(key) == shown
+
+
+def test_keys_have_a_group_a_name_and_a_cutoff():
+    metrics.register()
+    assert metrics.parse_key("TailNDCG@10") == ("tail", "ndcg", 10) == metrics.parse_key(metrics.group_key("tail", "ndcg@10"))
+    assert metrics.parse_key("tailpercentage@5") == (None, "tailpercentage", 5)  # RecBole's, of no group
+    assert metrics.parse_key("gauc") == (None, "gauc", None)
+    assert metrics.smaller_is_better("giniindex@10") and not metrics.smaller_is_better("tailndcg@10")
 
 
 # -- the definitions, one user at a time

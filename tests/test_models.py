@@ -11,7 +11,8 @@ from recbole_pref import model as models
 from recbole_pref.config import Config
 from recbole_pref.errors import PrefError
 from recbole_pref.methods import METHODS
-from recbole_pref.model import preference
+from recbole_pref.model import step
+from recbole_pref.model.batch import RowBatch
 from recbole_pref.model.names import model_class
 from recbole_pref.quick_start import load_data_and_model, prepare_data, run_recbole_pref
 from recbole_pref.training.trainer import PrefTrainer, trainer_class
@@ -25,13 +26,20 @@ def build(name, settings, **more):
     config = Config(name, config_dict={**settings, **more})
     _, loaders = prepare_data(config, log=False)
     init_seed(config["seed"], True)
-    return config, model_class(name)(config, loaders[0]._dataset), loaders
+    model = model_class(name)(config, loaders[0]._dataset)
+    model.prepare_training(config, loaders[0]._dataset)
+    return config, model, loaders
 
 
 def all_rows(loader):
     """Return all training rows as one Interaction."""
     dataset = loader._dataset
     return dataset[torch.arange(len(dataset))]
+
+
+def numbered(loader, model):
+    """Return all training rows as one batch that knows their numbers."""
+    return RowBatch.of(all_rows(loader), model.step.fields, torch.arange(len(loader._dataset)))
 
 
 def gradients(loss, model):
@@ -81,11 +89,8 @@ def test_without_preference_terms_the_loss_is_recboles(tiny_dataset, backbone):
     stock.load_state_dict(model.state_dict())
     rows = all_rows(loaders[0])
     expected = stock.calculate_loss(rows)
-    weights = model._row_weights(rows["item_id"])
     # The fused path on RecBole's own rows, forced even where RecBole's loss would be called.
-    loss = model._loss_from_hidden(model.encode(rows), rows, rows["item_id"], weights)
-    if model.backbone.regularize is not None:
-        loss = loss + model.backbone.regularize(model)
+    loss = model.step(model, RowBatch.of(rows, model.step.fields))
     torch.testing.assert_close(loss, expected, rtol=1e-6, atol=1e-6)
     assert_same(gradients(loss, model), gradients(expected, stock))
 
@@ -95,8 +100,8 @@ def test_without_preference_terms_the_loss_is_recboles(tiny_dataset, backbone):
 )
 def test_recboles_own_loss_serves_where_asked_for_or_nothing_else_does(tiny_dataset, name, positions, own):
     _, model, _ = build(name, tiny_dataset, train_positions=positions)
-    assert model.train_path == "last"
-    assert model.is_plain is own
+    assert model.step.train_path == "last"
+    assert model.step.is_plain is own
 
 
 def test_no_size_takes_the_terms_that_a_backbone_adds_from_its_loss(tiny_dataset, monkeypatch):
@@ -104,10 +109,10 @@ def test_no_size_takes_the_terms_that_a_backbone_adds_from_its_loss(tiny_dataset
     _, model, loaders = build("CEHGN", settings)
     rows = all_rows(loaders[0])
     expected = model.calculate_loss(rows)
-    monkeypatch.setattr(preference, "_MOST_PLAIN_SCORES", 10)
+    monkeypatch.setattr(step, "_MOST_PLAIN_SCORES", 10)
     _, model, loaders = build("CEHGN", settings)
     torch.testing.assert_close(model.calculate_loss(rows), expected)
-    assert not build("CECaser", tiny_dataset, train_positions="last")[1].is_plain
+    assert not build("CECaser", tiny_dataset, train_positions="last")[1].step.is_plain
 
 
 @pytest.mark.parametrize("method", ["CE", "LPO", "SDPO", "DynamicPO", "TAWin"])
@@ -120,7 +125,7 @@ def test_chunks_change_neither_loss_nor_what_is_watched(tiny_dataset, method):
     if method == "CE":
         own = {**tiny_dataset, **NO_DROPOUT}
     config, model, loaders = build(f"{method}SASRec", own)
-    if model.uses_reference:
+    if model.reference is not None:
         init_seed(7, True)
         model.start_from(SASRec(config, loaders[0]._dataset).state_dict())
     rows, seen = all_rows(loaders[0]), []
@@ -169,8 +174,8 @@ def test_encoding_every_prefix_equals_recboles_forward(tiny_dataset, backbone):
 def test_reweighting_gives_a_tail_row_e_times_the_weight_of_a_head_row(tiny_dataset):
     _, model, loaders = build("LPOSASRec", tiny_dataset)
     targets = all_rows(loaders[0])["item_id"]
-    weights = model._row_weights(targets)
-    is_tail = ~model.head_mask[targets]
+    weights = model.step.row_weights(targets)
+    is_tail = ~model.step.head_mask[targets]
     assert 0 < is_tail.sum() < len(targets)
     torch.testing.assert_close(weights.sum(), torch.tensor(1.0))
     ratio = weights[is_tail].max() / weights[~is_tail].max()
@@ -185,7 +190,7 @@ def test_lpo_loss_is_the_papers(tiny_dataset):
     targets = rows["item_id"]
     scores = SASRec.full_sort_predict(model, rows)
     pi = torch.softmax(scores[:, 1:], 1)  # real items only
-    head = model.head_mask[1:]
+    head = model.step.head_mask[1:]
     masked = pi.detach().clone()
     masked[:, ~head] = -1
     masked[torch.arange(len(targets)), targets - 1] = -1
@@ -194,7 +199,7 @@ def test_lpo_loss_is_the_papers(tiny_dataset):
     neg = pi.gather(1, negatives) / 0.5
     lpo = -(pos - torch.logsumexp(torch.cat([pos[:, None], neg], 1), 1))
     ce = torch.nn.functional.cross_entropy(scores, targets, reduction="none")
-    alpha = (~model.head_mask[targets]).float()
+    alpha = (~model.step.head_mask[targets]).float()
     expected = (torch.softmax(alpha, 0) * (ce + 0.5 * lpo)).sum()
     got = model.calculate_loss(rows)
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
@@ -236,8 +241,8 @@ def test_cached_reference_scores_equal_fresh_ones(tiny_dataset, name, bias):
     loader = PackedLoader(loaders[0], stride=4)
     batches = list(loader)
     fresh = [model.calculate_loss(batch).item() for batch in batches]
-    model.cache_reference(batches, len(loaders[0]._dataset))
-    assert model.reference_rows.shape == (len(loaders[0]._dataset), 16)
+    model.step.reference.fill_cache(batches, len(loaders[0]._dataset))
+    assert model.step.reference.cache.hidden.shape == (len(loaders[0]._dataset), 16)
     cached = [model.calculate_loss(batch).item() for batch in batches]
     assert fresh == pytest.approx(cached, rel=1e-6)
 
@@ -254,10 +259,10 @@ def test_packing_a_backbone_that_looks_ahead_is_refused(tiny_dataset):
 
 def test_tawins_window_stays_inside_a_small_group(tiny_dataset, caplog):
     _, model, _ = build("TAWinSASRec", tiny_dataset)  # num_negatives 3, valid_metric NDCG@10
-    assert model.loss_settings["tawin_anchor"] == 2
+    assert model.step.loss_settings["tawin_anchor"] == 2
     assert "tawin_anchor='auto' is rank 9" in caplog.text and "20 negatives" in caplog.text
     _, model, _ = build("TAWinSASRec", tiny_dataset, num_negatives=20, valid_metric="NDCG@5")
-    assert model.loss_settings["tawin_anchor"] == 4
+    assert model.step.loss_settings["tawin_anchor"] == 4
 
 
 @pytest.mark.parametrize("name", ["EASE", "ItemKNN"])

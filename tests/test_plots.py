@@ -4,6 +4,7 @@ import importlib.util
 import json
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,11 @@ def make_run(label, seed, overall, tail, steepness=1.0, epochs=12, n_items=401, 
         "count": count, "tail": tail_mask,
     }  # fmt: skip
     return record, arrays
+
+
+def as_run(record, arrays=None, **changed):
+    """Return a run in memory from its record and arrays."""
+    return plots.Run(**{**record, **changed}, arrays=arrays or {})
 
 
 def write_run(folder, record, arrays=None):
@@ -143,7 +149,7 @@ def legend_texts(figure):
 
 
 def values(runs, label, key, result="test_result"):
-    return np.array([run[result][key] for run in runs if run["label"] == label])
+    return np.array([getattr(run, result)[key] for run in runs if run.label == label])
 
 
 # -- the Pareto front
@@ -209,7 +215,7 @@ def test_exposure_sums_to_one_and_matches_a_loop(n_items, seed):
 
 
 def test_runs_are_read_in_the_order_of_the_table(tmp_path, runs):
-    assert len(runs) == 12 and runs[0]["arrays"]["top"].shape == (300, 10)
+    assert len(runs) == 12 and runs[0].arrays["top"].shape == (300, 10)
     write_comparison(tmp_path, ("SDPOSASRec", "CESASRec", "LPOSASRec"), seeds=(1, 2))
     assert list(plots.by_label(plots.load_runs(tmp_path))) == ["SDPOSASRec", "CESASRec", "LPOSASRec"]
     (tmp_path / "comparison.json").unlink()
@@ -222,7 +228,7 @@ def test_only_runs_of_the_table_are_read(tmp_path):
     write_run(tmp_path, {**record, "seed": 2})
     rows = {"rows": [{"label": "LPOSASRec"}], "runs": [kept.stem]}
     (tmp_path / "comparison.json").write_text(json.dumps(rows))
-    assert [run["seed"] for run in plots.load_runs(tmp_path)] == [1]
+    assert [run.seed for run in plots.load_runs(tmp_path)] == [1]
 
 
 def test_missing_folder_and_empty_folder(tmp_path):
@@ -279,10 +285,10 @@ def test_two_data_sets_are_refused(tmp_path):
 
 def test_main_metric_follows_what_the_runs_have(runs):
     assert plots.main_metric(runs) == "ndcg@10"
-    other = [{"test_result": {"hit@5": 1, "mrr@5": 1}, "config": {"valid_metric": "MRR@5"}}]
+    other = [plots.Run("A", {"hit@5": 1, "mrr@5": 1}, config={"valid_metric": "MRR@5"})]
     assert plots.main_metric(other) == "mrr@5"
     with pytest.raises(PrefError, match="metrics"):
-        plots.main_metric([*other, {"test_result": {"hit@20": 1}}])
+        plots.main_metric([*other, plots.Run("A", {"hit@20": 1})])
 
 
 def benchmark(name):
@@ -328,28 +334,28 @@ def test_the_collapse_benchmark_trains_each_seed_and_keeps_to_its_settings(tmp_p
 
 def test_learning_curves_hold_the_mean_over_seeds(runs):
     figure = plots.learning_curves(runs)
-    assert [axis.get_ylabel() for axis in figure.axes] == ["valid NDCG@10", "valid tail NDCG@10"]
+    assert [axis.get_ylabel() for axis in figure.axes] == ["valid NDCG@10", "valid Tail NDCG@10"]
     for axis, key in zip(figure.axes, ("ndcg@10", "tailndcg@10")):
         assert axis.get_xlabel() == "epoch"
         lines = lines_of(axis)
         assert list(lines) == list(plots.by_label(runs))
         for label, (x, y) in lines.items():
-            curves = [[row[key] for row in run["history"]] for run in runs if run["label"] == label]
+            curves = [[row[key] for row in run.history] for run in runs if run.label == label]
             shortest = min(map(len, curves))
             assert x.tolist() == list(range(1, shortest + 1))
             np.testing.assert_allclose(y, np.mean([curve[:shortest] for curve in curves], axis=0))
         bands = [path.get_paths()[0].vertices for path in axis.collections]
-        first = np.array([[row[key] for row in run["history"][:12]] for run in runs[:3]])
+        first = np.array([[row[key] for row in run.history[:12]] for run in runs[:3]])
         assert bands[0][:, 1].max() == pytest.approx(first.max())
         assert bands[0][:, 1].min() == pytest.approx(first.min())
         longer = [line for line in axis.lines if line.get_label() == "_one seed"]
-        assert len(longer) == sum(len(run["history"]) > 12 for run in runs)
+        assert len(longer) == sum(len(run.history) > 12 for run in runs)
     assert legend_texts(figure) == list(plots.by_label(runs))
 
 
 def test_learning_curves_without_tail_and_with_missing_numbers(runs):
     history = [{"epoch": 0, "ndcg@10": 0.1}, {"epoch": 1, "ndcg@10": "nan"}, {"epoch": 2, "ndcg@10": 0.3}]
-    figure = plots.learning_curves([{"label": "A", "history": history}])
+    figure = plots.learning_curves([plots.Run("A", {}, history=history)])
     (axis,) = figure.axes
     x, y = lines_of(axis)["A"]
     assert (x.tolist(), y.tolist()) == ([1, 3], [0.1, 0.3])
@@ -360,7 +366,7 @@ def test_learning_curves_without_tail_and_with_missing_numbers(runs):
 def test_trade_off_holds_runs_means_and_front(runs):
     figure = plots.trade_off(runs)
     (axis,) = figure.axes
-    assert (axis.get_xlabel(), axis.get_ylabel()) == ("test NDCG@10", "test tail NDCG@10")
+    assert (axis.get_xlabel(), axis.get_ylabel()) == ("test NDCG@10", "test Tail NDCG@10")
     means = []
     containers = {bars.get_label(): bars for bars in axis.containers}
     dots = {dots.get_label(): dots.get_offsets() for dots in axis.collections}
@@ -394,7 +400,7 @@ def test_names_in_the_trade_off_do_not_cover_each_other(tmp_path):
 
 def test_trade_off_needs_the_tail_metric(runs):
     with pytest.raises(PrefError, match="Did you mean 'tailndcg@10'"):
-        plots.trade_off([{**run, "test_result": {"ndcg@1": 1, "tailndcg@10": 1}} for run in runs], "ndcg@1")
+        plots.trade_off([replace(run, test_result={"ndcg@1": 1, "tailndcg@10": 1}) for run in runs], "ndcg@1")
 
 
 def test_tail_gap_marks_the_median(runs):
@@ -402,7 +408,7 @@ def test_tail_gap_marks_the_median(runs):
     steps = {patch.get_label(): patch for patch in axis.patches if patch.get_label()}
     marks = {line.get_label(): line.get_xdata()[0] for line in axis.lines}
     for row, label in enumerate(plots.by_label(runs)):
-        own = np.concatenate([run["arrays"]["tail_gap"] for run in runs if run["label"] == label])
+        own = np.concatenate([run.arrays["tail_gap"] for run in runs if run.label == label])
         assert marks[f"_median {label}"] == pytest.approx(float(np.median(own)), rel=1e-5)
         heights, edges, base = steps[label].get_data()
         counts = np.histogram(own.astype(float), edges)[0]
@@ -410,7 +416,7 @@ def test_tail_gap_marks_the_median(runs):
         assert base == -row and counts.sum() == 900
     assert [text.get_text() for text in axis.get_yticklabels()] == list(plots.by_label(runs))
     assert "(" + r"$\times 10^{-3}$" + ")" in axis.get_xlabel()
-    own = np.concatenate([run["arrays"]["tail_gap"] for run in runs[:3]])
+    own = np.concatenate([run.arrays["tail_gap"] for run in runs[:3]])
     assert axis.texts[0].get_text() == f"{1000 * np.median(own):.2f}".replace("-", "−")
 
 
@@ -419,7 +425,7 @@ def test_exposure_picture_holds_mean_shares(runs):
     (axis,) = figure.axes
     lines = lines_of(axis)
     for label in plots.by_label(runs):
-        own = [run["arrays"] for run in runs if run["label"] == label]
+        own = [run.arrays for run in runs if run.label == label]
         shares = np.mean([plots.exposure(a["top"], a["count"])[0] for a in own], axis=0)
         x, y = lines[label]
         assert x.tolist() == list(range(1, 11)) and y.sum() == pytest.approx(1)
@@ -437,8 +443,8 @@ def test_an_empty_decile_stands_on_the_lower_end_of_a_log_axis(empty):
         last = np.argsort(-arrays["count"][1:], kind="stable")[360:] + 1
         top = np.where(np.isin(arrays["top"], last), 0, arrays["top"])
         top[0, 0] = 0 if seed < empty else last[0]
-        runs.append({**record, "arrays": {**arrays, "top": top}})
-    shares = np.array([plots.exposure(run["arrays"]["top"], run["arrays"]["count"])[0] for run in runs])
+        runs.append(as_run(record, {**arrays, "top": top}))
+    shares = np.array([plots.exposure(run.arrays["top"], run.arrays["count"])[0] for run in runs])
     (axis,) = plots.popularity_exposure(runs).axes
     low, mean = axis.get_ylim()[0], shares.mean(axis=0)
     assert axis.get_yscale() == "log" and 0 < low < shares[shares > 0].min() and low < mean[mean > 0].min()
@@ -463,11 +469,11 @@ def test_pictures_name_data_set_and_tail(runs):
 
 def test_only_what_all_runs_have_in_common_is_named():
     config = {"head_ratio": 0.8, "tail_split": "interactions"}
-    runs = [{"dataset": "d", "config": config}, {"dataset": "d", "config": {**config, "head_ratio": 0.2}}]
+    runs = [plots.Run("A", {}, dataset="d", config={**config, "head_ratio": ratio}) for ratio in (0.8, 0.2)]
     assert plots.scope(runs, tail=True) == plots.scope(runs) == "d"
     named = "tail: all but the most popular items with 80% of the interactions"
     assert plots.tail_definition(runs[:1]) == named and plots.scope(runs[:1], tail=True) == f"d; {named}"
-    assert plots.scope([{"config": config}, *runs], tail=True) == plots.scope([{}], tail=True) == ""
+    assert plots.scope([plots.Run("A", {}, config=config), *runs], tail=True) == plots.scope([plots.Run("A", {})], tail=True) == ""
 
 
 def test_collapse_averages_seeds_over_a_log_axis():
@@ -497,7 +503,7 @@ def test_the_table_of_a_sweep_over_k_is_read(tmp_path):
     best = plots.read_collapse(path, "best")[0]
     assert best["metric"] == 0.07 and best["epochs"] == "metric of the best epoch, loss of the last"
     upper = plots.collapse(plots.read_collapse(path, "tail_best")).axes[0]
-    assert upper.get_ylabel() == "test tail NDCG@10" and "reference" not in lines_of(upper)
+    assert upper.get_ylabel() == "test Tail NDCG@10" and "reference" not in lines_of(upper)
     path.write_text("dataset,model,K,last,loss\nbeauty,DMPOSASRec,5,.05,.3\n")
     assert scope_of(plots.collapse(plots.read_collapse(path))) == "beauty; after the last epoch"
     with pytest.raises(PrefError, match="'worst'"):
@@ -523,7 +529,7 @@ def collapse_runs(label="DMPOSASRec", ks=(1, 3, 8), **more):
             record, _ = make_run(label, seed, 0.05, 0.03, epochs=1, rows=1, **{**more, "num_negatives": k})
             result = {"ndcg@10": 0.1 * k + seed}
             losses = {"epochs_to_best": 1, "train_loss_per_row": [1 / k + seed, 0.0]}
-            runs.append({**record, **losses, "test_result": result, "arrays": {}})
+            runs.append(as_run(record, **losses, test_result=result))
     return runs
 
 
@@ -537,16 +543,16 @@ def test_runs_that_differ_in_k_make_a_collapse_curve(tmp_path):
     np.testing.assert_allclose(lower["DMPOSASRec"][1], [2.5, 1 / 3 + 1.5, 1.625])  # of the best epoch
     assert scope_of(figure) == "ml-100k; metric and loss of the best epoch"
     for place, run in enumerate(runs):
-        write_run(tmp_path, {**{key: run[key] for key in run if key != "arrays"}, "seed": place})
+        write_run(tmp_path, {**vars(run), "arrays": None, "seed": place})
     assert "collapse" in plots.figures(tmp_path)
     (tmp_path / "collapse.csv").write_text("model,K,last,loss\nDMPO,1,0.1,0.2\n")
     assert scope_of(plots.figures(tmp_path)["collapse"]) == "after the last epoch"
 
 
 def test_records_without_a_loss_have_no_collapse_curve():
-    old = [{key: run[key] for key in run if key != "train_loss_per_row"} for run in collapse_runs()]
+    old = [replace(run, train_loss_per_row=[]) for run in collapse_runs()]
     assert plots.collapse_rows(old) == [] == plots.collapse_rows(collapse_runs(ks=(1, 3)))
-    assert plots.collapse_rows([{"label": "A", "test_result": {}}]) == []
+    assert plots.collapse_rows([plots.Run("A", {})]) == []
     rows = plots.collapse_rows(old[:2] + collapse_runs()[2:])
     assert [math.isnan(row["loss"]) for row in rows] == [True, True, False, False, False, False]
     (_, lower) = plots.collapse(rows).axes
@@ -563,7 +569,7 @@ def sweep_runs(setting, sweep, **more):
         for seed in (1, 2):
             record, _ = make_run("LPOSASRec", seed, 0.05, 0.03, epochs=1, rows=1, **{**more, setting: value})
             record["test_result"] = {"ndcg@10": 0.01 * seed, "tailndcg@10": len(str(value)) + seed}
-            runs.append({**record, "arrays": {}})
+            runs.append(as_run(record))
     return runs
 
 
@@ -574,7 +580,7 @@ def sweep_runs(setting, sweep, **more):
 def test_sensitivity_scale_and_values(sweep, scale):
     upper, lower = plots.sensitivity(sweep_runs("lambda", sweep[::-1]), "lambda").axes
     assert lower.get_xscale() == scale and lower.get_xlabel() == "lambda"
-    assert (upper.get_ylabel(), lower.get_ylabel()) == ("test NDCG@10", "test tail NDCG@10")
+    assert (upper.get_ylabel(), lower.get_ylabel()) == ("test NDCG@10", "test Tail NDCG@10")
     x, y = lines_of(lower)["LPOSASRec"]
     assert x.tolist() == list(sweep)
     assert y.tolist() == [len(str(value)) + 1.5 for value in sweep]
@@ -624,7 +630,7 @@ def test_sweep_pareto_marks_the_front():
     assert (axis.get_xlabel(), axis.get_ylabel()) == ("NDCG", "tail")
     rows = [{"valid/mrr@5": 1, "valid/tailmrr@5": 1}]
     (axis,) = plots.sweep_pareto(rows, "valid/mrr@5", "valid/tailmrr@5").axes
-    assert (axis.get_xlabel(), axis.get_ylabel()) == ("valid MRR@5", "valid tail MRR@5")
+    assert (axis.get_xlabel(), axis.get_ylabel()) == ("valid MRR@5", "valid Tail MRR@5")
     with pytest.raises(PrefError, match="'mrr'"):
         plots.sweep_pareto(TRIALS, "mrr", "tail")
 
@@ -675,7 +681,7 @@ def test_styles_differ_for_all_labels():
 def test_legend_stands_outside(tmp_path, count, columns):
     labels = tuple(LEVELS)[:count]
     figure = plots.learning_curves(
-        [{"label": label, "history": [{"epoch": e, "ndcg@10": e} for e in range(3)]} for label in labels]
+        [plots.Run(label, {}, history=[{"epoch": e, "ndcg@10": e} for e in range(3)]) for label in labels]
     )
     figure.draw_without_rendering()
     (legend,) = figure.legends
@@ -692,7 +698,7 @@ def test_legend_stands_outside(tmp_path, count, columns):
 def test_labels_are_never_mathematics_nor_hidden():
     labels = ["_hidden", "costs $5 and $6", "<b>&", "a" * 80]
     history = [{"epoch": 0, "ndcg@10": 0.1}]
-    figure = plots.learning_curves([{"label": label, "history": history} for label in labels])
+    figure = plots.learning_curves([plots.Run(label, {}, history=history) for label in labels])
     (legend,) = figure.legends
     shown = [text.get_text().replace("\n", "") for text in legend.get_texts()]
     assert shown == ["_hidden", r"costs \$5 and \$6", "<b>&", "a" * 80]
@@ -742,8 +748,7 @@ def test_save_names_a_place_that_cannot_be_written(tmp_path):
 def test_draw_all_draws_what_the_data_allow(tmp_path):
     for run in sweep_runs("tau", (0.1, 0.5, 2.0)):
         arrays = {name: make_run("A", 1, 0, 0, rows=5)[1][name] for name in ("tail_gap", "top", "count")}
-        run.pop("arrays")
-        write_run(tmp_path, {**run, "seed": f"{run['seed']}-{run['config']['tau']}"}, arrays)
+        write_run(tmp_path, {**vars(run), "arrays": None, "seed": f"{run.seed}-{run.config['tau']}"}, arrays)
     (tmp_path / "collapse-a.csv").write_text("model,K,last,loss\nDMPO,1,0.1,0.2\n")
     drawn = plots.draw_all(tmp_path, tmp_path / "out")
     names = ["trade_off", "learning_curves", "tail_gap", "exposure", "sensitivity_tau", "collapse-a"]

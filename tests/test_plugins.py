@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from recbole_pref import cli, compare, plugins
+from recbole_pref.compare.plan import plan_runs
 from recbole_pref.config import Config
 from recbole_pref.errors import PrefError
 from recbole_pref.methods import METHODS
@@ -56,10 +57,10 @@ def test_a_method_of_ones_own_trains_as_the_others_do(file, tiny_dataset, tmp_pa
     shared = {key: value for key, value in tiny_dataset.items() if key != "num_negatives"}
     own = {**shared, "checkpoint_dir": str(tmp_path / "saved"), "margin": 0.5}
     run = build_run(Config("HingeSASRec", config_dict=own), log=False)
-    assert run.config["beta"] == 2.0 and run.config["margin"] == 0.5 and run.model.sampler.k == 10
-    assert not run.model.uses_reference and not run.model.needs_normalizer
+    assert run.config["beta"] == 2.0 and run.config["margin"] == 0.5 and run.model.step.sampler.k == 10
+    assert run.model.reference is None and not run.model.step.needs_normalizer
     pos, neg = torch.tensor([1.0]), torch.tensor([[0.0, 0.75, 2.0]])
-    assert run.model._preference(pos, neg, None).item() == pytest.approx(2 * (0 + 0.25 + 1.5) / 3)
+    assert run.model.step._preference(pos, neg, None).item() == pytest.approx(2 * (0 + 0.25 + 1.5) / 3)
     result = run_recbole_pref("HingeGRU4Rec", config_dict={**own, "epochs": 1})
     assert 0 <= result["test_result"]["ndcg@10"] <= 1
     assert Config("LPOSASRec", config_dict=shared)["num_negatives"] == 5  # the other methods' defaults stay
@@ -105,8 +106,8 @@ def test_an_edited_method_is_compared_anew(file, tiny_dataset, tmp_path):
     def names(model):
         entries = compare.parse_entries(model)
         settings = {key: value for key, value in tiny_dataset.items() if key != "checkpoint_dir"}
-        tasks = compare._plan(entries, tiny_dataset["dataset"], "2020,", None, settings, tmp_path)
-        return [task["id"] for task in tasks]
+        tasks = plan_runs(entries, tiny_dataset["dataset"], "2020,", None, settings, tmp_path)
+        return [task.id for task in tasks]
 
     plugins.load([str(file)])
     first, shipped = names("HingeSASRec"), names("LPOSASRec")
@@ -174,7 +175,7 @@ def test_a_signature_may_hold_the_defaults_and_an_optional_reference():
         return pos
 
     method = plugins.add_method("Own", loss, "title", {})
-    assert method.defaults == {"slope": 2.0} and method.uses_reference({})
+    assert method.defaults == {"slope": 2.0} and method.compares_with_reference({})
 
 
 def test_a_loss_that_is_not_one_value_per_row_is_told(tiny_dataset):

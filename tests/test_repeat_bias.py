@@ -12,7 +12,7 @@ from recbole_pref.model.packing import PackedLoader
 from recbole_pref.quick_start import run_recbole_pref
 from recbole_pref.training.trainer import PrefTrainer
 from tests.conftest import write_atomic
-from tests.test_models import NO_DROPOUT, all_rows, assert_same, build, gradients
+from tests.test_models import NO_DROPOUT, all_rows, assert_same, build, gradients, numbered
 
 BIAS = -0.07  # times the scale of 10 that makes Adam's steps large enough
 
@@ -42,21 +42,21 @@ def test_fused_loss_and_gradients_equal_whole_scores(chunk):
     scores = hidden @ item_emb.t() + bias * history_mask(history, 41)
     weights = torch.softmax(torch.randn(23, dtype=torch.float64), 0)
     plain = (loss(torch.logsumexp(scores, 1), scores.gather(1, ids)) * weights).sum()
+    terms = (scoring.Term(bias, scoring.OfHistory(scoring.distinct_items(history))),)
     fused = scoring.catalogue_loss(
-        hidden, item_emb, lambda rows, *parts: loss(*parts), lambda rows, s, z: ids[rows], weights, chunk,
-        bias, scoring.distinct_items(history),
-    )  # fmt: skip
+        hidden, item_emb, lambda rows, ids, *parts: loss(*parts), lambda rows, s, z: ids[rows], weights, chunk, terms
+    )
     torch.testing.assert_close(fused, plain)
     leaves = [hidden, item_emb, bias]
     for mine, theirs in zip(torch.autograd.grad(fused, leaves), torch.autograd.grad(plain, leaves)):
         torch.testing.assert_close(mine, theirs)
-    picked = scoring.item_scores(hidden, item_emb, ids[:, 1:], bias, history)
+    picked = scoring.item_scores(hidden, item_emb, ids[:, 1:], terms)
     torch.testing.assert_close(picked.float(), scores.gather(1, ids[:, 1:]).float(), rtol=1e-5, atol=1e-5)
-    log_z = scoring.catalogue_log_z(hidden, item_emb, chunk, bias, history)
+    log_z = scoring.catalogue_log_z(hidden, item_emb, chunk, terms)
     torch.testing.assert_close(log_z, torch.logsumexp(scores[:, 1:], 1).float(), rtol=1e-5, atol=1e-5)
     seen = []
     draw = lambda rows, part: seen.append(part) or ids[rows, 2:]
-    scoring.sample_over_catalogue(hidden, item_emb, draw, chunk, bias, history)
+    scoring.sample_over_catalogue(hidden, item_emb, draw, chunk, terms)
     torch.testing.assert_close(torch.cat(seen), scores.float(), rtol=1e-5, atol=1e-5)
 
 
@@ -97,11 +97,11 @@ def test_packed_rows_equal_rows(tiny_dataset, name):
     }  # fmt: skip
     _, model, loaders = build(name, settings, train_positions="all")
     with_bias(model)
-    if model.uses_reference:
+    if model.reference is not None:
         with_bias(model.reference, 0.05)
     packed = next(iter(PackedLoader(loaders[0], 15)))
     assert len(packed) == len(loaders[0]._dataset)
-    together, by_rows = model.calculate_loss(packed), model.calculate_loss(all_rows(loaders[0]))
+    together, by_rows = model.calculate_loss(packed), model.calculate_loss(numbered(loaders[0], model))
     torch.testing.assert_close(together, by_rows, rtol=1e-5, atol=1e-6)
     found = gradients(together, model)
     assert_same(found, gradients(by_rows, model), 1e-5)

@@ -1,14 +1,13 @@
 """The HTML report: one file, escaped, with the numbers of the records."""
 
-import base64
 import json
 import os
 import re
 import shutil
 import subprocess
-import sys
 from html import unescape
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,7 +18,6 @@ from recbole_pref.errors import PrefError
 from tests.test_plots import ENVIRONMENT, make_run, write_comparison, write_run
 
 pytest.importorskip("matplotlib")
-pytest.importorskip("plotly")
 ODD = "<script>alert('x')</script> & \"$5\" tau=0.5 alpha_tail=2.0"
 
 
@@ -28,7 +26,7 @@ class Page(HTMLParser):
 
     def __init__(self, path):
         super().__init__()
-        self.tags, self.tables, self.text, self.scripts, self._inside = [], [], "", [], []
+        self.tags, self.tables, self.text, self.tips, self._inside = [], [], "", [], []
         self.feed(path.read_text(encoding="utf-8"))
         self.close()
 
@@ -42,15 +40,13 @@ class Page(HTMLParser):
             self.tables[-1].append([])
         elif tag in ("td", "th"):
             self.tables[-1][-1].append("")
-        elif tag == "script":
-            self.scripts.append("")
 
     def handle_endtag(self, tag):
         assert self._inside.pop() == tag, f"</{tag}> closes nothing"
 
     def handle_data(self, data):
-        if "script" in self._inside:
-            self.scripts[-1] += data
+        if self._inside[-1:] == ["title"] and "svg" in self._inside:
+            self.tips.append(data)
         elif "style" not in self._inside:
             self.text += data
             if self._inside[-1:] in (["td"], ["th"]):
@@ -58,10 +54,6 @@ class Page(HTMLParser):
 
     def of(self, tag):
         return [attributes for name, attributes in self.tags if name == tag]
-
-    def charts(self):
-        kinds = [attributes.get("data-chart") for attributes in self.of("script")]
-        return {kind: json.loads(text) for kind, text in zip(kinds, self.scripts) if kind}
 
 
 @pytest.fixture(scope="module")
@@ -77,11 +69,11 @@ def written(tmp_path_factory):
 def test_nothing_is_loaded_from_elsewhere(written):
     page = written[2]
     for tag, attributes in page.tags:
-        assert tag not in ("link", "iframe", "object", "embed", "base")
-        for name in ("src", "href", "data", "action", "poster", "srcset"):
+        assert tag not in ("link", "iframe", "object", "embed", "base", "script")
+        for name in ("src", "href", "xlink:href", "data", "action", "poster", "srcset"):
             assert attributes.get(name, "#").startswith(("#", "data:")), (tag, attributes)
         assert not any(name.startswith("on") for name in attributes)
-    style = report.STYLE
+    style = (Path(report.__file__).parent / "report.html.jinja").read_text(encoding="utf-8")
     assert "url(" not in style and "@import" not in style
     policy = next(a["content"] for a in page.of("meta") if a.get("http-equiv") == "Content-Security-Policy")
     assert policy.startswith("default-src 'none'") and "http" not in policy
@@ -93,17 +85,15 @@ def test_labels_are_escaped(written):
     assert ODD not in source and "alert('x')</script>" not in source
     assert ODD in page.text
     assert page.tables[0][2][0] == ODD
-    names = [trace["name"] for chart in page.charts().values() for trace in chart["data"]]
-    escaped = "&lt;script&gt;alert(&#x27;x&#x27;)&lt;/script&gt; &amp; &quot;$5&quot;<br>tau=0.5 alpha_tail=2.0"
-    assert names.count(escaped) == 2 + 2 * 3 and not any("<s" in name for name in names)
-    assert not any("<" in text for text in page.scripts if text.startswith("{"))
+    assert sum(tip.startswith(f"{ODD}, seed ") for tip in page.tips) == 2
+    assert not page.of("script")
 
 
 def test_results_are_those_of_the_table(written):
     folder, _, page = written
     table = json.loads((folder / "comparison.json").read_text())
     header, *lines = page.tables[0]
-    assert header == ["label", "seeds", "NDCG@10", "Hit@10", "tail NDCG@10", "head NDCG@10"]
+    assert header == ["label", "seeds", "NDCG@10", "Hit@10", "Tail NDCG@10", "Head NDCG@10"]
     for line, row in zip(lines, table["rows"], strict=True):
         assert line[:2] == [row["label"], "2"]
         for text, key in zip(line[2:], table["metrics"], strict=True):
@@ -126,7 +116,7 @@ def test_differences_and_runs_are_those_of_the_records(written):
     cell = table["rows"][1]["ndcg@10"]
     assert differences[1][1] == f"{cell['difference']:+.4f}, p = 0.004".replace("-", "−")
     assert len(singles) == 1 + len(records)
-    key = singles[0].index("tail NDCG@10")
+    key = singles[0].index("Tail NDCG@10")
     expected = [[r["label"], str(r["seed"]), f"{r['test_result']['tailndcg@10']:.4f}"] for r in records]
     assert [[line[0], line[1], line[key]] for line in singles[1:]] == expected
 
@@ -159,33 +149,30 @@ def test_best_values_are_bold_also_where_lower_is_better(tmp_path):
 
 def test_pictures_are_those_of_draw_all(written):
     folder, _, page = written
-    images = page.of("img")
+    images = page.of("svg")
     assert len(images) == len(plots.figures(folder)) == 4
-    for image in images:
-        kind, _, data = image["src"].partition(";base64,")
-        assert kind == "data:image/svg+xml" and b"<svg" in base64.b64decode(data)[:400] and image["alt"]
+    assert all(image["role"] == "img" and image["aria-label"] for image in images)
+    names = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(set(names)) == len(names)
+    targets = {attributes["xlink:href"] for _, attributes in page.tags if "xlink:href" in attributes}
+    assert targets <= {f"#{name}" for name in names} and len(targets) > 20
     captions = [plots.caption(name) for name in plots.figures(folder)]
     assert all(caption in page.text for caption in captions)
 
 
-def test_interactive_charts_hold_the_numbers(written):
+def test_points_of_pictures_show_their_numbers(written):
     _, records, page = written
-    assert sum("plotly.js" in text[:200] for text in page.scripts) == 1
-    charts = page.charts()
-    data = charts["chart-trade_off"]["data"]
     own = [r for r in records if r["label"] == "CESASRec"]
-    x = [r["test_result"]["ndcg@10"] for r in own]
-    assert data[0]["x"] == x and data[1]["x"] == [pytest.approx(np.mean(x))]
-    assert data[1]["error_x"]["array"] == [pytest.approx(np.std(x, ddof=1))]
-    assert data[-1]["name"] == "Pareto front of the means" and data[-1]["x"] == sorted(data[-1]["x"])
-    curves = charts["chart-learning_curves"]
-    first = next(trace for trace in curves["data"] if trace["mode"] == "lines+markers")
-    both = [[row["ndcg@10"] for row in r["history"][: len(first["x"])]] for r in own]
-    np.testing.assert_allclose(first["y"], np.mean(both, axis=0))
-    assert first["x"] == list(range(1, 1 + min(r["epochs"] for r in own)))  # as epochs_to_best
-    assert curves["layout"]["yaxis2"]["title"]["text"] == "valid tail NDCG@10"
-    targets = {attributes.get("id") for attributes in page.of("div")}
-    assert set(charts) <= targets
+    for r in own:
+        values = f"NDCG@10 {r['test_result']['ndcg@10']:.4f}; Tail NDCG@10 {r['test_result']['tailndcg@10']:.4f}"
+        assert f"CESASRec, seed {r['seed']}: {values}" in page.tips
+    means = [np.mean([r["test_result"][key] for r in own]) for key in ("ndcg@10", "tailndcg@10")]
+    assert f"CESASRec, mean: NDCG@10 {means[0]:.4f}; Tail NDCG@10 {means[1]:.4f}" in page.tips
+    for epoch in range(1, 1 + min(r["epochs"] for r in own)):  # as epochs_to_best
+        for key in ("ndcg@10", "tailndcg@10"):
+            both = [r["history"][epoch - 1][key] for r in own]
+            tip = f"CESASRec at {epoch}: {np.mean(both):.4g} ({min(both):.4g} to {max(both):.4g})"
+            assert tip in page.tips
 
 
 def test_settings_versions_data_and_commands(tmp_path):
@@ -223,7 +210,7 @@ def test_bare_records_make_a_page(tmp_path):
     write_run(tmp_path, {**record, "seed": 1})
     page = Page(report.write_report(tmp_path))
     assert page.tables[0] == [["label", "seeds", "Hit@10"], ["A", "1", "0.1000"]]
-    assert "no data for a picture" in page.text and "no data for a chart" in page.text
+    assert "no data for a picture" in page.text
     assert "do not say where they come from" in page.text and "same settings" in page.text
 
 
@@ -242,9 +229,9 @@ def test_kinds_of_models_may_train_on_other_rows_of_the_same_data(tmp_path):
 def test_names_of_metrics_are_escaped(tmp_path):
     result = {"hit<i>@1": 0.1, "tailhit<i>@1": 0.2}
     write_run(tmp_path, {"label": "A", "dataset": "d", "seed": 1, "test_result": result})
-    page = Page(report.write_report(tmp_path))
-    layout = page.charts()["chart-trade_off"]["layout"]
-    assert layout["yaxis"]["title"]["text"] == "test tailhit&lt;i&gt;@1"
+    path = report.write_report(tmp_path)
+    page = Page(path)
+    assert "A, seed 1: hit<i>@1 0.1000; tailhit<i>@1 0.2000" in page.tips and not page.of("i")
     assert page.tables[0][0] == ["label", "seeds", "hit<i>@1", "tailhit<i>@1"]
 
 
@@ -264,15 +251,13 @@ def test_runs_that_cannot_be_compared_and_failed_runs_are_told(tmp_path):
     assert f"{table['test']} No test of significance was made." in text
 
 
-def test_missing_packages_are_told_in_the_page(written, monkeypatch):
+def test_a_missing_package_is_named_in_the_page(written, monkeypatch):
     folder = written[0]
-    monkeypatch.setitem(sys.modules, "plotly.offline", None)
     monkeypatch.setattr(report.importlib.util, "find_spec", lambda name: None)
     path = report.write_report(folder, folder / "bare.html")
     page = Page(path)
-    assert not page.of("img") and not page.scripts and path.stat().st_size < 100_000
-    assert "matplotlib is not installed" in page.text and "plotly is not installed" in page.text
-    assert "pip install matplotlib" in page.text and "pip install plotly" in page.text
+    assert not page.of("svg") and path.stat().st_size < 100_000
+    assert "matplotlib is not installed" in page.text and "pip install matplotlib" in page.text
     assert len(page.tables[0]) == 4
 
 
@@ -284,7 +269,7 @@ def test_a_table_that_cannot_be_drawn_is_told_in_the_page(tmp_path, capsys):
     assert (tmp_path / "plots" / "trade_off.png").is_file()  # the others are drawn
     page = Page(tmp_path / "report.html")
     assert "A picture is left out: " in page.text and "collapse.csv' has no column 'model'" in page.text
-    assert page.of("img") and page.charts() and page.tables[0][1][0] == "A"
+    assert page.of("svg") and page.tables[0][1][0] == "A"
 
 
 # -- in a browser
@@ -301,9 +286,8 @@ addEventListener("securitypolicyviolation", event => refused.push(event.blockedU
 addEventListener("load", () => {
   const all = (query, of) => Array.from(document.querySelectorAll(query), of);
   const seen = {refused, loaded: performance.getEntriesByType("resource").map(entry => entry.name)};
-  seen.charts = Object.fromEntries(all(".chart", chart => [
-    chart.id, [chart.classList.contains("js-plotly-plot"), chart.querySelectorAll("g.trace").length]
-  ]));
+  seen.pictures = all("figure svg", picture => [picture.getBoundingClientRect().width > 300,
+    picture.querySelectorAll("title").length]);
   seen.tables = all(".scroll", place => place.scrollWidth - place.clientWidth);
   seen.hidden = all("section", part => part).filter(part => !part.offsetHeight).map(part => part.id);
   document.body.appendChild(document.createElement("pre")).id = "seen";
@@ -337,18 +321,19 @@ def seen_by_a_browser(page, folder, width, media="screen"):
     """Return what PROBE sees in a report (text) in a window of some pixels' width."""
     path = folder / "probed.html"
     page = page.replace("@media print", f"@media {'all' if media == 'print' else 'print'}")
+    page = page.replace("default-src 'none';", "default-src 'none'; script-src 'unsafe-inline';")  # for the probe
     path.write_text(page.replace("</title>", f"</title>{PROBE}", 1), encoding="utf-8")
     dom = dump_of(path.as_uri(), folder, width)
     return json.loads(unescape(re.search(r'<pre id="seen">(.*?)</pre>', dom, re.DOTALL)[1]))
 
 
-def test_a_browser_draws_the_charts_and_loads_nothing(browser, written, tmp_path):
+def test_a_browser_draws_the_pictures_and_loads_nothing(browser, written, tmp_path):
     folder, _, page = written
     source = (folder / "report.html").read_text(encoding="utf-8")
     seen = seen_by_a_browser(source, tmp_path, 1300)
-    assert seen["charts"] == {name: [True, len(chart["data"])] for name, chart in page.charts().items()}
-    assert set(seen["charts"]) == {"chart-trade_off", "chart-learning_curves"} and not seen["hidden"]
-    # the pictures are no requests; a browser's own files are none of the page
+    assert [wide for wide, _ in seen["pictures"]] == [True] * 4 and not seen["hidden"]
+    assert sum(tips for _, tips in seen["pictures"]) == len(page.tips)
+    # a browser's own files are none of the page
     assert not [name for name in seen["loaded"] if not name.startswith("data:")] and not seen["refused"]
     asking = source.replace("<body>", '<body><img src="http://127.0.0.1:9/x.png">', 1)
     assert seen_by_a_browser(asking, tmp_path, 1300)["refused"] == ["http://127.0.0.1:9/x.png"]  # the probe works
@@ -369,7 +354,7 @@ def test_tables_fit_a_window_and_a_printed_page(browser, tmp_path):
     # Pixels for fonts wider than usual; a lost column has more than 60.
     assert max(seen_by_a_browser(source, tmp_path, 1300)["tables"]) <= 30
     printed = seen_by_a_browser(opened, tmp_path, 963, "print")
-    assert max(printed["tables"]) <= 30 and printed["hidden"] == ["charts"]
+    assert max(printed["tables"]) <= 30 and not printed["hidden"]
 
 
 def test_mistakes_are_one_sentence(tmp_path):

@@ -38,7 +38,7 @@ def test_loss_and_gradients_equal_whole_scores(chunk):
     fused = scoring.catalogue_loss(
         hidden,
         item_emb,
-        lambda rows, log_z, picked: _mixed(log_z, picked),
+        lambda rows, ids, log_z, picked: _mixed(log_z, picked),
         lambda rows, scores, log_z: ids[rows],
         weights,
         chunk,
@@ -54,7 +54,7 @@ def test_float32_cross_entropy_is_within_1e_5_of_pytorch():
     ids = _picked_ids(targets, targets[:, None])
     uniform = torch.full((64,), 1 / 64)
     fused = scoring.catalogue_loss(
-        hidden, item_emb, lambda rows, z, p: z - p[:, 1], lambda rows, s, z: ids[rows], uniform, 9
+        hidden, item_emb, lambda rows, ids, z, p: z - p[:, 1], lambda rows, s, z: ids[rows], uniform, 9
     )
     plain = F.cross_entropy(hidden @ item_emb.t(), targets)
     torch.testing.assert_close(fused, plain, rtol=1e-5, atol=0)
@@ -159,7 +159,7 @@ def test_small_gradients_survive_half_precision(dtype):
 
     def grads():
         loss = scoring.catalogue_loss(
-            hidden, item_emb, lambda r, log_z, picked: log_z - picked[:, 1], lambda r, s, z: ids[r], weights, 100
+            hidden, item_emb, lambda r, ids, log_z, picked: log_z - picked[:, 1], lambda r, s, z: ids[r], weights, 100
         )
         return torch.autograd.grad(loss * 1024, [hidden, item_emb])  # as a gradient scaler does
 
@@ -180,7 +180,7 @@ def test_autocast_gives_float32_loss_and_finite_gradients(dtype):
         fused = scoring.catalogue_loss(
             hidden,
             item_emb,
-            lambda rows, log_z, picked: _mixed(log_z, picked),
+            lambda rows, ids, log_z, picked: _mixed(log_z, picked),
             lambda rows, scores, log_z: ids[rows],
             weights.float(),
             5,

@@ -4,6 +4,7 @@ import csv
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
@@ -11,8 +12,10 @@ import pytest
 import torch
 
 from recbole_pref import compare, plots
+from recbole_pref.compare import runs as run_module
 from recbole_pref.config import Config
 from recbole_pref.errors import PrefError
+from recbole_pref.records import run_path
 from tests.test_plots import benchmark, make_run, write_run
 
 with mock.patch.object(sys, "path", [str(Path(__file__).parents[1] / "benchmarks"), *sys.path]):
@@ -46,7 +49,7 @@ def test_an_entry_takes_settings_behind_its_name():
 )
 def test_a_mistake_is_one_sentence_before_anything_is_trained(arguments, sentence, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["benchmarks/study.py", *arguments])
-    monkeypatch.setattr(compare, "_run_missing", lambda *_: pytest.fail("a run was started"))
+    monkeypatch.setattr(run_module, "run_missing", lambda *_: pytest.fail("a run was started"))
     assert exit_code_of(study.main) == 2
     told = capsys.readouterr().err.strip()
     assert sentence in told and told.startswith("study.py: ") and "\n" not in told
@@ -74,18 +77,18 @@ def test_studies_share_their_runs_and_keep_tables_of_their_own(tmp_path, monkeyp
 
     def run_missing(tasks, folder, processes):
         for task in tasks:
-            if not compare._record_path(folder, task["id"]).is_file():
-                trained.append(task["label"])
+            if not run_path(folder, task.id).is_file():
+                trained.append(task.label)
                 full = {"mode": {"test": "full"}}
-                record, arrays = make_run(task["label"], task["seed"], 0.05, 0.03, rows=20, eval_args=full)
-                np.savez(folder / "runs" / f"{task['id']}.npz", **arrays)
-                compare._record_path(folder, task["id"]).write_text(json.dumps({**record, "id": task["id"]}))
+                record, arrays = make_run(task.label, task.seed, 0.05, 0.03, rows=20, eval_args=full)
+                np.savez(folder / "runs" / f"{task.id}.npz", **arrays)
+                run_path(folder, task.id).write_text(json.dumps({**record, "id": task.id}))
         return {}
 
     def report(folder):
         reported[folder.name] = list(plots.by_label(plots.load_runs(folder)))
 
-    monkeypatch.setattr(compare, "_run_missing", run_missing)
+    monkeypatch.setattr(run_module, "run_missing", run_missing)
     def drawn(folder, refused):
         raise PrefError("matplotlib is missing")
 
@@ -155,8 +158,9 @@ def test_by_tail_worked_by_hand(tmp_path):
 class ThreeItems:
     """Scores .3, .1, 0 for items seen 3, 1 and 0 times: log(1 + count) is 1.386, .693 and 0."""
 
-    train_count = torch.tensor([0, 3, 1, 0])
-    head_mask = torch.tensor([False, True, False, False])
+    step = SimpleNamespace(
+        train_count=torch.tensor([0, 3, 1, 0]), head_mask=torch.tensor([False, True, False, False])
+    )
 
     def full_sort_predict(self, interaction):
         return torch.tensor([[9.0, 0.3, 0.1, 0.0]]).repeat(len(interaction), 1)

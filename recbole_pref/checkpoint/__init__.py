@@ -486,6 +486,13 @@ class CheckpointDir:
                 file.unlink(missing_ok=True)
         return path
 
+    def keep_latest(self):
+        """Drop the last checkpoints but the newest, as those of a finished run are not needed."""
+        newest = self.last()
+        for file in _last_files(self.folder, self.stem).values():
+            if file != newest:
+                file.unlink(missing_ok=True)
+
     def save_best(self, state):
         """Write the best checkpoint so far and return its path."""
         return save(state, self.folder / f"{self.stem}-best.pth")

@@ -5,93 +5,134 @@ import io
 
 from tabulate import tabulate
 
-from recbole_pref.compare.significance import LEVEL
+from recbole_pref.errors import PrefError
+from recbole_pref.evaluation.metrics import display_name, group_key, parse_key
+from recbole_pref.records import Run
+from recbole_pref.records.summary import COSTS, best_shown, mark, shown, shown_cost
 
-# What a comparison tells beside metrics: key of a record -> name of the column, name in words, decimals.
-COSTS = {
-    "seconds_per_epoch": ("s / epoch", "seconds per epoch", 2),
-    "epochs_to_best": ("epochs to best", "epochs to best", 1),
-    "peak_memory_mb": ("peak MiB", "peak memory (MiB)", 0),
-}
 _LATEX = str.maketrans(
-    {mark: f"\\{mark}" for mark in "&%$#_{}"}
+    {character: f"\\{character}" for character in "&%$#_{}"}
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    | {"±": r"$\pm$", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "<": "$<$", ">": "$>$"}
 )
-_GROUPS = (("Overall", ""), ("Head", "head"), ("Tail", "tail"))
+_GROUPS = {"Overall": None, "Head": "head", "Tail": "tail"}  # row of a result -> group
 
 
-def result_table(result, model, dataset):
+def result_table(result: dict, model: str, dataset: str) -> str:
     """Return the test result as a table: a row per group, a column per metric and cut-off.
 
     Args:
-        result (dict): of ``run_recbole_pref``.
-        model, dataset (str): for the title.
+        result: of ``run_recbole_pref``.
+        model, dataset: for the title.
     """
     test = dict(result["test_result"] or {})
     if not test:
         return f"{model} on {dataset}: there are no test data."
-    plain = [key for key in test if not key.startswith(("head", "tail"))]
-    grouped = [key for key in plain if f"head{key}" in test or f"tail{key}" in test]
-    rows = []
-    for title, prefix in _GROUPS:
-        values = [test.get(prefix + key) for key in grouped]
-        if any(value is not None for value in values):
-            rows.append([title, *("" if v is None else f"{v:.4f}" for v in values)])
+    parts = {key: parse_key(key) for key in test}
+    grouped = [key for key in test if any(group_key(group, key) in test for group in ("head", "tail"))]
     text = f"{model} on {dataset}, test set"
-    if rows:
-        text += "\n" + tabulate(rows, ["group", *grouped], tablefmt="github", disable_numparse=True)
-    rest = [key for key in test if key.removeprefix("head").removeprefix("tail") not in grouped]
+    if grouped:
+        rows = [
+            [title, *(shown(test.get(group_key(group, key) if group else key)) for key in grouped)]
+            for title, group in _GROUPS.items()
+        ]
+        rows = [row for row in rows if any(row[1:])]
+        text += "\n" + tabulate(rows, ["group", *map(display_name, grouped)], "github", disable_numparse=True)
+    in_rows = {parts[key][1:] for key in grouped}
+    rest = [[display_name(key), shown(test[key])] for key in test if parts[key][1:] not in in_rows]
     if rest:
-        pairs = [[key, f"{test[key]:.4f}"] for key in rest]
-        text += "\n" + tabulate(pairs, ["metric", "value"], tablefmt="github", disable_numparse=True)
+        text += "\n" + tabulate(rest, ["metric", "value"], "github", disable_numparse=True)
     if result["seconds_per_epoch"]:
-        text += f"\n{result['epochs']} epochs, {result['seconds_per_epoch']:.2f} s per epoch"
+        epochs = result["epochs"]
+        text += f"\n{epochs} epoch{'s' * (epochs != 1)}, {result['seconds_per_epoch']:.2f} s per epoch"
     return text
 
 
-def comparison_table(rows, metrics, form):
+def column_key(column: str) -> str:
+    """Return the key that a column's name stands for: ``tailndcg@10`` for ``Tail NDCG@10``."""
+    return column.lower().replace(" ", "")
+
+
+def columns_of(columns: list[str] | None, run: Run, metrics: list[str]) -> tuple[list[str], list[str]]:
+    """Return the metrics and the costs of a table.
+
+    Args:
+        columns: names of metrics and costs in any spelling; None for all. A metric without its cut-off is the one
+            at the cut-off of ``metrics``.
+        run: a run of the table.
+        metrics: keys that a table shows by default.
+
+    Raises:
+        PrefError: a column that the run does not have.
+    """
+    if columns is None:
+        return metrics, list(COSTS)
+    chosen, costs = [], []
+    for column in columns:
+        key = column_key(column)
+        if key in COSTS:
+            costs.append(key)
+            continue
+        group, name, cutoff = parse_key(key)
+        own = [other for other in run.test_result if parse_key(other)[:2] == (group, name)]
+        own = [other for other in own if cutoff in (None, parse_key(other).cutoff)]
+        best = next((other for other in own if other in metrics), own[0] if own else None)
+        if best is None:
+            raise PrefError(f"--columns={column!r} was not measured: choose from {', '.join(run.test_result)}.")
+        chosen.append(best)
+    return chosen or metrics, costs
+
+
+def comparison_table(rows: list[dict], metrics: list[str], form: str, costs: list[str] | None = None) -> str:
     """Return the table of a comparison as text.
 
     Args:
-        rows (list of dict): see ``compare.Comparison.rows``.
-        metrics (list of str): columns.
-        form (str): ``latex``, or a format of the tabulate package such as ``github``.
+        rows: see :func:`recbole_pref.records.summary.summarize`.
+        metrics: columns.
+        form: ``latex``, where the best means are bold, or a format of the tabulate package such as ``github``.
+        costs: further columns, keys of ``COSTS``; by default all.
     """
-    header = ["model", "seeds", *metrics, *(column for column, _, _ in COSTS.values())]
-    if form == "latex":
-        header = [name.translate(_LATEX) for name in header]
-    plus_minus = r" $\pm$ " if form == "latex" else " ± "
-    cells = []
+    costs = list(COSTS) if costs is None else costs
+    header = ["model", "seeds", *map(display_name, metrics), *(COSTS[cost][0] for cost in costs)]
+    lines = []
     for row in rows:
-        label = row["label"].translate(_LATEX) if form == "latex" else row["label"].replace("|", r"\|")
-        line = [label, len(row["seeds"])]
-        for metric in metrics:
-            cell = row[metric]
-            text = f"{cell['mean']:.4f}"
-            if cell["std"] is not None:
-                text += f"{plus_minus}{cell['std']:.4f}"
-            line.append(text + ("*" if cell["p"] is not None and cell["p"] < LEVEL else ""))
-        line += [_number(row[cost], digits) for cost, (_, _, digits) in COSTS.items()]
-        cells.append(line)
-    if form == "latex":
-        return _latex(header, cells)
-    return tabulate(cells, header, tablefmt=form, disable_numparse=True)
-
-
-def _latex(header, cells):
-    lines = [
+        cells = [_cell(row[metric], metric) for metric in metrics]
+        lines.append([row["label"], str(len(row["seeds"])), *cells, *(shown_cost(row[cost], cost) for cost in costs)])
+    if form != "latex":
+        lines = [[label.replace("|", r"\|"), *line] for label, *line in lines]
+        return tabulate(lines, header, tablefmt=form, disable_numparse=True)
+    lines = [[cell.translate(_LATEX) for cell in line] for line in lines]
+    best = [best_shown(rows, metric) for metric in metrics] if len(rows) > 1 else []
+    for line in lines:
+        for place, value in enumerate(best, start=2):
+            mean, space, rest = line[place].partition(" ")
+            if value and mean == value:
+                line[place] = rf"\textbf{{{mean}}}{space}{rest}"
+    header = [name.translate(_LATEX) for name in header]
+    return "\n".join([
         r"% needs \usepackage{booktabs}", r"\begin{tabular}{l" + "r" * (len(header) - 1) + "}", r"\toprule",
-        " & ".join(map(str, header)) + r" \\", r"\midrule",
-        *(" & ".join(map(str, line)) + r" \\" for line in cells), r"\bottomrule", r"\end{tabular}",
-    ]  # fmt: skip
-    return "\n".join(lines)
+        " & ".join(header) + r" \\", r"\midrule",
+        *(" & ".join(line) + r" \\" for line in lines), r"\bottomrule", r"\end{tabular}",
+    ])  # fmt: skip
 
 
-def _number(value, digits):
-    return "" if value is None else f"{value:.{digits}f}"
+def _cell(cell, metric):
+    text = shown(cell["mean"])
+    if text and cell["std"] is not None:
+        text += f" ± {cell['std']:.4f}"
+    return f"{text} {mark(cell, metric)}".rstrip()
 
 
-def rows_as_csv(rows):
+def latex_table(rows: list[dict], metrics: list[str], costs: list[str], note: str, dataset: str) -> str:
+    """Return the table of a comparison as a LaTeX float with the note in its caption."""
+    caption = note.translate(_LATEX) + (" Bold: the best mean." if len(rows) > 1 else "")
+    return "\n".join([
+        r"\begin{table}", r"\centering", rf"\caption{{{caption}}}", rf"\label{{tab:{dataset}}}",
+        comparison_table(rows, metrics, "latex", costs), r"\end{table}", "",
+    ])  # fmt: skip
+
+
+def rows_as_csv(rows: list[dict]) -> str:
     """Return dicts as CSV, a column for each of their keys in the order in which they come."""
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)))
@@ -100,8 +141,8 @@ def rows_as_csv(rows):
     return text.getvalue()
 
 
-def comparison_csv(rows, metrics):
-    """Return the table of a comparison as CSV, every number whole; see :func:`comparison_table`."""
+def comparison_csv(rows: list[dict], metrics: list[str]) -> str:
+    """Return the table of a comparison as CSV, every number in full; see :func:`comparison_table`."""
     parts = ("mean", "std", "difference", "p")
     lines = []
     for row in rows:

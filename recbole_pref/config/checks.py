@@ -320,7 +320,7 @@ def reference_is_there(config: "Config") -> None:
             "auto or to the path of a checkpoint."
         )
     if method.needs_reference(final):
-        by_loss = method.uses_reference(final)
+        by_loss = method.compares_with_reference(final)
         what = f"{method.name} compares with" if by_loss else "neg_sampler='reference_pool' draws from"
         raise PrefError(
             f"reference='none' is not possible: {what} a reference model, "
@@ -407,6 +407,15 @@ def evaluation_goes_with_the_model(config: "Config") -> None:
         raise PrefError(
             f"eval_args, order: {final['eval_args']['order']!r} does not go with sequential models: set it to TO."
         )
+
+
+def settings_without_effect(config: "Config") -> list[str]:
+    """Return the settings that were given and that the model does not read: a warning, as files serve many models."""
+    given = {**config.file_config_dict, **config.variable_config_dict}
+    unread = ["threshold", "repeatable"] if _is_sequential(config) else []
+    if method_of(config.model_class) is not None:
+        unread.append("train_neg_sample_args")  # negatives are drawn inside the step
+    return [key for key in unread if given.get(key)]
 
 
 Check = Callable[["Config"], None]

@@ -1,11 +1,12 @@
 """Atomic files are checked before RecBole reads them: one sentence with file and line, not a traceback.
 
-On the good path a file is read once, by pandas' C reader; the line of a fault is looked for only when
-there is one. Lines are counted from 1, the header's.
+A sound file is read once, by pandas' C parser, and RecBole gets the table that was checked. Only a file with a fault
+is read as text, to find the line. Lines are counted from 1, the header's.
 """
 
 import codecs
 import os
+import re
 from io import BytesIO
 from pathlib import Path
 
@@ -13,6 +14,8 @@ import numpy as np
 import pandas as pd
 from recbole.utils import ModelType
 
+from recbole_pref.data import reading
+from recbole_pref.data.known import how_to_get, known_names
 from recbole_pref.errors import PrefError, suggest
 from recbole_pref.settings import check_interval, shown
 
@@ -47,6 +50,7 @@ def check_atomic_files(data_path, dataset, config):
         raise PrefError(
             "load_col names no columns of the interaction file: add inter: [user_id, item_id, timestamp]."
         )
+    reading.release()
     notes, frames, fields, sources = [], [], {}, {"inter"}
     for name in names:
         if not os.path.isfile(folder / name):
@@ -54,6 +58,8 @@ def check_atomic_files(data_path, dataset, config):
         frame, found = _check_interactions(folder / name, config, bool(parts), fields)
         frames.append(frame)
         notes += found
+    if parts and config["MODEL_TYPE"] == ModelType.SEQUENTIAL:
+        notes += _check_lists([folder / name for name in names], frames, config)
     for source in ("user", "item"):
         path = folder / f"{dataset}.{source}"
         if os.path.isfile(path):
@@ -101,10 +107,11 @@ def _check_named_fields(dataset, config, fields, sources):
             fault = f"drops {shown(sorted(ids)[0])}, without which there is no data set" if ids else "is not loaded"
             raise PrefError(f"unused_col, {source}: {fault}; remove it there.")
     for field, wanted in (config["val_interval"] or {}).items():
-        if fields[field].startswith("float"):
+        if fields[field] == "float":
             check_interval(f"val_interval, {field}", wanted)
-        elif not isinstance(wanted, (list, tuple)):
-            raise PrefError(f"val_interval, {field}: {shown(wanted)} is not accepted: set it to a list of values.")
+        elif fields[field] != "token" or not isinstance(wanted, (list, tuple)):
+            remedy = "set it to a list of values" if fields[field] == "token" else "sequences cannot be filtered"
+            raise PrefError(f"val_interval, {field}: {shown(wanted)} is not accepted: {remedy}.")
     for field, wanted in (config["threshold"] or {}).items():
         if fields[field] != "float" or field == config["TIME_FIELD"] or not isinstance(wanted, (int, float)):
             raise PrefError(
@@ -143,13 +150,15 @@ def check_split(train, valid, test, n_items):
 
 def _missing(folder, name, dataset):
     parent = folder.parent
-    near = ["ml-100k"]  # which RecBole brings
+    near = ["ml-100k", *known_names()]  # the first of which RecBole brings
     if os.path.isdir(parent):
         near += [path.name for path in parent.iterdir() if path.is_dir()]
     where = f"data_path is {shown(str(parent))}"
     if not os.path.isdir(parent):
         where += ", which is no folder"
     remedy = "convert your data with recbole-pref-data or set data_path"
+    if dataset in known_names():
+        remedy, near = how_to_get(dataset, str(parent)), []
     if os.path.isdir(folder):
         others = sorted(path.name for path in folder.iterdir() if path.suffix == ".inter")
         if others:
@@ -165,11 +174,17 @@ def _check_interactions(path, config, benchmark, fields):
     data, columns, separator = _begin(path, config["field_separator"], config["encoding"])
     sequential = config["MODEL_TYPE"] == ModelType.SEQUENTIAL
     needed = {"USER_ID_FIELD": "token", "ITEM_ID_FIELD": "token"}
-    if sequential and not benchmark:
-        needed["TIME_FIELD"] = "float"
+    if sequential:
+        needed |= {"LIST_SUFFIX": "token_seq"} if benchmark else {"TIME_FIELD": "float"}
+        lists = _list_field(config)
+        if benchmark and lists not in columns:
+            raise PrefError(
+                f"{path}, line 1: there is no column {shown(lists)} with the items before each target, which "
+                f"pre-split files need: rename a column or set LIST_SUFFIX.{suggest(lists, columns)}"
+            )
     loaded = _loaded("inter", columns, config)
     for setting, kind in needed.items():
-        field = config[setting]
+        field = _list_field(config) if setting == "LIST_SUFFIX" else config[setting]
         _check_field(path, columns, setting, field, kind)
         if field not in loaded:
             raise PrefError(
@@ -177,14 +192,11 @@ def _check_interactions(path, config, benchmark, fields):
                 "file: change it so that it does."
             )
     fields.update((name, columns[name]) for name in loaded)
-    frame = _table(path, data, columns, separator)
+    ids = config["USER_ID_FIELD"], config["ITEM_ID_FIELD"]
+    frame = _checked(path, data, columns, loaded, separator, config, ids, config["TIME_FIELD"])
     if frame.empty:
         raise PrefError(f"{path} holds no interactions below its header.")
-    _check_numbers(path, frame, columns, loaded, config["TIME_FIELD"])
-    _check_vectors(path, frame, columns, loaded, config["seq_separator"])
-    for setting in ("USER_ID_FIELD", "ITEM_ID_FIELD"):
-        _check_ids(path, frame, config[setting])
-    notes = _unknown_columns(path, "inter", columns, config)
+    notes = _unknown_columns(path, "inter", columns, config) + _absent_values(path, frame, config)
     return frame, notes if benchmark else notes + _notes(path, frame, config, sequential)
 
 
@@ -200,13 +212,10 @@ def _check_features(path, source, config, interactions, fields):
             "that it does."
         )
     fields.update((name, columns[name]) for name in loaded)
-    frame = _table(path, data, columns, separator)
+    frame = _checked(path, data, columns, loaded | {field}, separator, config, [field], None)
     if frame.empty:
         raise PrefError(f"{path} holds no rows below its header; fill it or remove it.")
-    _check_numbers(path, frame, columns, loaded, None)
-    _check_vectors(path, frame, columns, loaded, config["seq_separator"])
-    _check_ids(path, frame, field)
-    notes = _unknown_columns(path, source, columns, config)
+    notes = _unknown_columns(path, source, columns, config) + _absent_values(path, frame, config)
     same = int(frame[field].duplicated().sum())
     if same:
         notes.append(f"{path}: {same} rows repeat a {shown(field)}; the first row of each counts")
@@ -216,6 +225,81 @@ def _check_features(path, source, config, interactions, fields):
             notes.append(
                 f"{lost} interactions are with a {shown(field)} that has no row in {path}; RecBole drops them "
                 "unless filter_inter_by_user_or_item is false"
+            )
+    return notes
+
+
+def _checked(path, data, columns, loaded, separator, config, ids, required):
+    """Return the loaded columns of a file, free of faults; RecBole gets the same table where the C parser read it.
+
+    Args:
+        data (bytes): the file's text, see ``_content``.
+        loaded (set of str): the columns that RecBole loads.
+        ids (iterable of str): token columns that may not be left empty.
+        required (str or None): a float column that may not be left empty.
+
+    Raises:
+        PrefError: names the line of the first fault.
+    """
+    frame = _sound(data, columns, loaded, separator, ids, required)
+    if frame is not None:
+        reading.hold(path, columns, config["field_separator"], config["encoding"], frame)
+    else:
+        frame = _table(path, data, columns, separator)
+        _check_numbers(path, frame, columns, loaded, required)
+        for field in ids:
+            _check_ids(path, frame, field)
+    _check_vectors(path, frame, columns, loaded, config["seq_separator"])
+    return frame
+
+
+def _sound(data, columns, loaded, separator, ids, required):
+    """Return the loaded columns of a file without faults, or None where there may be one."""
+    if not reading.one_byte(separator) or b'"' in data or not _is_regular(data, separator, len(columns)):
+        return None
+    try:
+        frame = reading.parse(data, columns, loaded, separator)
+    except ValueError:  # text in a column of numbers
+        return None
+    numbers = frame.select_dtypes("float64")
+    if np.isinf(numbers.to_numpy()).any() or (required in numbers and numbers[required].isna().any()):
+        return None
+    return None if any(frame[field].isna().any() for field in ids) or frame.empty else frame
+
+
+def _is_regular(data, separator, width):
+    """Return whether every line has ``width`` cells."""
+    characters, step = np.frombuffer(data, np.uint8), 2**24
+    parts = [characters[begin : begin + step] for begin in range(0, len(characters), step)]
+    marks = np.concatenate([part[(part == ord(separator)) | (part == ord("\n"))] for part in parts])
+    if len(marks) % width:
+        return False
+    return bool(((marks.reshape(-1, width) == ord("\n")) == (np.arange(width) == width - 1)).all())
+
+
+def _list_field(config):
+    """Return the column of pre-split files that holds the items before each target."""
+    return f"{config['ITEM_ID_FIELD']}{config['LIST_SUFFIX']}"
+
+
+def _check_lists(paths, frames, config):
+    """Refuse item lists of pre-split files that are empty or padded; return a note on those that are cut."""
+    field, separator, longest = _list_field(config), config["seq_separator"], config["MAX_ITEM_LIST_LENGTH"]
+    no_zero = not any((frame[config["ITEM_ID_FIELD"]] == "0").any() for frame in frames)
+    notes = []
+    for path, frame in zip(paths, frames):
+        lists = frame[field].fillna("").str.strip(separator)
+        faults = {"is empty: every row needs an item before its target": lists == ""}
+        if no_zero:
+            padded = lists.str.startswith(f"0{separator}") | lists.str.endswith(f"{separator}0") | (lists == "0")
+            faults["is padded with '0', which is not an item: leave the padding to RecBole"] = padded
+        for fault, rows in faults.items():
+            if rows.any():
+                raise PrefError(f"{path}, line {int(rows.to_numpy().argmax()) + 2}: {shown(field)} {fault}.")
+        long = int((lists.str.count(re.escape(separator)) >= longest).sum())
+        if long:
+            notes.append(
+                f"{path}: {long} lists are longer than MAX_ITEM_LIST_LENGTH={longest}; their latest items are kept"
             )
     return notes
 
@@ -253,7 +337,7 @@ def _content(path, encoding):
     except OSError as error:
         raise PrefError(f"{path} cannot be read: {error.strerror}.") from None
     try:
-        text = data.decode(codec)
+        text = "" if codec == "utf-8" and data.isascii() else data.decode(codec)
     except UnicodeError as error:
         line = data.count(b"\n", 0, getattr(error, "start", 0)) + 1
         raise PrefError(
@@ -271,10 +355,11 @@ def _content(path, encoding):
         raise PrefError(f"{path}, line {line}: there is a NUL byte; the file is damaged or no text.")
     if b"\r" in data:
         data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-    data = data.rstrip(b"\n")  # empty lines at the end do no harm
-    if not data.strip():
+    if not data or data.isspace():
         raise PrefError(f"{path} is empty: its first line must name the columns as name:type.")
-    return data + b"\n"
+    if data.endswith(b"\n\n") or not data.endswith(b"\n"):  # empty lines at the end do no harm
+        data = data.rstrip(b"\n") + b"\n"
+    return data
 
 
 def _header(path, data, separator):
@@ -397,12 +482,23 @@ def _check_numbers(path, frame, columns, loaded, required):
 def _check_vectors(path, frame, columns, loaded, separator):
     """Refuse values of loaded float_seq columns that are no numbers."""
     for field in (field for field in columns if columns[field] == "float_seq" and field in loaded):
-        values = frame[field].str.split(separator).explode()  # the index stays that of the row
+        values = frame[field].fillna("").str.split(separator).explode()  # the index stays that of the row
         wrong = values.index[(pd.to_numeric(values, errors="coerce").isna() & (values != "")).to_numpy()]
         if len(wrong):
             raise PrefError(
                 f"{path}, line {wrong[0] + 2}: {shown(field)} holds a value that is no number; mend or remove the line."
             )
+
+
+def _absent_values(path, frame, config):
+    """Return a note on each token of val_interval that is in no row."""
+    return [
+        f"val_interval, {field}: no row of {path} has {shown(value)}"
+        for field, values in (config["val_interval"] or {}).items()
+        if field in frame and isinstance(values, (list, tuple))
+        for value in values
+        if not (frame[field] == str(value)).any()
+    ]
 
 
 def _check_ids(path, frame, field):
@@ -419,7 +515,8 @@ def _check_ids(path, frame, field):
 def _notes(path, frame, config, sequential):
     notes = []
     user, time = config["USER_ID_FIELD"], config["TIME_FIELD"]
-    counts = frame[user].value_counts()
+    users = pd.factorize(frame[user])[0]
+    counts = np.bincount(users)
     single = int((counts == 1).sum())
     if sequential and single == len(counts):
         raise PrefError(
@@ -429,7 +526,7 @@ def _notes(path, frame, config, sequential):
     if sequential and single:
         notes.append(f"{single} of {len(counts)} users have a single interaction and are never trained on")
     if time in frame:
-        notes += _notes_on_times(frame[user], frame[time].to_numpy(dtype=float), _is_normalized(time, config))
+        notes += _notes_on_times(users, frame[time].to_numpy(dtype=float), _is_normalized(time, config))
     return notes
 
 
@@ -444,7 +541,6 @@ def _notes_on_times(users, times, normalized):
     """
     span = np.ptp(times)
     kept = ((times - times.min()) / span if normalized and span else times).astype(np.float32)
-    users = pd.factorize(users)[0]
     same = int(pd.DataFrame({"user": users, "time": kept}).duplicated().sum())
     if not same:
         return []

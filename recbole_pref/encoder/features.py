@@ -89,7 +89,7 @@ def request_features(config):
         if not found:
             raise PrefError(
                 f"mm_fields='auto' finds no item features in {config['data_path']!r}: add columns to "
-                f"{config['dataset']}.item or make a feature file with recbole_pref.features_tool."
+                f"{config['dataset']}.item or make a feature file with recbole-pref-features."
             )
     else:
         found = [_find(field, known, config) for field in as_list(wanted)]

@@ -3,10 +3,11 @@
 import torch
 from torch import nn
 
+from recbole_pref.data.sequences import train_counts
 from recbole_pref.encoder import features
 from recbole_pref.encoder.item_table import ItemTable
 from recbole_pref.errors import PrefError
-from recbole_pref.popularity import head_tail_split, train_counts
+from recbole_pref.popularity import head_tail_split
 
 
 class Multimodal:
@@ -78,10 +79,9 @@ class Multimodal:
     def finish_step(self):
         """Return the losses of the step's expert routing (0 without experts) and forget its table."""
         loss, told = self.item_embedding.finish_step()
-        sums = getattr(self, "log_sums", {})
-        for name, value in told.items():
-            entry = torch.stack([value.float(), torch.ones_like(value, dtype=torch.float)])
-            sums[name] = sums[name] + entry if name in sums else entry
+        step = getattr(self, "step", None)
+        for name, value in told.items() if step is not None else ():
+            step.diagnostics.add(name, value.float())
         return 0.0 if loss is None else loss
 
     def feature_digest(self):

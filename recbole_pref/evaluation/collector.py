@@ -22,17 +22,21 @@ U counts the rows of the evaluation (users, or user-target rows of a sequential 
 
 from contextlib import suppress
 
+import numpy as np
 import pandas as pd
 import torch
 from recbole.evaluator.collector import Collector, DataStruct
 from recbole.utils import EvaluatorType
 
+from recbole_pref.data.sequences import train_counts
 from recbole_pref.errors import PrefError
 from recbole_pref.evaluation.metrics import GROUPS, split_settings
-from recbole_pref.popularity import head_tail_split, train_counts
+from recbole_pref.popularity import head_tail_split
 
 RANKING_TABLES = ("rec.items", "rec.topk", "rec.topk_tail", "rec.topk_head", "rec.above")
-USER_TABLES = ("user_id", "item_id", "rank")
+# What collect_users keeps of each target: see PrefCollector.rows.
+ROWS = ("user", "target", "rank", "tail_gap", "top", "first")
+TOP = 10  # recommended items kept per row
 TAIL_SHARE_AT = 10
 
 
@@ -179,7 +183,12 @@ class PrefCollector(Collector):
     """RecBole's collector with one top-k per batch, head and tail tables and per-user records.
 
     Attributes:
-        collect_users (bool): keep what :meth:`user_frame` returns; setting ``collect_users``.
+        collect_users (bool): keep ``rows``, from which :meth:`user_frame` is made; setting ``collect_users``.
+        rows (dict of ndarray): of the last evaluation with ``collect_users``, an entry per target, R in all:
+            ``user`` [R] and ``target`` [R] internal ids, ``rank`` [R] from 1 in the full ranking (ties as in the
+            evaluated list), ``tail_gap`` [R] mean softmax probability of the tail items less that of all items,
+            ``top`` [R, 10] recommended items, 0 where fewer are ranked, ``first`` [R] whether the target is the
+            first of its row.
         train_dataset (Dataset): training data given to :meth:`data_collect`, else None.
         tail_share (float): share of tail items among the first 10 of the lists of the last evaluation,
             None when it made no lists, or the training data are unknown or have no head or no tail.
@@ -192,7 +201,7 @@ class PrefCollector(Collector):
         self.tail_share = None
         self._split = None
         self._parts = {}
-        self._users = {}
+        self.rows = {}
 
     # -- resources of the training data
 
@@ -312,7 +321,7 @@ class PrefCollector(Collector):
                 kept = positive_u[wanted[positive_i]]
                 self._add(f"rec.topk_{group}", self._topk_table(hits & wanted[items], kept))
         if self.collect_users:
-            self._add_users(interaction, items, hits, positive_u, positive_i)
+            self._add_rows(scores_tensor.float(), interaction, items, positive_u, positive_i)
 
     @staticmethod
     def _topk_table(hits, positive_u):
@@ -320,16 +329,22 @@ class PrefCollector(Collector):
         counts = torch.bincount(positive_u, minlength=len(hits))
         return torch.cat((hits.int(), counts.int().unsqueeze(1)), dim=1)
 
-    def _add_users(self, interaction, items, hits, positive_u, positive_i):
-        """Keep per row the user, the target ranked best (the first when none is listed), its rank."""
-        users = users_of_rows(interaction, self.config, items)
-        first = torch.searchsorted(positive_u, torch.arange(len(items), device=items.device))
-        place = hits.int().argmax(1)  # [B]
-        hit = hits.any(1)
-        best = items.gather(1, place.unsqueeze(1)).squeeze(1)
-        self._add("user_id", users)
-        self._add("item_id", torch.where(hit, best, positive_i[first]))
-        self._add("rank", torch.where(hit, place + 1, 0).int())
+    def _add_rows(self, scores, interaction, items, positive_u, positive_i):
+        """Keep ``rows`` of a batch: scores [B, n_items], the list ``items`` [B, K], targets [P] sorted by row."""
+        own = scores[positive_u, positive_i].unsqueeze(1)  # [P, 1]
+        listed = items[positive_u] == positive_i.unsqueeze(1)  # [P, K]
+        outside = ((scores[positive_u] > own).sum(1) + 1).clamp(min=items.shape[1] + 1)
+        probability = torch.softmax(scores, dim=1)
+        tail = self.tail_mask.to(scores.device)
+        gap = probability[:, tail].mean(1) - probability[:, 1:].mean(1)  # [B]
+        best = scores.topk(min(TOP, scores.shape[1] - 1), dim=1)
+        top = best.indices.masked_fill(best.values == -torch.inf, 0)  # [B, TOP]
+        self._add("user", users_of_rows(interaction, self.config, scores)[positive_u])
+        self._add("target", positive_i)
+        self._add("rank", torch.where(listed.any(1), listed.int().argmax(1) + 1, outside))
+        self._add("tail_gap", gap[positive_u])
+        self._add("top", top[positive_u])
+        self._add("first", positive_u.diff(prepend=positive_u.new_tensor([-1])) != 0)
 
     # -- the end of an evaluation
 
@@ -344,8 +359,8 @@ class PrefCollector(Collector):
             table = torch.cat(parts).cpu()
             if name == "tail_share":
                 self.tail_share = table.mean().item()
-            elif name in USER_TABLES:
-                self._users[name] = table
+            elif name in ROWS:
+                self.rows[name] = table.numpy()
             else:
                 self.data_struct.set(name, table)
         self._parts = {}
@@ -367,11 +382,20 @@ class PrefCollector(Collector):
         Raises:
             PrefError: when nothing was kept.
         """
-        if not self._users:
+        if not self.rows:
             raise PrefError(
                 "collect_users=False keeps no values per user: set collect_users: True and "
                 "evaluate again."
             )
-        frame = pd.DataFrame({name: self._users[name].numpy() for name in USER_TABLES})
-        frame["is_tail"] = self.tail_mask[self._users["item_id"]].numpy()
-        return frame
+        last = max(self.topk)
+        listed = np.minimum(self.rows["rank"], last + 1)
+        best = pd.Series(listed).groupby(self.rows["first"].cumsum()).idxmin().to_numpy()
+        items, ranks = self.rows["target"][best], listed[best]
+        return pd.DataFrame(
+            {
+                "user_id": self.rows["user"][best],
+                "item_id": items,
+                "rank": np.where(ranks <= last, ranks, 0),
+                "is_tail": self.tail_mask.numpy()[items],
+            }
+        )

@@ -4,44 +4,13 @@ import zipfile
 import zlib
 
 import numpy as np
-import torch
 
-from recbole_pref.evaluation.collector import PrefCollector, users_of_rows
+from recbole_pref.evaluation.collector import ROWS
+from recbole_pref.evaluation.metrics import parse_key
 
-TOP = 10  # recommended items kept per row
-OF_ROWS = ("user", "target", "rank", "tail_gap", "top")  # arrays with an entry per test row
 # What reading a damaged file of arrays raises; RuntimeError where its flags ask for a password or another packing.
 DAMAGED = (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
-
-
-class Recorder(PrefCollector):
-    """A collector that also keeps rank, recommended items and the tail's probability per test row."""
-
-    def __init__(self, config):
-        super().__init__(config)
-        self.kept = {name: [] for name in OF_ROWS}
-
-    def eval_batch_collect(self, scores_tensor, interaction, positive_u, positive_i):
-        """Record the rows of a batch, then collect it as always; arguments as there."""
-        scores = scores_tensor.float()
-        rows, targets = positive_u.to(scores.device), positive_i.to(scores.device)
-        tail = self.tail_mask.to(scores.device)
-        own = scores[rows, targets].unsqueeze(1)  # [P, 1]
-        probability = torch.softmax(scores, dim=1)
-        gap = probability[:, tail].mean(1) - probability[:, 1:].mean(1)  # [B]
-        best = scores.topk(min(TOP, scores.shape[1] - 1), dim=1)
-        top = best.indices.masked_fill(best.values == -torch.inf, 0)  # [B, TOP], padding where fewer are ranked
-        users = users_of_rows(interaction, self.config, scores)
-        parts = {
-            "user": users[rows],
-            "target": targets,
-            "rank": (scores[rows] > own).sum(1) + 1,
-            "tail_gap": gap[rows],
-            "top": top[rows],
-        }
-        for name, part in parts.items():
-            self.kept[name].append(part.cpu().numpy())
-        super().eval_batch_collect(scores_tensor, interaction, positive_u, positive_i)
+OF_ROWS = tuple(name for name in ROWS if name != "first")  # arrays with an entry per target
 
 
 def evaluate(trainer, train_data, test_data):
@@ -58,18 +27,18 @@ def evaluate(trainer, train_data, test_data):
         ``top`` [R, 10] recommended item ids, 0 where fewer are ranked, ``count`` [n_items] training
         interactions, ``tail`` [n_items] bool.
     """
-    recorder = Recorder(trainer.config)
-    before, trainer.eval_collector = trainer.eval_collector, recorder
+    collector = trainer.eval_collector
+    before, collector.collect_users = collector.collect_users, True
     try:
-        recorder.data_collect(train_data)
+        collector.data_collect(train_data)
         metrics = trainer.evaluate(test_data, load_best_model=trainer.store.best() is not None)
     finally:
-        trainer.eval_collector = before
-    arrays = {name: np.concatenate(parts) for name, parts in recorder.kept.items()}
+        collector.collect_users = before
+    arrays = {name: collector.rows[name] for name in OF_ROWS}
     dataset = train_data._dataset
     arrays["user"] = dataset.id2token(dataset.uid_field, arrays["user"]).astype(str)
-    arrays["count"] = recorder.train_count.numpy()
-    arrays["tail"] = recorder.tail_mask.numpy()
+    arrays["count"] = collector.train_count.numpy()
+    arrays["tail"] = collector.tail_mask.numpy()
     return {name: float(value) for name, value in metrics.items()}, arrays
 
 
@@ -94,15 +63,14 @@ def user_values(arrays, metric):
         tuple or None: values [R'] and the rows [R'] they belong to (those of the group); None for
         another metric.
     """
-    name, _, k = metric.partition("@")
-    plain = name.removeprefix("head").removeprefix("tail")
-    if plain not in _OF_RANK or not k.isdigit():
+    group, name, cutoff = parse_key(metric)
+    if name not in _OF_RANK or cutoff is None:
         return None
     rows = np.arange(len(arrays["rank"]))
-    if plain != name:
-        rows = rows[arrays["tail"][arrays["target"]] == name.startswith("tail")]
+    if group:
+        rows = rows[arrays["tail"][arrays["target"]] == (group == "tail")]
     rank = arrays["rank"][rows]
-    return np.where(rank <= int(k), _OF_RANK[plain](rank), 0.0), rows
+    return np.where(rank <= cutoff, _OF_RANK[name](rank), 0.0), rows
 
 
 _OF_RANK = {

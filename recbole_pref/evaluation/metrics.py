@@ -10,6 +10,8 @@
 :class:`recbole_pref.evaluation.collector.PrefCollector`.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 from recbole.evaluator import metrics as recbole_metrics
 from recbole.evaluator import register as recbole_register
@@ -219,28 +221,56 @@ def register():
             recbole_register.smaller_metrics.append(name)
 
 
-def group_of(key):
-    """Return ``tail`` or ``head`` for the key of a result that is about that group, such as ``tailhit@5``, or None."""
-    cls = recbole_register.metrics_dict.get(key.partition("@")[0])
-    return next((group for group, classes in GROUP_METRICS.items() if cls in classes), None)
+class MetricKey(NamedTuple):
+    """The parts of a result's key: ``tailndcg@10`` has the group ``tail``, the name ``ndcg`` and the cut-off 10."""
+
+    group: str | None
+    name: str
+    cutoff: int | None
 
 
-def display_name(key):
-    """Return the key of a result as pictures and reports write it, in RecBole's names.
+def parse_key(key: str) -> MetricKey:
+    """Return the parts of a result's key, such as ``ndcg@10``, ``tailhit@5`` or ``gauc``.
+
+    Only the group metrics of this package have a group: RecBole's ``tailpercentage@10`` has none.
+    """
+    name, _, cutoff = key.lower().partition("@")
+    cls = recbole_register.metrics_dict.get(name)
+    group = next((group for group, classes in GROUP_METRICS.items() if cls in classes), None)
+    name = cls.__base__.__name__.lower() if group else name
+    return MetricKey(group, name, int(cutoff) if cutoff.isdecimal() else None)
+
+
+def group_of(key: str) -> str | None:
+    """Return ``tail`` or ``head`` for the key of a group metric, such as ``tailhit@5``, otherwise None."""
+    return parse_key(key).group
+
+
+def group_key(group: str, key: str) -> str:
+    """Return the key of a metric over one group: ``tailndcg@10`` for ``tail`` and ``ndcg@10``."""
+    return f"{group}{key}"
+
+
+def smaller_is_better(key: str) -> bool:
+    """Return whether a lower value of the metric is better, as RecBole has it."""
+    return parse_key(key).name in recbole_register.smaller_metrics
+
+
+def display_name(key: str) -> str:
+    """Return the key of a result in the spelling that tables, reports and pictures show.
 
     Args:
-        key (str): such as ``ndcg@10`` or ``tailhit@5``.
+        key: such as ``ndcg@10`` or ``tailhit@5``.
 
     Returns:
-        str: ``NDCG@10``, ``tail Hit@5``; a key of no known metric as it is.
+        ``NDCG@10``, ``Tail Hit@5``; the key of an unknown metric as it is.
     """
-    name, at, k = key.partition("@")
+    group, name, cutoff = parse_key(key)
     cls = recbole_register.metrics_dict.get(name)
     if cls is None:
         return key
-    group = group_of(key)
-    shown = f"{group} {cls.__base__.__name__}" if group else cls.__name__
-    return f"{shown}{at}{k}"
+    words = [group.capitalize(), cls.__name__] if group else [cls.__name__]
+    return " ".join(words) + (f"@{cutoff}" if cutoff is not None else "")
 
 
 def group_metrics_in(config):

@@ -9,31 +9,15 @@ import numpy as np
 import torch
 from recbole.utils import EvaluatorType, ModelType
 
+from recbole_pref.data.sequences import lists_of
+from recbole_pref.errors import PrefError
 from recbole_pref.evaluation.collector import PrefCollector, unseen_training_data
 from recbole_pref.evaluation.metrics import empty_group_error, group_metrics_in, split_settings
+from recbole_pref.scoring import chunk_rows
 
-MEGABYTE = 2**20
-DEFAULT_BUDGET_MB = 256.0
-# On the CPU scores that stay in cache are ranked faster, but a product of fewer rows than this
-# reads the item matrix too often.
-CPU_CHUNK_MB = 16.0
-CPU_CHUNK_ROWS = 32
-
-
-def chunk_rows(num_items, budget_mb=None, cache_sized=False):
-    """Return how many rows of scores are held at a time, at least 1.
-
-    Args:
-        num_items (int): scores per row, float32.
-        budget_mb (float or None): most MiB of scores at a time; None means 256.
-        cache_sized (bool): go below the budget where that is faster on a CPU.
-    """
-    row_bytes = 4 * num_items
-    budget = DEFAULT_BUDGET_MB if budget_mb is None else float(budget_mb)
-    rows = int(budget * MEGABYTE // row_bytes)
-    if cache_sized:
-        rows = min(rows, max(int(CPU_CHUNK_MB * MEGABYTE // row_bytes), CPU_CHUNK_ROWS))
-    return max(rows, 1)
+# Ranking reads a row of scores several times: larger chunks than in training are the faster ones on a CPU.
+_CACHE_MB = 16.0
+_FEWEST_ROWS = 32
 
 
 def history_is_masked(config):
@@ -72,17 +56,19 @@ class SeenItems:
         users, items = feat[dataset.uid_field].numpy(), feat[dataset.iid_field].numpy()
         list_field = dataset.iid_field + dataset.config["LIST_SUFFIX"]
         if list_field in feat:
-            item_lists = feat[list_field].numpy()
+            lists = lists_of(feat, list_field, dataset.item_list_length_field)
             if dataset.config["benchmark_filename"] is None:
                 # RecBole's rows are all prefixes of a sequence: only its first item is no target
-                first = feat[dataset.item_list_length_field].numpy() == 1
-                more_users, more_items = users[first], item_lists[first, 0]
+                first = lists.lengths == 1
+                lists, owners = lists.take(first), users[first.numpy()]
             else:
-                more_users = np.repeat(users, item_lists.shape[1])
-                more_items = item_lists.reshape(-1)
+                owners = users
+            rows, more_items = (part.numpy() for part in lists.elements())
+            more_users = owners[rows]
             users = np.concatenate((users, more_users))
             items = np.concatenate((items, more_items))
-        keys = np.unique(users[items > 0].astype(np.int64) * dataset.item_num + items[items > 0])
+        keys = np.sort(users[items > 0].astype(np.int64) * dataset.item_num + items[items > 0])
+        keys = keys[np.diff(keys, prepend=-1) > 0]  # np.unique hashes, which is slower
         counts = np.bincount(keys // dataset.item_num, minlength=dataset.user_num)
         self.items = torch.from_numpy(keys % dataset.item_num)  # [pairs]
         self.start = torch.from_numpy(np.concatenate(([0], counts.cumsum())))  # [users + 1]
@@ -186,11 +172,10 @@ class EvaluationMixin:
         interaction, history_index, positive_u, positive_i = batched_data
         fast = encodes(self.model)
         num_rows = len(interaction)
-        step = chunk_rows(
-            self.tot_item_num,
-            self.config["logits_memory_mb"],
-            cache_sized=fast and torch.device(self.device).type == "cpu",
-        )
+        # Whole scores of RecBole's models cost an encoder pass a chunk: as few chunks as memory allows.
+        cache_mb = _CACHE_MB if fast else float("inf")
+        device_type = torch.device(self.device).type
+        step = chunk_rows(self.tot_item_num, self.config["logits_memory_mb"], device_type, cache_mb, _FEWEST_ROWS)
         hidden = None
         if fast:
             interaction = interaction.to(self.device)
@@ -207,20 +192,35 @@ class EvaluationMixin:
                 seen = (seen[0][cut] - start, seen[1][cut])
             if fast:
                 scores = self.model.score_items(hidden[start:stop], rows)  # [c, n_items]
+                self._refuse_nan(scores)
                 scores[:, 0] = -torch.inf
                 if seen is not None:
                     scores[seen] = -torch.inf
             else:
                 _, scores, _, _ = super()._full_sort_batch_eval((rows, seen, chunk_u, chunk_i))
+                self._refuse_nan(scores)
             if seen is None and self._masks_history():
                 self._mask_history(scores, rows, None, chunk_u, chunk_i)
             if stop < num_rows:
                 self.eval_collector.eval_batch_collect(scores, rows, chunk_u, chunk_i)
         return rows, scores, chunk_u, chunk_i
 
+    def _refuse_nan(self, scores):
+        """Refuse scores [c, n_items] that cannot be ranked; -inf leaves an item out.
+
+        Raises:
+            PrefError: a score is NaN or +inf.
+        """
+        if not scores.amax() < torch.inf:
+            raise PrefError(
+                f"model {self.config['model']}: the scores of the evaluation are not finite, so the parameters are not "
+                "either; lower learning_rate or set clip_grad_norm."
+            )
+
     def _neg_sample_batch_eval(self, batched_data):
         """Rank the sampled candidates of a batch; seen ones are left out when history is masked."""
         interaction, scores, positive_u, positive_i = super()._neg_sample_batch_eval(batched_data)
+        self._refuse_nan(scores)
         if self.config["eval_type"] == EvaluatorType.RANKING and self._masks_history():
             self._mask_history(scores, interaction, batched_data[1], positive_u, positive_i)
         return interaction, scores, positive_u, positive_i

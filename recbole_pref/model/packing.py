@@ -11,12 +11,18 @@ with at most MAX_ITEM_LIST_LENGTH + 1 training items. For longer sequences later
 """
 
 from dataclasses import dataclass, replace
+from logging import getLogger
 
 import numpy as np
+import pandas as pd
 import torch
+
+from recbole_pref.data.sequences import lists_of
 
 # Sequences of a step are encoded in groups of similar length, so that short ones pay no padding.
 _LENGTH_STEPS = (4, 8, 12, 16, 24, 32)
+# Rows that are compared item by item are padded in blocks of so many.
+_BLOCK = 65536
 
 
 def length_groups(lengths):
@@ -68,6 +74,36 @@ class PackedBatch:
             self, rows=self.rows[kept], targets=self.targets[kept], histories=self.histories[kept]
         )
 
+    def encode(self, model):
+        """Return the representations of the rows: [R, H].
+
+        Args:
+            model: a model whose backbone entry has ``encode_all``.
+        """
+        parts = []
+        for sequence, pick in zip(self.sequences, self.picks):
+            states = model.backbone.encode_all(model, sequence)  # [S, l, H]
+            parts.append(states.flatten(0, 1).index_select(0, pick))
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+    def parts(self):
+        """Return into how many parts the batch can be divided: sequences stay whole."""
+        return max(map(len, self.sequences))
+
+    def share(self, size, rank):
+        """Return the part of process ``rank`` of ``size``: whole sequences go to the processes in turn."""
+        sequences, picks, kept, seen = [], [], [], 0
+        for sequence, pick in zip(self.sequences, self.picks):
+            owner = (pick // sequence.shape[1]) % size
+            mine = (owner == rank).nonzero().squeeze(1)
+            if len(mine):
+                which = pick[mine] // sequence.shape[1] // size
+                picks.append(which * sequence.shape[1] + pick[mine] % sequence.shape[1])
+                sequences.append(sequence[rank::size])
+                kept.append(mine + seen)
+            seen += len(pick)
+        return replace(self.at(torch.cat(kept)), sequences=sequences, picks=picks)
+
     def _each(self, change):
         return PackedBatch(
             sequences=[change(sequence) for sequence in self.sequences],
@@ -81,31 +117,31 @@ class PackedBatch:
         return len(self.rows)
 
 
-def build_windows(users, item_lists, lengths, targets, stride, most):
+def build_windows(users, lists, targets, stride, most):
     """Group training rows into windows.
 
     Args:
-        users, lengths, targets (ndarray): [N] user, prefix length and target item of each row.
-        item_lists (ndarray): [N, L] prefixes, right-padded with 0.
+        users, targets (ndarray): [N] user and target item of each row.
+        lists (Lists): [N] prefixes.
         stride (int): rows per window once a sequence is longer than L.
         most (int): rows that any window may serve: those of a step.
 
     Returns:
         tuple of ndarray: last row of each window and how many rows, ending there, it serves.
     """
-    n_rows, max_length = item_lists.shape
+    n_rows, max_length = len(lists), lists.width
     if n_rows == 0:
         return np.zeros(0, np.int64), np.zeros(0, np.int64)
     stride = min(stride, max_length, most)  # a window has no more than L positions to serve
+    starts, lengths = lists.starts.numpy(), lists.lengths.numpy()
     # A row continues the one before when it is the same user's sequence, one item on.
-    same_user = users[1:] == users[:-1]
-    grows = same_user & (lengths[1:] == lengths[:-1] + 1)
-    slides = same_user & (lengths[1:] == max_length) & (lengths[:-1] == max_length)
-    last_item = item_lists[np.arange(n_rows), lengths - 1]
-    appended = last_item[1:] == targets[:-1]
-    kept = (item_lists[1:] == item_lists[:-1]) | (item_lists[:-1] == 0)
-    grows &= appended & kept.all(axis=1)
-    slides &= appended & (item_lists[1:, :-1] == item_lists[:-1, 1:]).all(axis=1)
+    last_item = lists.values[lists.starts + lists.lengths - 1].numpy()
+    appended = (users[1:] == users[:-1]) & (last_item[1:] == targets[:-1])
+    grows = appended & (lengths[1:] == lengths[:-1] + 1)
+    slides = appended & (lengths[1:] == max_length) & (lengths[:-1] == max_length)
+    # Slices of one sequence show by their place that one continues the other; others are compared.
+    _keep_equal(grows, starts[1:] == starts[:-1], lists, slice(0, -1), slice(0, -1))
+    _keep_equal(slides, starts[1:] == starts[:-1] + 1, lists, slice(1, None), slice(0, -1))
     # Runs of continued rows; within a run, growing rows first, then sliding ones.
     run_start = np.flatnonzero(np.r_[True, ~(grows | slides)])
     run_end = np.r_[run_start[1:], n_rows]  # exclusive
@@ -117,6 +153,33 @@ def build_windows(users, item_lists, lengths, targets, stride, most):
     anchors, counts = ends - 1, ends - np.r_[first[0], later[0]]
     order = np.argsort(anchors, kind="stable")
     return anchors[order], counts[order]
+
+
+def _keep_equal(continued, placed, lists, before, after):
+    """Clear ``continued`` [N - 1] in place where neither the place nor the items say that rows share a sequence.
+
+    A row's items at the positions ``before`` are compared with those of the next row at ``after``; where the row has
+    none, the next may have any.
+    """
+    undecided = np.flatnonzero(continued & ~placed)
+    for rows in np.array_split(undecided, -(-len(undecided) // _BLOCK) or 1):
+        own, following = lists.take(rows).padded()[:, before], lists.take(rows + 1).padded()[:, after]
+        continued[rows] = ((own == following) | (own == 0)).all(dim=1).numpy()
+
+
+def _by_user(users, lengths, times):
+    """Return an order of rows, int [N], in which the rows of a user follow each other and grow.
+
+    Users keep the order in which they appear, and a user's rows of one length that of their times, then their own;
+    rows that follow each other already keep their places.
+    """
+    codes = pd.factorize(users)[0]
+    keys = [codes, lengths] if times is None else [codes, lengths, times]
+    tied, sorted_so_far = np.True_, True
+    for key in keys:
+        sorted_so_far = sorted_so_far and not (tied & (key[1:] < key[:-1])).any()
+        tied = tied & (key[1:] == key[:-1])
+    return np.arange(len(users)) if sorted_so_far else np.lexsort(keys[::-1])
 
 
 def _pieces(starts, ends, size):
@@ -131,8 +194,8 @@ def _pieces(starts, ends, size):
 class PackedLoader:
     """Yields ``PackedBatch`` steps over the rows of RecBole's training loader.
 
-    Windows are shuffled each epoch by the loader's own generator, so a seed gives the same batches and
-    the state of the generator resumes them.
+    Rows are grouped by user, whatever their order in the data. Windows are shuffled each epoch by the loader's own
+    generator, so a seed gives the same batches and the state of the generator resumes them.
 
     Args:
         train_data: RecBole's training data loader.
@@ -143,22 +206,23 @@ class PackedLoader:
     def __init__(self, train_data, stride, pin_memory=False):
         dataset = train_data._dataset
         features = dataset.inter_feat
-        length_field = dataset.item_list_length_field
-        self.item_lists = features[dataset.iid_field + dataset.config["LIST_SUFFIX"]]  # [N, L]
-        self.targets = features[dataset.iid_field]  # [N]
-        self.lengths = features[length_field].numpy()
+        length_field, time_field = dataset.item_list_length_field, dataset.time_field
+        lists = lists_of(features, dataset.iid_field + dataset.config["LIST_SUFFIX"], length_field)
+        users = features[dataset.uid_field].numpy()
+        times = features[time_field].numpy() if time_field in features else None
+        self.order = _by_user(users, lists.lengths.numpy(), times)  # [N] numbers of RecBole's rows
+        self.lists = lists.take(self.order)
+        self.targets = features[dataset.iid_field][self.order]
+        self.lengths = self.lists.lengths.numpy()
         self.batch_size = train_data.step
         self.shuffle = train_data.shuffle
         self.generator = train_data.generator
         self.pin_memory = pin_memory
         self.anchors, self.counts = build_windows(
-            features[dataset.uid_field].numpy(),
-            self.item_lists.numpy(),
-            self.lengths,
-            self.targets.numpy(),
-            stride,
-            self.batch_size,
+            users[self.order], self.lists, self.targets.numpy(), stride, self.batch_size
         )
+        rows, windows = len(self.order), len(self.anchors)
+        getLogger().info(f"{rows} training rows share {windows} windows, {rows / max(windows, 1):.1f} rows a window")
 
     def __len__(self):
         """Return how many steps RecBole's rows make; an order of the windows may give one less."""
@@ -184,11 +248,12 @@ class PackedLoader:
         sequences, picks, rows = [], [], []
         for group, length in length_groups(self.lengths[anchors]):
             anchor, count = anchors[group], counts[group]
-            sequences.append(self.item_lists[anchor][:, :length].contiguous())  # [S, l]
+            sequences.append(self.lists.take(anchor).padded(length))  # [S, l]
             which = np.repeat(np.arange(len(group)), count)  # window of each row
             back = np.repeat(np.cumsum(count), count) - np.arange(count.sum()) - 1  # rows to the anchor
             position = self.lengths[anchor][which] - 1 - back
             picks.append(torch.from_numpy(which * length + position))
             rows.append(anchor[which] - back)
-        rows = torch.from_numpy(np.concatenate(rows))
-        return PackedBatch(sequences, picks, rows, self.targets[rows], self.item_lists[rows])
+        rows = np.concatenate(rows)
+        numbers = torch.from_numpy(self.order[rows])
+        return PackedBatch(sequences, picks, numbers, self.targets[rows], self.lists.take(rows).padded())

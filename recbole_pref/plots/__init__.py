@@ -1,12 +1,13 @@
 """Pictures of a comparison or a sweep: pure functions from records to matplotlib figures, and their files.
 
-A run is a dict as :func:`load_runs` returns it. Figures are made without pyplot, so nothing is kept between
+A run is a :class:`Run` as :func:`load_runs` returns it. Figures are made without pyplot, so nothing is kept between
 calls, and any number of labels has a colour, marker and line style of its own.
 """
 
 from pathlib import Path
 
 from recbole_pref.errors import PrefError
+from recbole_pref.evaluation.metrics import group_key
 from recbole_pref.plots.comparisons import (
     collapse,
     curve_of,
@@ -16,14 +17,10 @@ from recbole_pref.plots.comparisons import (
     tail_gap,
     trade_off,
 )
-from recbole_pref.plots.drawing import KINDS, LINES, MARKERS, as_svg, need_matplotlib, save, styles
-from recbole_pref.plots.records import (
-    by_label,
+from recbole_pref.plots.drawing import KINDS, as_html, as_svg, need_matplotlib, save, styles
+from recbole_pref.plots.numbers import (
     exposure,
-    load_comparison,
-    load_runs,
     main_metric,
-    number,
     pareto_front,
     read_collapse,
     scope,
@@ -31,9 +28,12 @@ from recbole_pref.plots.records import (
 )
 from recbole_pref.plots.settings import collapse_rows, sensitivity, swept_settings, variants
 from recbole_pref.plots.sweeps import parallel_coordinates, sweep_pareto
+from recbole_pref.records import Run, by_label, number
+from recbole_pref.records import read_comparison as load_comparison
+from recbole_pref.records import read_runs as load_runs
 
 __all__ = [
-    "LINES", "MARKERS", "as_svg", "by_label", "caption", "collapse", "collapse_rows",
+    "Run", "as_html", "as_svg", "by_label", "caption", "collapse", "collapse_rows",
     "curve_of", "draw_all", "exposure", "figures", "learning_curves", "load_comparison", "load_runs", "main_metric",
     "number", "parallel_coordinates", "pareto_front", "popularity_exposure", "read_collapse", "save", "scope",
     "sensitivity", "shared_epochs", "styles", "swept_settings", "sweep_pareto", "tail_definition", "tail_gap",
@@ -43,7 +43,7 @@ __all__ = [
 CAPTIONS = {
     "learning_curves": (
         "Validation metric after each epoch: mean over the seeds, band from the lowest to the highest seed. "
-        "Where some seeds have stopped, the others go on as thin lines."
+        "Where some seeds have stopped, the others continue as thin lines."
     ),
     "trade_off": (
         "Test metric over all users against the same metric over the users whose test item is a tail item. "
@@ -80,7 +80,7 @@ def figures(folder, runs=None, refused=None):
 
     Args:
         folder (path-like): see :func:`load_runs`; CSV files ``collapse*.csv`` in it are drawn as well.
-        runs (list of dict, optional): its runs, when they are already read.
+        runs (list of Run, optional): its runs, when they are already read.
         refused (list, optional): gets the PrefError of each CSV file that cannot be drawn, instead of raising it.
 
     Returns:
@@ -94,9 +94,9 @@ def figures(folder, runs=None, refused=None):
     runs = load_runs(folder) if runs is None else runs
     need_matplotlib()
     metric = main_metric(runs)
-    tail = any(f"tail{metric}" in run["test_result"] for run in runs)
-    validated = any(metric in entry for run in runs for entry in run.get("history") or ())
-    arrays = {name for run in runs for name in run["arrays"]}
+    tail = any(group_key("tail", metric) in run.test_result for run in runs)
+    validated = any(metric in entry for run in runs for entry in run.history)
+    arrays = {name for run in runs for name in run.arrays}
     drawn = {}
     if tail:
         drawn["trade_off"] = trade_off(runs, metric)

@@ -5,12 +5,13 @@ import math
 import numpy as np
 
 from recbole_pref.errors import PrefError
-from recbole_pref.evaluation.metrics import display_name
+from recbole_pref.evaluation.metrics import display_name, group_key
 from recbole_pref.plots.drawing import (
     GREY,
     LOG_SPAN,
     add_legend,
     add_scope,
+    add_tips,
     dark,
     draw_mean,
     front_steps,
@@ -22,7 +23,8 @@ from recbole_pref.plots.drawing import (
     styles,
     value_axis,
 )
-from recbole_pref.plots.records import by_label, check_metric, exposure, number, scope
+from recbole_pref.plots.numbers import check_metric, exposure, scope
+from recbole_pref.records import by_label, number
 
 
 @styled
@@ -30,7 +32,7 @@ def learning_curves(runs, metric="ndcg@10"):
     """Draw a validation metric against the epoch: overall and, where it was measured, on the tail.
 
     Args:
-        runs (list of dict): see :func:`load_runs`; needs ``history``.
+        runs (list of Run): see :func:`load_runs`; needs ``history``.
         metric (str): RecBole's key; the second panel shows ``tail`` + metric.
 
     Returns:
@@ -39,8 +41,8 @@ def learning_curves(runs, metric="ndcg@10"):
     Raises:
         PrefError: no run has a validation of the metric.
     """
-    measured = {key for run in runs for entry in run.get("history") or () for key in entry}
-    keys = [key for key in (metric, f"tail{metric}") if key in measured]
+    measured = {key for run in runs for entry in run.history for key in entry}
+    keys = [key for key in (metric, group_key("tail", metric)) if key in measured]
     if not keys:
         raise PrefError(
             f"metric '{metric}' is in no run's validation history: add it to 'metrics' and 'topk' and run "
@@ -65,7 +67,7 @@ def curve_of(run, key):
 
     Epochs count from 1, as ``epochs_to_best`` does; the history counts them from 0.
     """
-    curve = {entry["epoch"] + 1: number(entry[key]) for entry in run.get("history") or () if key in entry}
+    curve = {entry["epoch"] + 1: entry[key] for entry in run.history if key in entry}
     return {epoch: value for epoch, value in curve.items() if math.isfinite(value)}
 
 
@@ -95,7 +97,7 @@ def trade_off(runs, metric="ndcg@10"):
     """Draw the test metric over all users against that over the users with a tail target.
 
     Args:
-        runs (list of dict): see :func:`load_runs`.
+        runs (list of Run): see :func:`load_runs`.
         metric (str): RecBole's key; the other coordinate is ``tail`` + metric.
 
     Returns:
@@ -105,15 +107,15 @@ def trade_off(runs, metric="ndcg@10"):
     Raises:
         PrefError: no run has both metrics.
     """
-    tail = f"tail{metric}"
+    tail = group_key("tail", metric)
     for key in (metric, tail):
         check_metric(runs, key)
+    measured = [run for run in runs if all(math.isfinite(run.test_result.get(key, math.nan)) for key in (metric, tail))]
+    groups = by_label(measured)
     points = {
-        label: np.array([[number(run["test_result"].get(key)) for key in (metric, tail)] for run in own])
-        for label, own in by_label(runs).items()
+        label: np.array([[run.test_result[key] for key in (metric, tail)] for run in own])
+        for label, own in groups.items()
     }  # [seeds, 2]
-    points = {label: own[np.isfinite(own).all(axis=1)] for label, own in points.items()}
-    points = {label: own for label, own in points.items() if len(own)}
     if not points:
         raise PrefError(f"No run has both {metric} and {tail}: add them to 'metrics' and run again.")
     room = 0.25 * max(len(points) - 10, 0)  # names need it
@@ -124,13 +126,17 @@ def trade_off(runs, metric="ndcg@10"):
     spread = np.array([own.std(axis=0, ddof=1) if len(own) > 1 else [0, 0] for own in points.values()])
     for (label, own), mean, std in zip(points.items(), means, spread):
         colour, marker = look[label]["color"], look[label]["marker"]
-        axis.scatter(
+        dots = axis.scatter(
             *own.T, s=22, color=colour, marker=marker, alpha=0.35, linewidths=0, label=f"_runs {label}"
         )  # fmt: skip
-        axis.errorbar(
+        values = ["; ".join(f"{display_name(key)} {value:.4f}" for key, value in zip((metric, tail), point))
+                  for point in (*own, mean)]  # fmt: skip
+        add_tips(dots, [f"{label}, seed {run.seed}: {text}" for run, text in zip(groups[label], values)])
+        bars = axis.errorbar(
             *mean, xerr=std[0], yerr=std[1], color=colour, marker=marker, markersize=8,
             markeredgecolor="white", elinewidth=1, capsize=2, linestyle="none", label=label,
         )  # fmt: skip
+        add_tips(bars.lines[0], [f"{label}, mean: {values[-1]}"])
     axis.margins(0.14)
     axis.set_xlabel(f"test {display_name(metric)}")
     axis.set_ylabel(f"test {display_name(tail)}")
@@ -154,7 +160,7 @@ def tail_gap(runs):
     """Draw the distribution of the tail gap per label (LPO4Rec, arXiv 2507.02255, figures 1 and 5).
 
     Args:
-        runs (list of dict): see :func:`load_runs`; the array ``tail_gap`` [R] is the mean recommendation
+        runs (list of Run): see :func:`load_runs`; the array ``tail_gap`` [R] is the mean recommendation
             probability of the tail items minus that of all items, per test row.
 
     Returns:
@@ -207,8 +213,8 @@ def _with_array(runs, name):
     """Return ``{label: arrays of its runs}`` for the runs whose npz file has ``name``."""
     have = {}
     for run in runs:
-        if name in run["arrays"]:
-            have.setdefault(run["label"], []).append(run["arrays"])
+        if name in run.arrays:
+            have.setdefault(run.label, []).append(run.arrays)
     if not have:
         raise PrefError(f"No run has the array '{name}': its .npz file beside runs/*.json is missing.")
     return have
@@ -219,7 +225,7 @@ def popularity_exposure(runs):
     """Draw the share of recommendation slots that goes to each popularity decile of the items.
 
     Args:
-        runs (list of dict): see :func:`load_runs`; needs the arrays ``top`` [R, k] and ``count`` [n_items].
+        runs (list of Run): see :func:`load_runs`; needs the arrays ``top`` [R, k] and ``count`` [n_items].
 
     Returns:
         Figure: a line per label, and the share of the items in each decile, dashed.

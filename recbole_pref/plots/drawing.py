@@ -7,11 +7,12 @@ from functools import wraps
 from io import BytesIO
 from itertools import cycle
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 
 from recbole_pref.errors import PrefError
-from recbole_pref.plots.records import pareto_front
+from recbole_pref.plots.numbers import pareto_front
 
 # Okabe-Ito without its yellow, which is hardly seen on white paper
 COLOURS = ("#000000", "#E69F00", "#0072B2", "#009E73", "#D55E00", "#56B4E9", "#CC79A7")
@@ -23,6 +24,8 @@ MOST_INSIDE = 6  # labels that a legend below the picture holds
 NAME_SHIFTS = (7, 18, 30, 44, 60)  # points between a dot and its name; a line joins them from the second on
 LOG_SPAN = 30  # values that span more than this factor get a logarithmic axis
 
+_SVG = "{http://www.w3.org/2000/svg}"
+_HREF = "{http://www.w3.org/1999/xlink}href"
 _STYLE = {
     "font.size": 10,
     "axes.labelsize": 10,
@@ -147,8 +150,11 @@ def draw_mean(axis, x, values, style, label, markevery=1, floor=-math.inf):
     """
     mean, low, high = (np.maximum(of(values, axis=0), floor) for of in (np.nanmean, np.nanmin, np.nanmax))
     axis.plot(x, mean, label=label, **style, markevery=markevery)
+    texts = [f"{label} at {place:g}: {value:.4g}" for place, value in zip(x, mean)]
     if len(values) > 1:
         axis.fill_between(x, low, high, color=style["color"], alpha=0.15, linewidth=0)
+        texts = [f"{text} ({low:.4g} to {high:.4g})" for text, low, high in zip(texts, low, high)]
+    add_tips(axis.scatter(x, mean, s=60, alpha=0, linewidths=0, label="_tips"), texts)
 
 
 def axis_scale(values):
@@ -289,6 +295,46 @@ def dark(colour):
 def as_svg(figure):
     """Return a figure as SVG, bytes."""
     return _rendered(figure, "svg")
+
+
+def add_tips(artist, texts):
+    """Give a line, or each point of a scatter, the text that :func:`as_html` shows under the pointer."""
+    artist.tips = list(texts)
+
+
+def as_html(figure, name, title):
+    """Return a figure as an ``svg`` element for a page: with tooltips, and with IDs that begin with ``name``.
+
+    Args:
+        figure (Figure): what to write.
+        name (str): different for each figure of the page.
+        title (str): for readers who do not see it.
+    """
+    tipped = figure.findobj(lambda artist: hasattr(artist, "tips"))
+    for artist in tipped:  # SVG has links around points; they become groups with a title
+        artist.set_urls(artist.tips) if hasattr(artist, "set_urls") else artist.set_url(artist.tips[0])
+    try:
+        root = ElementTree.fromstring(as_svg(figure))
+    finally:
+        for artist in tipped:
+            artist.set_urls([None]) if hasattr(artist, "set_urls") else artist.set_url(None)
+    root.attrib |= {"role": "img", "aria-label": title}
+    for parent in list(root.iter()):
+        for child in list(parent):
+            if child.tag in (f"{_SVG}metadata", f"{_SVG}style"):
+                parent.remove(child)
+    for element in root.iter():
+        for key, value in element.attrib.items():
+            value = f"{name}-{value}" if key == "id" else value.replace("url(#", f"url(#{name}-")
+            element.set(key, f"#{name}-{value[1:]}" if key == _HREF and value.startswith("#") else value)
+        if element.tag == f"{_SVG}a":
+            element.tag = f"{_SVG}g"
+            tip = ElementTree.Element(f"{_SVG}title")
+            tip.text = element.attrib.pop(_HREF)
+            element.insert(0, tip)
+    ElementTree.register_namespace("", _SVG[1:-1])
+    ElementTree.register_namespace("xlink", _HREF[1:].partition("}")[0])
+    return ElementTree.tostring(root, encoding="unicode")
 
 
 def _rendered(figure, kind):

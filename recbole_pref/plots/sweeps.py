@@ -16,8 +16,9 @@ from recbole_pref.plots.drawing import (
     shortened,
     styled,
 )
-from recbole_pref.plots.records import number, pareto_front
+from recbole_pref.plots.numbers import pareto_front
 from recbole_pref.plots.settings import is_number
+from recbole_pref.records import number
 
 
 @styled

@@ -103,7 +103,7 @@ class Setting:
             full = self.nullable or names
             return isinstance(names, (list, tuple)) and bool(full) and all(map(_is_name, names))
         if self.kind is dict:
-            return isinstance(value, dict) and all(map(_is_name, value)) and (self.nullable or value)
+            return isinstance(value, dict) and all(map(_is_name, value)) and (self.nullable or bool(value))
         if isinstance(value, bool):
             return self.flag or self.kind is bool
         if self.kind is str:

@@ -284,6 +284,7 @@ def training_config(config, backbone_class, stem=None):
             "learning_rate": config["reference_learning_rate"],
             "resume": False,
             "result_file": None,
+            "log_wandb": False,  # whose curves are those of the run
             "keep_last": 1,
             # Apart from the run's own checkpoints, which --resume looks for.
             "checkpoint_dir": str(reference_folder(config) / "training"),

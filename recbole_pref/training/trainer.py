@@ -1,5 +1,6 @@
 """RecBole's trainer with packed batches, references, schedules, safe checkpoints and exact resume."""
 
+import logging
 import signal
 import time
 from contextlib import contextmanager
@@ -11,15 +12,18 @@ from recbole.trainer import Trainer
 from recbole.utils import dict2str, set_color
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from recbole_pref import checkpoint, distributed, schedule
 from recbole_pref.errors import Interrupted, PrefError
 from recbole_pref.evaluation import objective
 from recbole_pref.evaluation.ranking import EvaluationMixin
+from recbole_pref.model.batch import RowLoader
 from recbole_pref.model.packing import PackedLoader
 from recbole_pref.model.preference import PreferenceMixin
 from recbole_pref.training import reference
+from recbole_pref.training.resume import ResumeState, RunState, Within
 
 # Steps between two looks at the loss on an accelerator, where each look waits for the device.
 _CHECK_EVERY = 50
@@ -53,6 +57,7 @@ class TrainerMixin(EvaluationMixin):
         self._saving = False
         self._saved_epoch = None  # start_epoch of the last checkpoint of this process
         self._resumed = None
+        self._resumed_file = None
         self._nan_steps = 0
         self._signal = None
         self._within = None  # where in an epoch a stopped run goes on
@@ -79,18 +84,8 @@ class TrainerMixin(EvaluationMixin):
                 that is not finite, an output folder that cannot be written.
             Interrupted: SIGINT or SIGTERM arrived; the message says how to go on.
         """
-        self.eval_collector.data_collect(train_data)
-        self.check_groups(valid_data, "validation")
-        self._train_data, self._saving = train_data, saved
-        self._data_fingerprint = reference.fingerprint_of(train_data._dataset)
-        dataset = train_data._dataset
-        self._item_tokens = [str(token) for token in dataset.field2id_token[dataset.iid_field]]
-        if self.is_preference:
-            self._prepare(train_data, valid_data)
-        if self._resumed is not None:
-            self._continue_from(self._resumed)
-        if self.is_preference:
-            self._cache_reference(train_data)
+        self._saving = saved
+        self.start(train_data, valid_data)
         with self._catching_signals():
             result = super().fit(
                 train_data, valid_data, verbose, saved, show_progress, callback_fn
@@ -99,27 +94,78 @@ class TrainerMixin(EvaluationMixin):
         if saved and (self._resumed is None or self.start_epoch < self.epochs):
             done = min(len(self.epoch_times), self.epochs)  # some of RecBole's trainers have several passes per epoch
             self._save_last(done, finished=True)
+            if "keep_last" not in {**self.config.file_config_dict, **self.config.variable_config_dict}:
+                self.store.keep_latest()
         return result
 
-    def _prepare(self, train_data, valid_data):
-        """Make the loader, the reference and the schedule of a preference model."""
-        model, config = self.model, self.config
-        if model.train_path == "all":
-            stride = config["window_stride"]
+    def prepare(self, train_data):
+        """Give the model what training on these data needs, once.
+
+        Args:
+            train_data: RecBole's loader.
+
+        Raises:
+            PrefError: settings that cannot work on these data.
+        """
+        self.eval_collector.data_collect(train_data)
+        if self.is_preference and self.model.step is None:
+            self.model.prepare_training(self.config, train_data._dataset)
+
+    def start(self, train_data, valid_data=None):
+        """Bring a run to where its first epoch, or the next one of a resumed run, can begin.
+
+        Afterwards ``train_epoch`` trains an epoch and nothing else, which is what benchmarks time.
+
+        Args:
+            train_data, valid_data: RecBole's loaders.
+
+        Raises:
+            PrefError: see ``fit``.
+        """
+        self.prepare(train_data)
+        self.check_groups(valid_data, "validation")
+        self._train_data, dataset = train_data, train_data._dataset
+        self._data_fingerprint = reference.fingerprint_of(dataset)
+        self._item_tokens = [str(token) for token in dataset.field2id_token[dataset.iid_field]]
+        if self.is_preference:
+            self._make_loader(train_data)
+            self._start_from_reference(train_data, valid_data)
+            self._make_scheduler()
+        if self._resumed is not None:
+            self._continue_from(self._resumed)
+        if self.is_preference:
+            self._cache_reference(train_data)
+
+    def train_epoch(self, epoch_idx=0):
+        """Train one epoch after ``start`` and return the sum of its losses: float."""
+        return self._preference_epoch(epoch_idx, False) if self.is_preference else self._recboles_epoch(epoch_idx)
+
+    def _recboles_epoch(self, epoch_idx, loss_func=None, show_progress=False):
+        return super()._train_epoch(self._train_data, epoch_idx, loss_func, show_progress)
+
+    def _make_loader(self, train_data):
+        step = self.model.step
+        if step.train_path == "all":
+            stride = self.config["window_stride"]
             if stride == "auto":
-                stride = max(1, config["MAX_ITEM_LIST_LENGTH"] // 2)
+                stride = max(1, self.config["MAX_ITEM_LIST_LENGTH"] // 2)
             self._loader = PackedLoader(train_data, stride, self.device.type == "cuda")
         else:
-            self._loader = train_data
+            self._loader = RowLoader(train_data, step.fields)
+        scores = "fused chunks over the catalogue" if step.needs_normalizer else "K + 1 scores"
         self.logger.info(
-            f"training path: {model.train_path} ({model.train_path_reason}); "
-            f"{'fused chunks over the catalogue' if model.needs_normalizer else 'K + 1 scores'}"
-            if not model.is_plain
-            else "training path: RecBole's own loss and rows, nothing is changed"
+            "training path: RecBole's own loss and rows, nothing is changed"
+            if step.is_plain
+            else f"training path: {step.train_path} ({step.train_path_reason}); {scores}"
         )
-        if self._resumed is None and config["reference"] != "none":
-            model.start_from(self.obtain_reference(train_data, valid_data))
+
+    def _start_from_reference(self, train_data, valid_data):
+        if self._resumed is None and self.config["reference"] != "none":
+            self.model.start_from(self.obtain_reference(train_data, valid_data))
             self._measure_reference(train_data, valid_data)
+
+    def _make_scheduler(self):
+        config = self.config
         shape = schedule.SCHEDULES[config["lr_scheduler"]]
         if config["lr_scheduler"] != "none" or config["warmup_ratio"]:
             total = self.epochs * len(self._loader)
@@ -140,7 +186,7 @@ class TrainerMixin(EvaluationMixin):
             signals.append(heard)
             return state_dict, summary
 
-        with _random_states_kept(train_data), distributed.alone():
+        with _random_states_kept(train_data), distributed.alone(), _marked("reference"):
             try:
                 state_dict, told = reference.obtain(self.config, self.model, train_data, valid_data, train)
             except Interrupted:  # which names the reference's own checkpoint
@@ -163,26 +209,26 @@ class TrainerMixin(EvaluationMixin):
 
     def _cache_reference(self, train_data):
         """Keep the reference's representations; a resumed run has its reference only now."""
-        model = self.model
-        if self.config["reference_cache"] and model.uses_reference and model.backbone is not None:
+        model, of_step = self.model, self.model.step.reference
+        if self.config["reference_cache"] and of_step is not None and model.backbone is not None:
             started = time.perf_counter()
             with _random_states_kept(train_data):
                 # A row's last bits depend on the batch it is computed in, so the batches must be the
                 # same ones wherever a run goes on.
                 train_data.generator.manual_seed(self.config["seed"])
-                model.cache_reference(iter(self._loader), len(train_data._dataset))
+                of_step.fill_cache(self._loader, len(train_data._dataset))
             self.logger.info(f"reference cached in {time.perf_counter() - started:.1f}s")
 
     # -- one epoch ----------------------------------------------------------------------------
 
     def _train_epoch(self, train_data, epoch_idx, loss_func=None, show_progress=False):
-        if self._saving and epoch_idx not in (self._saved_epoch, (self._resumed or {}).get("start_epoch")):
+        if self._saving and epoch_idx not in (self._saved_epoch, self._resumed and self._resumed.start_epoch):
             self._save_last(epoch_idx)
-        self._epoch_started = time.perf_counter() - (self._within or {}).get("seconds", 0.0)
+        self._epoch_started = time.perf_counter() - (self._within.seconds if self._within else 0.0)
         if self.is_preference and loss_func is None:
             total = self._preference_epoch(epoch_idx, show_progress)
         else:
-            total = super()._train_epoch(train_data, epoch_idx, loss_func, show_progress)
+            total = self._recboles_epoch(epoch_idx, loss_func, show_progress)
         self.epoch_times.append(time.perf_counter() - self._epoch_started)
         return total
 
@@ -212,8 +258,8 @@ class TrainerMixin(EvaluationMixin):
         model, config = self.model, self.config
         model.train()
         within, self._within = self._within, None
-        done = within["steps"] if within else 0
-        total = within["total"].to(self.device) if within else torch.zeros((), device=self.device)
+        done = within.steps if within else 0
+        total = within.total.to(self.device) if within else torch.zeros((), device=self.device)
         loader_state = self._train_data.generator.get_state()
         finite = torch.ones((), dtype=torch.bool, device=self.device)
         look = 1 if self.device.type == "cpu" or config["max_nan_steps"] else _CHECK_EVERY
@@ -226,7 +272,7 @@ class TrainerMixin(EvaluationMixin):
             next(batches)
         # Making batches may have drawn random numbers. The stored states are the first process's.
         if within and distributed.is_first():
-            checkpoint.set_rng_state(within["rng"])
+            checkpoint.set_rng_state(self._resumed.rng)
         for step, batch in enumerate(batches, done):
             batch = distributed.share(batch).to(self.device)
             self.optimizer.zero_grad()
@@ -252,8 +298,7 @@ class TrainerMixin(EvaluationMixin):
             total += loss.detach()
             if self._signal is not None:
                 seconds = time.perf_counter() - self._epoch_started
-                done = {"steps": step + 1, "total": total, "seconds": seconds, "loader": loader_state}
-                self._stop(epoch_idx, done)
+                self._stop(epoch_idx, (Within(step + 1, total, seconds), loader_state))
         if look > 1:
             finite &= self._gradients_finite()  # of the last step
         if not finite:
@@ -269,7 +314,7 @@ class TrainerMixin(EvaluationMixin):
     def _skip_or_stop(self, epoch_idx, step, batch, loss):
         """Count a step whose loss or gradient is not finite; stop when there were too many."""
         self._nan_steps += 1
-        self.model.log_sums = {}
+        self.model.step.diagnostics.sums = {}
         with torch.no_grad():
             self.model.calculate_loss(batch)
         parts = ", ".join(f"{name} {v:.4g}" for name, v in self.model.pop_diagnostics().items())
@@ -298,18 +343,23 @@ class TrainerMixin(EvaluationMixin):
         if self.objective is not None:
             score = self.objective.score(result)
         self._valid_result = result
-        told = {}
-        if self.is_preference:
-            told = self.model.pop_diagnostics()
+        watched = self.model.pop_diagnostics() if self.is_preference else {}
         share = self.eval_collector.tail_share
         if share is not None:
-            told["tail_share"] = share
+            watched["tail_share"] = share
         epoch = len(self.epoch_times) - 1
-        if told:
-            self.logger.info(set_color("alignment", "blue") + f": {dict2str(told)}")
-            for name, value in told.items():
-                self.tensorboard.add_scalar(f"Alignment/{name}", value, epoch)
-        self.history.append({"epoch": epoch, "score": score, **result, **told})
+        if watched:
+            parts = "    ".join(f"{name} : {value:.4g}" for name, value in watched.items())
+            self.logger.info(set_color("alignment", "blue") + f": {parts}")
+        curves = {f"Alignment/{name}": value for name, value in watched.items()}
+        curves |= {f"Valid/{name}": value for name, value in result.items()}
+        curves["LearningRate"] = self.optimizer.param_groups[0]["lr"]
+        for name, value in curves.items():
+            self.tensorboard.add_scalar(name, value, epoch)
+        # RecBole logs the validation metrics there itself.
+        own = {**watched, "learning_rate": curves["LearningRate"], "valid_step": epoch}
+        self.wandblogger.log_metrics(own, head="valid", commit=False)
+        self.history.append({"epoch": epoch, "score": score, **result, **watched})
         return score, result
 
     # -- signals ------------------------------------------------------------------------------
@@ -347,8 +397,8 @@ class TrainerMixin(EvaluationMixin):
 
         Args:
             epoch_idx (int): the running epoch.
-            within (dict or None): ``steps`` done in it, their ``total`` loss, the ``seconds`` that they took and
-                the state of the ``loader`` at its start; None keeps the checkpoint of the epoch's start.
+            within (tuple or None): ``Within`` and the state of the loader at the start of the epoch; None keeps the
+                checkpoint of the epoch's start.
         """
         if not self._saving:
             raise Interrupted(f"{self._signal} stopped the run in epoch {epoch_idx}; nothing was saved.")
@@ -360,9 +410,9 @@ class TrainerMixin(EvaluationMixin):
 
     # -- checkpoints --------------------------------------------------------------------------
 
-    def _state(self, start_epoch):
+    def _run_state(self, start_epoch):
+        """Return the fields of a ``RunState``: dict."""
         return {
-            "format": 1,
             "model": self.config["model"],
             "config": checkpoint.to_plain(self.config.final_config_dict, other=str),
             "data": self._data_fingerprint,
@@ -383,8 +433,8 @@ class TrainerMixin(EvaluationMixin):
         if not distributed.is_first() or (epoch < 0 and self._resumed is not None):
             return
         # RecBole calls this before it takes the new result over.
-        state = {**self._state(epoch + 1), "best_valid_result": self._valid_result}
-        path = self.store.save_best(state)
+        state = RunState(**{**self._run_state(epoch + 1), "best_valid_result": self._valid_result})
+        path = self.store.save_best(state.to_dict())
         if verbose:
             self.logger.info(set_color("Saving current", "blue") + f": {path}")
 
@@ -403,26 +453,24 @@ class TrainerMixin(EvaluationMixin):
         self._saved_epoch = start_epoch
         if not distributed.is_first():
             return
-        state = self._state(start_epoch)
-        state.update(
-            {
-                "epoch": start_epoch,  # names the file
-                "finished": finished,
-                "optimizer": self.optimizer.state_dict(),
-                "optimizers": {name: optimizer.state_dict() for name, optimizer in self._further_optimizers()},
-                "rng": checkpoint.rng_state(),
-                "loader": within["loader"] if within else self._train_data.generator.get_state(),
-                "within": within and {key: within[key] for key in ("steps", "total", "seconds")},
-                "log_sums": self.model.log_sums if self.is_preference else {},
-                "scheduler": self.scheduler.state_dict() if self.scheduler else None,
-                "scaler": self.scaler.state_dict(),
-                "nan_steps": self._nan_steps,
-                "reference_result": self._reference_result,
-                "epoch_times": self.epoch_times,
-                "history": self.history,
-            }
+        within, loader = within or (None, self._train_data.generator.get_state())
+        state = ResumeState(
+            **{**self._run_state(start_epoch), "epoch": start_epoch},  # which names the file
+            finished=finished,
+            optimizer=self.optimizer.state_dict(),
+            optimizers={name: optimizer.state_dict() for name, optimizer in self._further_optimizers()},
+            rng=checkpoint.rng_state(),
+            loader=loader,
+            within=within,
+            log_sums=self.model.step.diagnostics.sums if self.is_preference else {},
+            scheduler=self.scheduler.state_dict() if self.scheduler else None,
+            scaler=self.scaler.state_dict(),
+            nan_steps=self._nan_steps,
+            reference_result=self._reference_result,
+            epoch_times=self.epoch_times,
+            history=self.history,
         )
-        self.store.save_last(state)
+        self.store.save_last(state.to_dict())
 
     def resume_checkpoint(self, resume_file, state=None):
         """Go on from a ``-last-`` checkpoint; ``fit`` does the rest.
@@ -441,69 +489,68 @@ class TrainerMixin(EvaluationMixin):
                 f"resume={str(resume_file)!r} holds model {state.get('model')}, this run trains "
                 f"{self.config['model']}: name the checkpoint of this model."
             )
-        if "rng" not in state:
-            raise PrefError(
-                f"resume={str(resume_file)!r} is a best checkpoint, which cannot be continued: "
-                "name one with -last- in its name."
-            )
+        resumed = ResumeState.from_dict(state, resume_file)
         # The run goes on where it was: its best checkpoint is beside its last ones.
         folder, stem = Path(resume_file).parent, Path(resume_file).name.rsplit("-last-", 1)[0]
         store = checkpoint.CheckpointDir(folder, stem, self.config["keep_last"] or 2)
-        if state["best_valid_result"] is not None and store.best() is None:
+        if resumed.best_valid_result is not None and store.best() is None:
             raise checkpoint.CorruptCheckpoint(
                 f"resume={str(resume_file)!r} needs the best checkpoint of its run beside it, {stem}-best.pth: copy it "
                 "there too, or set resume: False to start anew."
             )
-        self._resumed, self.store = state, store
+        self._resumed, self._resumed_file, self.store = resumed, resume_file, store
         self.saved_model_file = str(self.store.folder / f"{stem}-best.pth")
 
     def _continue_from(self, state):
-        differences = checkpoint.compare_fingerprints(state["data"], self._data_fingerprint)
+        differences = checkpoint.compare_fingerprints(state.data, self._data_fingerprint)
         if differences:
             raise PrefError(
                 f"resume: the checkpoint was trained on other data ({'; '.join(differences)}): use the "
                 "data it was made with or set resume: False."
             )
         try:
-            checkpoint.fill(self.model, state)
+            checkpoint.fill(self.model, state.to_dict())
         except RuntimeError as error:
             raise PrefError(
                 "resume: the checkpoint does not fit the model: use the settings it was made with or set resume: False "
                 f"({' '.join(str(error).split())[:300]})."
             ) from None
-        if state.get("optimizers"):
+        if state.optimizers:
             for name, optimizer in self._further_optimizers():
-                optimizer.load_state_dict(state["optimizers"][name])
+                optimizer.load_state_dict(state.optimizers[name])
         else:
-            self.optimizer.load_state_dict(state["optimizer"])
-        if self.scheduler is not None and state["scheduler"]:
-            self.scheduler.load_state_dict(state["scheduler"])
-        self.scaler.load_state_dict(state["scaler"])
+            self.optimizer.load_state_dict(state.optimizer)
+        if self.scheduler is not None and state.scheduler:
+            self.scheduler.load_state_dict(state.scheduler)
+        self.scaler.load_state_dict(state.scaler)
         # Going on with more epochs, or more patience, is possible.
-        stopped_early = state["cur_step"] > self.stopping_step
-        self.start_epoch = self.epochs if stopped_early else min(state["start_epoch"], self.epochs)
-        self._follow_settings(state["config"])
-        self.cur_step = state["cur_step"]
-        self.best_valid_score = state["best_valid_score"]
-        self.best_valid_result = state["best_valid_result"]
-        self.train_loss_dict = dict(state["train_loss_dict"])
-        self._nan_steps = state["nan_steps"]
-        self.epoch_times, self.history = list(state["epoch_times"]), list(state["history"])
-        self._train_data.generator.set_state(state["loader"].cpu())
-        checkpoint.set_rng_state(state["rng"])
+        stopped_early = state.cur_step > self.stopping_step
+        self.start_epoch = self.epochs if stopped_early else min(state.start_epoch, self.epochs)
+        self._follow_settings(state.config)
+        self.cur_step = state.cur_step
+        self.best_valid_score = state.best_valid_score
+        self.best_valid_result = state.best_valid_result
+        self.train_loss_dict = state.train_loss_dict
+        self._nan_steps = state.nan_steps
+        self.epoch_times, self.history = list(state.epoch_times), list(state.history)
+        self._train_data.generator.set_state(state.loader.cpu())
+        checkpoint.set_rng_state(state.rng)
         if self.is_preference:
-            self.model.log_sums = {k: v.to(self.device) for k, v in state["log_sums"].items()}
-        self._reference_result = state["reference_result"]
+            sums = {name: entry.to(self.device) for name, entry in state.log_sums.items()}
+            self.model.step.diagnostics.sums = sums
+        self._reference_result = state.reference_result
         if self._reference_result is not None and self.objective is not None:
             self.objective.take_reference(self._reference_result)
-        if state["within"]:
-            self._within = {**state["within"], "rng": state["rng"]}
+        self._within = state.within
         rank = distributed.world()[1]
         if rank:  # the stored states are the first process's
             torch.manual_seed(self.config["seed"] + 1000 * rank + self.start_epoch)
-        steps = f" and {state['within']['steps']} steps" if state["within"] else ""
+        steps = f" and {state['within']['steps']} steps" if state.within else ""
         ended = ", nothing is left to train" if self.start_epoch == self.epochs else ""
-        self.logger.info(f"resumed: {len(self.epoch_times)} epochs{steps} are done{ended}")
+        done = len(self.epoch_times)
+        self.logger.info(
+            f"resumed from {self._resumed_file}: {done} epoch{'' if done == 1 else 's'}{steps} done{ended}"
+        )
 
     def _further_optimizers(self):
         """Return name and optimizer of those a trainer of RecBole has beside ``optimizer``: list of tuple.
@@ -586,6 +633,24 @@ def _random_states_kept(train_data):
         train_data.generator.set_state(loader)
 
 
+@contextmanager
+def _marked(word):
+    """Put a word in front of what is logged in the block."""
+
+    def mark(record):
+        record.msg = f"[{word}] {record.msg}"
+        return True
+
+    handlers = list(logging.getLogger().handlers[:1])  # the handlers share a record: the first one marks it
+    for handler in handlers:
+        handler.addFilter(mark)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            handler.removeFilter(mark)
+
+
 def train_reference(config, backbone_class, train_data, valid_data, stem):
     """Train a backbone with cross-entropy for ``reference: auto``.
 
@@ -604,6 +669,9 @@ def train_reference(config, backbone_class, train_data, valid_data, stem):
     model = cls(own, train_data._dataset).to(own["device"])
     trainer = PrefTrainer(own, model)
     trainer.logger.info(set_color("training the reference", "pink") + f": {own['model']}")
+    # Its curves are a run of their own: the run's steps begin at 0 again.
+    trainer.tensorboard.close()
+    trainer.tensorboard = SummaryWriter(f"{trainer.tensorboard.log_dir}-reference")
     try:  # of a training that was killed
         found = checkpoint.newest_good(trainer.store.folder, stem)
         if found:

@@ -137,6 +137,13 @@ def _check_runs(config):
             f"eval_step={config['eval_step']} with epochs={config['epochs']} never validates, and a sweep "
             "follows validations: set eval_step between 1 and epochs."
         )
+    split = config["eval_args"]["split"]
+    kind, parts = next(iter(split.items()))
+    if parts == "test_only" or (kind != "LS" and not parts[1]):
+        raise PrefError(
+            f"eval_args, split: {split} leaves no validation rows, and a sweep follows validations: set it to "
+            "{LS: valid_and_test} or give validation a share."
+        )
 
 
 def _fixed_settings(config):

@@ -13,6 +13,7 @@ from recbole_pref.compare.tables import rows_as_csv
 from recbole_pref.config import Config
 from recbole_pref.environment import environment, write_result
 from recbole_pref.errors import PrefError
+from recbole_pref.evaluation.metrics import display_name, group_key
 from recbole_pref.quick_start import build_run, settings_of
 from recbole_pref.settings import settings_set_by
 from recbole_pref.tune.space import as_setting
@@ -90,7 +91,7 @@ def finish(grid, folder, plan, config, settings):
     _draw(rows, plan, folder, _pair(settings, config))
     winner = next(result for result in grid if Path(result.path).name == rows[0]["trial_id"])
     test = export(winner, folder, config, plan)
-    shown = ", ".join(f"{name} {value:.4f}" for name, value in test.items())
+    shown = ", ".join(f"{display_name(name)} {value:.4f}" for name, value in test.items())
     print(f"best trial {rows[0]['trial_id']}, test set: {shown}")
     print(f"run it again: --config_files={folder / 'best.yaml'}")
     for result in grid:
@@ -108,7 +109,8 @@ def table(rows, plan, config, settings):
     """Return the Markdown table of a sweep, best first."""
     overall, tail = _pair(settings, config)
     metrics = [name for name in (overall, tail) if any(f"valid/{name}" in row for row in rows)]
-    header = ["trial", "state", "score", *(f"valid {name}" for name in metrics), *plan.space, "epochs", "s"]
+    names = [f"valid {display_name(name)}" for name in metrics]
+    header = ["trial", "state", "score", *names, *plan.space, "epochs", "s"]
     cells = [
         [row["trial_id"], row["state"], _shown(row["score"])]
         + [_shown(row.get(f"valid/{name}")) for name in metrics]
@@ -118,19 +120,24 @@ def table(rows, plan, config, settings):
     ]
     text = tabulate(cells, header, "github", disable_numparse=True)
     wanted = settings["objective"]
-    text += f"\n\nscore: {wanted['weights']}"
+    text += f"\n\nscore: {_in_words(wanted['weights'])}"
     if wanted.get("at_least"):
-        text += f", no validation below {wanted['at_least']} (a score below 0 violates it)"
+        text += f", no validation below {_in_words(wanted['at_least'])} (a score below 0 violates it)"
     for row in rows:
         if row["state"] == "failed":
             text += f"\n{row['trial_id']} failed: {row['reason']}"
     return text
 
 
+def _in_words(values):
+    """Return metrics and their numbers as text: ``NDCG@10 0.5, Tail NDCG@10 1``."""
+    return ", ".join(f"{display_name(str(name).lower())} {_shown(value)}" for name, value in dict(values).items())
+
+
 def _pair(settings, config):
     """Return the overall and the tail metric that table and picture show."""
     k = config["valid_metric"].partition("@")[2] or str(config["topk"][0])
-    return f"ndcg@{k}", f"tailndcg@{k}"
+    return f"ndcg@{k}", group_key("tail", f"ndcg@{k}")
 
 
 def _shown(value):

@@ -3,7 +3,6 @@
 import os
 import pickle
 import shutil
-import sys
 import tempfile
 from pathlib import Path
 
@@ -57,7 +56,6 @@ def _working_folder(trial_id):
 def _train(params, shared, folder):
     from ray import tune
 
-    sys.argv = sys.argv[:1]  # of Ray's worker; RecBole would read settings from it
     torch.set_num_threads(shared["threads"])
     work = folder / "work"
     references = Path(shared["reference_dir"] or work / "reference")

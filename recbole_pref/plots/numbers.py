@@ -1,110 +1,15 @@
-"""Runs of a comparison, read from its folder, and the numbers behind the pictures."""
+"""The numbers behind the pictures of a comparison."""
 
 import csv
-import json
 import math
 from pathlib import Path
 
 import numpy as np
 
 from recbole_pref.errors import PrefError, suggest
-from recbole_pref.evaluation.evidence import DAMAGED
 from recbole_pref.evaluation.metrics import DEFAULT_SPLIT
 from recbole_pref.popularity import HEAD_RULES, head_in_words
-
-ARRAYS = ("tail_gap", "top", "count")
-
-
-def load_runs(folder):
-    """Read the finished runs of a comparison folder; those that ``comparison.json`` lists, where it does.
-
-    Args:
-        folder (path-like): holds ``runs/<id>.json`` and, for the pictures of lists and probabilities,
-            ``runs/<id>.npz``.
-
-    Returns:
-        list of dict: the records, those of one label together, labels in the order of
-        ``comparison.json`` where there is one. ``arrays`` holds ``tail_gap`` [R], ``top`` [R, k] and
-        ``count`` [n_items] as far as the npz file has them.
-
-    Raises:
-        PrefError: no such folder, no runs, a damaged file, or runs on several data sets.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise PrefError(f"The comparison folder '{folder}' does not exist: name one that a comparison wrote.")
-    table = load_comparison(folder) or {}
-    paths = sorted((folder / "runs").glob("*.json"))
-    listed = table.get("runs")
-    if listed:  # the folder may hold runs of earlier comparisons with other settings
-        paths = [path for path in paths if path.stem in listed]
-    runs = [_load_run(path) for path in paths]
-    if not runs:
-        raise PrefError(
-            f"The comparison folder '{folder}' holds no finished run (runs/*.json): let a comparison finish "
-            "at least one run there."
-        )
-    datasets = list(dict.fromkeys(str(run.get("dataset")) for run in runs))
-    if len(datasets) > 1:
-        raise PrefError(
-            f"The comparison folder '{folder}' holds runs on {len(datasets)} data sets "
-            f"({', '.join(datasets)}), which no picture can compare: keep a folder per data set."
-        )
-    known = [str(row["label"]) for row in table.get("rows", [])]
-    order = {label: place for place, label in enumerate(dict.fromkeys(known + [r["label"] for r in runs]))}
-    return sorted(runs, key=lambda run: order[run["label"]])
-
-
-def load_comparison(folder):
-    """Return ``comparison.json`` of a comparison folder, or None where there is none.
-
-    Raises:
-        PrefError: the file is damaged.
-    """
-    path = Path(folder, "comparison.json")
-    if not path.is_file():
-        return None
-    table = _load_json(path)
-    rows = table.get("rows")
-    if not isinstance(rows, list) or any(not isinstance(row, dict) or "label" not in row for row in rows):
-        raise PrefError(f"'{path}' has no rows with labels: delete it and run the comparison again.")
-    return table
-
-
-def _load_json(path):
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise PrefError(
-            f"'{path}' cannot be read ({type(error).__name__}: {error}): delete it and run the comparison "
-            "again."
-        ) from error
-    if not isinstance(value, dict):
-        raise PrefError(f"'{path}' holds no record: delete it and run the comparison again.")
-    return value
-
-
-def _load_run(path):
-    run = _load_json(path)
-    if not isinstance(run.get("label"), str) or not isinstance(run.get("test_result"), dict):
-        raise PrefError(
-            f"'{path}' lacks 'label' or 'test_result', so it is no finished run: delete it and run the "
-            "comparison again."
-        )
-    run["arrays"] = _load_arrays(path.with_suffix(".npz"))
-    return run
-
-
-def _load_arrays(path):
-    if not path.is_file():
-        return {}
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in ARRAYS if name in arrays}
-    except DAMAGED as error:
-        raise PrefError(
-            f"'{path}' is damaged ({error}): delete it and its .json file and run the comparison again."
-        ) from error
+from recbole_pref.records import Run, number
 
 
 def read_collapse(path, metric="last"):
@@ -149,43 +54,27 @@ def read_collapse(path, metric="last"):
             for row in rows
         ]
     except (TypeError, ValueError) as error:
-        raise PrefError(f"'{path}' holds what is no number ({error}): mend or delete that row.") from error
+        raise PrefError(f"'{path}' holds a value that is not a number ({error}): correct or delete the row.") from error
 
 
-def number(value):
-    """Return a value of a record as float; NaN where it is none. Records write "nan" and "inf" as text."""
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return math.nan
-
-
-def by_label(runs):
-    """Return ``{label: its runs}`` in the order of the runs."""
-    groups = {}
-    for run in runs:
-        groups.setdefault(run["label"], []).append(run)
-    return groups
-
-
-def scope(runs, tail=False):
+def scope(runs: list[Run], tail: bool = False) -> str:
     """Return the line that lets a picture stand alone: the data set and, where they count, what tail items are.
 
     Args:
-        runs (list of dict): see :func:`load_runs`.
-        tail (bool): whether the picture tells tail items from others.
+        runs: of the picture.
+        tail: whether the picture tells tail items from others.
 
     Returns:
-        str: only what all runs have in common; empty where they say nothing.
+        Only what all runs have in common; empty where they say nothing.
     """
-    datasets = {run.get("dataset") for run in runs}
-    name = str(datasets.pop() or "") if len(datasets) == 1 else ""
+    datasets = {run.dataset for run in runs}
+    name = datasets.pop() if len(datasets) == 1 else ""
     return "; ".join(filter(None, (name, tail_definition(runs) if tail else "")))
 
 
-def tail_definition(runs):
+def tail_definition(runs: list[Run]) -> str:
     """Return what ``tail_split`` and ``head_ratio`` call the tail; empty where runs differ or do not say."""
-    splits = {tuple(run.get("config", {}).get(key) for key in DEFAULT_SPLIT) for run in runs}
+    splits = {tuple(run.config.get(key) for key in DEFAULT_SPLIT) for run in runs}
     if len(splits) != 1:
         return ""
     rule, ratio = splits.pop()
@@ -193,7 +82,7 @@ def tail_definition(runs):
     return f"tail: all but {head_in_words(rule, number(ratio))}" if known else ""
 
 
-def main_metric(runs):
+def main_metric(runs: list[Run]) -> str:
     """Return the metric key that pictures show by default.
 
     ``ndcg@10`` where all runs have it, otherwise their ``valid_metric``, otherwise the first metric that
@@ -202,16 +91,17 @@ def main_metric(runs):
     Raises:
         PrefError: the runs have no metric in common.
     """
-    common = [key for key in runs[0]["test_result"] if all(key in run["test_result"] for run in runs)]
-    valid = str(runs[0].get("config", {}).get("valid_metric")).lower()
+    common = [key for key in runs[0].test_result if all(key in run.test_result for run in runs)]
+    valid = str(runs[0].config.get("valid_metric")).lower()
     for key in ("ndcg@10", valid, *common):
         if key in common:
             return key
     raise PrefError("The runs share no test metric: compare runs with the same 'metrics' and 'topk'.")
 
 
-def check_metric(runs, key):
-    known = dict.fromkeys(name for run in runs for name in run["test_result"])
+def check_metric(runs: list[Run], key: str) -> None:
+    """Refuse a metric that no run has measured."""
+    known = dict.fromkeys(name for run in runs for name in run.test_result)
     if key not in known:
         raise PrefError(
             f"metric '{key}' is in no run's test result: take one of {', '.join(known)}.{suggest(key, known)}"

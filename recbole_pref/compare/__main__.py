@@ -1,0 +1,7 @@
+"""``python -m recbole_pref.compare``: the worker server of a comparison, or one run of it again."""
+
+import sys
+
+from recbole_pref.compare.runs import main
+
+sys.exit(main())

@@ -1,0 +1,330 @@
+"""The runs of a comparison: a process for each, forked from one that has imported everything.
+
+Importing takes seconds, a fork some milliseconds. A process per run keeps runs apart: a crash does not end the others,
+and the peak memory that a run reports is that of its own process. The worker server only imports: it runs no torch
+operation and never touches a GPU, so that its children start OpenMP and CUDA themselves.
+"""
+
+import importlib
+import json
+import os
+import queue
+import select
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import torch
+from filelock import FileLock, Timeout
+
+from recbole_pref import checkpoint
+from recbole_pref.compare.plan import Task
+from recbole_pref.compare.progress import Progress
+from recbole_pref.config import Config, digest_of_defaults
+from recbole_pref.environment import environment, python_path, sigterm_as_ctrl_c, threads_per_process
+from recbole_pref.errors import PrefError
+from recbole_pref.evaluation import evidence
+from recbole_pref.evaluation.ranking import history_is_masked
+from recbole_pref.memory import explained, peak_mb
+from recbole_pref.quick_start import build_run
+from recbole_pref.records import Run
+from recbole_pref.training import reference
+
+# What every run imports while it starts, for its optimizer and its log.
+_LATER = ("torch._dynamo", "torch.utils.tensorboard")
+_TICK = 0.2  # seconds between two looks at what has ended
+
+# -- in the process of the comparison
+
+
+@sigterm_as_ctrl_c()
+def run_missing(tasks: list[Task], folder: Path, processes: int) -> dict[str, str]:
+    """Run the tasks without a result, some at a time.
+
+    Returns:
+        Name of each run that failed to the reason.
+
+    Raises:
+        PrefError: the folder cannot be written.
+        KeyboardInterrupt: SIGINT or SIGTERM arrived; the runs have stored their state.
+    """
+    missing = [task for task in tasks if not task.record.is_file()]
+    missing.sort(key=lambda task: task.offers is None)  # what others start from comes first
+    for path in (folder, folder / "runs", folder / "logs", folder / "tasks"):
+        _make_folder(path, folder)
+    if not missing:
+        return {}
+    progress = Progress(missing, processes)
+    waiting, running, failed = list(missing), {}, {}
+    server = _Server(folder, threads_per_process(processes))
+    try:
+        while waiting or running:
+            while len(running) < processes and (task := ready(waiting, running.values())):
+                waiting.remove(task)
+                running[task.id] = task
+                server.start(task)
+                progress.started(task)
+            message = server.message()
+            if "score" in message:
+                progress.validated(**message)
+            for name in list(running) if "error" in message else [message.get("ended")]:
+                if name is not None:
+                    task = running.pop(name)
+                    if not task.record.is_file():
+                        failed[name] = message.get("error") or _reason(message["code"], task.log)
+                    progress.ended(task, failed.get(name))
+            if "error" in message:
+                failed |= {task.id: message["error"] for task in waiting}
+                break
+            progress.tick()
+    finally:
+        server.close()
+    return failed
+
+
+def ready(waiting: list[Task], running: list[Task]) -> Task | None:
+    """Return the first task whose reference is not being trained by a running one, or None."""
+    offered = [task.offers for task in running if task.offers]
+    return next((task for task in waiting if task.asks not in offered), None)
+
+
+def _make_folder(path, output):
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PrefError(f"--output={str(output)!r} cannot be written: {error.strerror}.") from None
+    if not os.access(path, os.W_OK):
+        raise PrefError(f"--output={str(output)!r}: {str(path)!r} cannot be written: name another folder.")
+
+
+def _reason(code, log):
+    """Return why a run left no result: its own sentence, or the signal that ended it."""
+    if code < 0:
+        return f"killed by signal {-code} (perhaps out of memory); the same command resumes it"
+    return _last_line(log) or f"exit code {code}"
+
+
+def _last_line(log):
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() if log.is_file() else []
+    return lines[-1].removeprefix("recbole-pref: ") if lines else ""
+
+
+class _Server:
+    """The worker server, seen from the comparison.
+
+    Args:
+        folder: of the comparison, the working folder of the runs.
+        threads: of torch in each run.
+    """
+
+    def __init__(self, folder, threads):
+        self.log = folder / "logs" / "workers.log"
+        variables = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": python_path(sys.path)}
+        with open(self.log, "wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "recbole_pref.compare"],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=variables, cwd=folder,
+            )  # fmt: skip
+        self.messages = queue.SimpleQueue()
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def _listen(self):
+        for line in self.process.stdout:
+            self.messages.put(json.loads(line))
+        reason = _last_line(self.log) or "no message"
+        self.messages.put({"error": f"the process that starts the runs has ended ({reason})"})
+
+    def start(self, task):
+        """Let the server start a run."""
+        file = task.write()
+        with suppress(BrokenPipeError):  # the listener reports it
+            self.process.stdin.write(f"{file}\n")
+            self.process.stdin.flush()
+
+    def message(self):
+        """Return the next message, empty where none has come for a while: dict.
+
+        A run sends ``name``, ``epochs``, ``resumed`` and ``score`` after each validation, the server ``ended`` and
+        ``code`` when a run has ended, and the listener ``error`` when the server has.
+        """
+        try:
+            return self.messages.get(timeout=_TICK)
+        except queue.Empty:
+            return {}
+
+    def close(self):
+        """End the server; runs that are still training store their state before."""
+        self.process.terminate()
+        self.process.wait()
+
+
+# -- in the worker server and its children
+
+
+def preload() -> None:
+    """Import what this module does not import but every run does."""
+    for name in _LATER:
+        importlib.import_module(name)
+
+
+def serve() -> int:
+    """Fork a process for each task file that standard input names, until it ends or SIGTERM arrives.
+
+    Then runs that are still training get SIGTERM, on which they store their state.
+
+    Returns:
+        Exit code, in the server and in each child.
+    """
+    # Ctrl-C at the terminal reaches the whole group; the comparison then sends SIGTERM.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    preload()
+    stopped = []
+    signal.signal(signal.SIGTERM, lambda *_: stopped.append(True))
+    running, text, told = {}, b"", False  # process ID -> name of the run
+    while True:
+        if not stopped and select.select([0], [], [], _TICK)[0]:
+            part = os.read(0, 2**16)
+            stopped += [True] * (not part)
+            *files, text = (text + part).split(b"\n")
+            for file in map(os.fsdecode, files):
+                pid = os.fork()
+                if pid == 0:
+                    return _work(file)
+                running[pid] = Path(file).stem
+        if stopped and not told:
+            told = True
+            for pid in running:
+                os.kill(pid, signal.SIGTERM)
+        while running:
+            pid, status = os.waitpid(-1, 0 if stopped else os.WNOHANG)
+            if pid == 0:
+                break
+            _send(1, ended=running.pop(pid), code=os.waitstatus_to_exitcode(status))
+        if stopped:
+            return 0
+
+
+def _send(pipe, **message):
+    with suppress(BrokenPipeError):  # the comparison was killed
+        os.write(pipe, json.dumps(message).encode() + b"\n")  # short enough to be written at once
+
+
+def _work(file):
+    """Do one run in a child of the server; return the exit code."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    sys.orig_argv = [sys.executable, "-m", "recbole_pref.compare", file]  # which does this run alone
+    task = Task.read(file)
+    pipe = os.dup(1)
+    log = os.open(task.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    for source, target in ((nothing, 0), (log, 1), (log, 2)):
+        os.dup2(source, target)
+
+    def report(**message):
+        _send(pipe, name=task.id, **message)
+
+    return _run(task, report)
+
+
+def _run(task, report=None):
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    try:
+        with explained():
+            train_and_record(task, report)
+    except PrefError as error:
+        print(f"recbole-pref: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def main() -> int:
+    """Serve, or do the run whose task file the command line names; return the exit code."""
+    files = sys.argv[1:]
+    return _run(Task.read(files[0])) if files else serve()
+
+
+def train_and_record(task: Task, report: Callable | None = None) -> None:
+    """Do one run of a comparison and write ``runs/<id>.npz`` and, last, ``runs/<id>.json``.
+
+    Args:
+        task: the run.
+        report: is called after each validation with ``epochs``, ``resumed`` and ``score``.
+
+    Raises:
+        PrefError: another process does this run; what stops a run.
+    """
+    folder = Path(task.folder)
+    try:  # freed when the process ends, however it ends
+        held = FileLock(folder / "tasks" / f"{task.id}.lock").acquire(timeout=0)
+    except Timeout:
+        raise PrefError(
+            f"{task.id} is being trained by another process on this folder: wait for that comparison or stop it, "
+            "then give the same command again."
+        ) from None
+    with held:
+        if not task.record.is_file():  # which another comparison may have written by now
+            _train_and_record(task, folder, report)
+
+
+def _train_and_record(task, folder, report=None):
+    stored = folder / "checkpoints" / task.id
+    settings = {
+        "reference_dir": str(folder / "reference"),
+        **task.settings,
+        "checkpoint_dir": str(stored),
+        "run_stem": task.id,
+    }
+    config = Config(task.model, task.dataset, config_dict=settings)
+    if digest_of_defaults(config) != task.defaults:
+        raise PrefError(
+            "a property file or plugin was edited after the comparison began: give the same command again, which makes "
+            "new runs with it."
+        )
+    run = build_run(config)
+    trainer = run.trainer
+    newest = checkpoint.newest_good(stored, task.id) if stored.is_dir() else None
+    if newest:
+        trainer.resume_checkpoint(*newest)
+
+    def validated(epoch_idx, score):
+        report(epochs=epoch_idx + 1, resumed=trainer.start_epoch, score=float(trainer.best_valid_score))
+
+    try:
+        with reference.offered(trainer, run.train_data) as store_as_reference:
+            best_score, best_result = trainer.fit(
+                run.train_data, run.valid_data, callback_fn=validated if report else None
+            )
+            store_as_reference()
+    finally:
+        trainer.tensorboard.close()
+    test_result, arrays = evidence.evaluate(trainer, run.train_data, run.test_data)
+    Run(
+        label=task.label,
+        test_result=test_result,
+        id=task.id,
+        model=task.model,
+        dataset=task.dataset,
+        seed=task.seed,
+        best_valid_score=best_score,
+        valid_score_bigger=trainer.valid_metric_bigger,
+        best_valid_result=best_result,
+        seconds_per_epoch=float(np.mean(trainer.epoch_times)) if trainer.epoch_times else None,
+        epochs=len(trainer.epoch_times),
+        epochs_to_best=trainer.best_epoch,
+        peak_memory_mb=peak_mb(),
+        train_loss_per_row=trainer.losses_per_row(),
+        history=trainer.history,
+        mask_history=history_is_masked(config),
+        data=trainer._data_fingerprint,
+        environment=environment(config["device"]),
+        config=checkpoint.to_plain(config.final_config_dict, other=str),
+        checkpoint=str(Path("checkpoints", task.id, Path(trainer.saved_model_file).name)),
+        arrays=arrays,
+    ).write(folder)
+    for path in stored.glob("*-last-*.pth"):
+        path.unlink()

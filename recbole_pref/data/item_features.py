@@ -1,0 +1,144 @@
+"""Features of items, from JSON, JSON lines or a text table, as the rows of an atomic file."""
+
+import itertools
+import json
+
+import numpy as np
+import pandas as pd
+
+from recbole_pref.data.formats import is_text, json_lines
+from recbole_pref.data.tables import column_name, line_of, numbered_lines, read_text_table, separator_of
+from recbole_pref.errors import PrefError, suggest
+
+# Columns made of Amazon's metadata, and the keys of 2014, 2018 and 2023; the first that is there counts.
+_METADATA = {
+    "title:token_seq": ("title",),
+    "brand:token": ("brand", "store"),
+    "categories:token_seq": ("categories", "category"),
+    "price:float": ("price",),
+    "description:token_seq": ("description",),
+}
+
+
+def read_item_features(path, items):
+    """Read the features of a data set's items.
+
+    The file is a JSON object ``{item: [attribute, ...]}`` as S3-Rec's, Amazon's metadata as JSON lines, or a text
+    table with a column item_id. White space within an attribute or a category of the JSON becomes ``_``. A column of a
+    table whose cells are finite numbers or empty is ``float``, one with a space in a cell ``token_seq``, any other
+    ``token``.
+
+    Args:
+        path (Path): the file.
+        items (collection of str): the items whose metadata are read.
+
+    Returns:
+        DataFrame: of str; column names are ``name:type`` as in atomic files.
+
+    Raises:
+        PrefError: what is wrong with the file, with its line.
+    """
+    if not {".json", ".jsonl"} & {*path.suffixes}:
+        frame = _table(path)
+    elif _is_metadata(path):
+        frame = _metadata(path, items)
+    else:
+        frame = _attributes(path)
+    same = frame["item_id:token"].duplicated()
+    if same.any():
+        raise PrefError(f"{path}: item {frame['item_id:token'][same].iloc[0]!r} has two rows; keep one.")
+    return frame
+
+
+def feature_type(values):
+    """Return ``float`` where the texts that are not empty are finite numbers, else ``token``."""
+    given = [text for text in values if text != ""]
+    numbers = pd.to_numeric(pd.Series(given, dtype=object), errors="coerce").to_numpy(dtype=float)
+    return "float" if len(given) and np.isfinite(numbers).all() else "token"
+
+
+def _table(path):
+    separator = separator_of(path)
+    frame = read_text_table(path, separator)
+    if "item_id" not in frame:
+        raise PrefError(f"{path} has no column 'item_id'.{suggest('item_id', frame)}")
+    typed = {}
+    for name in frame:
+        if not column_name(name):
+            raise PrefError(f"{path}, line 1: {name!r} cannot name a column; use letters, digits and _.")
+        at = np.flatnonzero(frame[name].str.contains(r"[\t\n\r\0]"))
+        if len(at):
+            line = line_of(path, separator, at[0] + 1)
+            raise PrefError(f"{path}, line {line}: {name!r} holds a tab or a line end; remove it.")
+        kind = "token" if name == "item_id" else feature_type(frame[name])
+        if name != "item_id" and kind == "token" and frame[name].str.contains(" ").any():
+            kind = "token_seq"
+        typed[name] = f"{name}:{kind}"
+    return frame.rename(columns=typed)
+
+
+def _attributes(path):
+    text = "\n".join(line for _, line in numbered_lines(path))
+    try:
+        table = json.loads(text, object_pairs_hook=lambda pairs: pairs)  # an item may have two entries
+    except (ValueError, RecursionError):
+        table = None
+    if not isinstance(table, list) or not all(isinstance(pair, tuple) for pair in table):
+        raise PrefError(f"{path} is not a JSON object of lists: {{item: [attribute, ...]}}.")
+    rows = []
+    for item, values in table:
+        if not isinstance(values, list) or not all(isinstance(v, (str, int, float)) for v in values):
+            raise PrefError(f"{path}: the attributes of item {item!r} are not a list of texts or numbers.")
+        rows.append((item, " ".join("_".join(str(value).split()) for value in values)))
+        if not is_text("".join(rows[-1])):
+            raise PrefError(f"{path}: item {item!r} has half a Unicode character; correct it.")
+    return pd.DataFrame(rows, columns=["item_id:token", "attributes:token_seq"], dtype=object)
+
+
+def _is_metadata(path):
+    try:
+        return any(_id_key(content) for _, content in itertools.islice(json_lines(path), 1))
+    except PrefError:
+        return False  # an object of several lines
+
+
+def _id_key(content):
+    return next((key for key in ("parent_asin", "asin") if isinstance(content.get(key), str)), None)
+
+
+def _metadata(path, items):
+    rows = {}
+    for number, content in json_lines(path):
+        key = _id_key(content)
+        if key is None:
+            raise PrefError(f"{path}, line {number}: there is neither asin nor parent_asin.")
+        if content[key] in items and content[key] not in rows:  # Amazon repeats some items
+            values = [next((content[k] for k in keys if content.get(k)), "") for keys in _METADATA.values()]
+            title, brand, categories, price, description = values
+            rows[content[key]] = [
+                _words(title), _words(brand), " ".join("_".join(text.split()) for text in _flat(categories)),
+                _price(price), _words(description),
+            ]  # fmt: skip
+    frame = pd.DataFrame.from_dict(rows, "index", dtype=object, columns=list(_METADATA))
+    return frame.rename_axis("item_id:token").reset_index()
+
+
+def _flat(values):
+    """Return the texts of nested lists, each once: list of str."""
+    if isinstance(values, (list, tuple)):
+        return list(dict.fromkeys(itertools.chain.from_iterable(map(_flat, values))))
+    return [str(values)]
+
+
+def _words(value):
+    """Return the text of a value without line ends and without what cannot be written."""
+    return " ".join(" ".join(_flat(value)).encode("utf-8", "ignore").decode().replace("\0", " ").split())
+
+
+def _price(value):
+    """Return ``12.99`` of 12.99 or ``$1,012.99``, and nothing of a range or of a text."""
+    text = str(value).strip().lstrip("$").replace(",", "")
+    try:
+        return text if np.isfinite(float(text)) else ""
+    except ValueError:
+        return ""

@@ -1,0 +1,126 @@
+"""What a checkpoint holds: the state of a run as one dataclass, with a version that is read."""
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import torch
+
+from recbole_pref.errors import PrefError
+
+VERSION = 1  # of the fields below; raised when a field changes its meaning
+
+
+@dataclass
+class RunState:
+    """What every checkpoint holds, the best one too: enough to recommend and to evaluate.
+
+    Attributes:
+        model: name of the model.
+        config: the complete settings, as plain data.
+        data: fingerprint of the training data.
+        item_tokens: tokens of the items by id.
+        epoch: epochs done less one; in a ``-last-`` checkpoint the number in its name.
+        start_epoch: the epoch that a resumed run begins with.
+        cur_step: validations since the best one.
+        best_valid_score, best_valid_result: of the best validation so far.
+        train_loss_dict: RecBole's sum of the losses of each epoch.
+        state_dict: the parameters, those of the reference included.
+        other_parameter: what some of RecBole's models compute beside them.
+        format: ``VERSION`` of the package that wrote it.
+    """
+
+    model: str
+    config: dict[str, Any]
+    data: dict[str, Any]
+    item_tokens: list[str]
+    epoch: int
+    start_epoch: int
+    cur_step: int
+    best_valid_score: float
+    best_valid_result: dict[str, float] | None
+    train_loss_dict: dict[int, float]
+    state_dict: dict[str, torch.Tensor]
+    other_parameter: dict[str, Any]
+    format: int = VERSION
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields by name, as ``checkpoint.save`` takes them."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+@dataclass
+class Within:
+    """Where in an epoch a run was stopped.
+
+    Attributes:
+        steps: done in the epoch.
+        total: sum of their losses, a scalar.
+        seconds: that they took.
+    """
+
+    steps: int
+    total: torch.Tensor
+    seconds: float
+
+
+@dataclass(kw_only=True)
+class ResumeState(RunState):
+    """What a ``-last-`` checkpoint holds in addition: all that the rest of the run depends on.
+
+    Attributes:
+        finished: whether the run ended by itself.
+        optimizer, optimizers: states of RecBole's optimizer, and by name of those that a trainer has beside it.
+        rng: random states of Python, numpy and torch.
+        loader: state of the training loader's generator, at the start of the epoch.
+        within: where in the epoch, or None at its start.
+        log_sums: sums of the diagnostics since the last report.
+        scheduler, scaler: states, ``scheduler`` None without one.
+        nan_steps: steps that were skipped.
+        reference_result: validation metrics of the reference, where the objective compares with it.
+        epoch_times: seconds of training per epoch.
+        history: one dict per validation.
+    """
+
+    finished: bool
+    optimizer: dict[str, Any]
+    optimizers: dict[str, Any]
+    rng: dict[str, Any]
+    loader: torch.Tensor
+    within: Within | None
+    log_sums: dict[str, torch.Tensor]
+    scheduler: dict[str, Any] | None
+    scaler: dict[str, Any]
+    nan_steps: int
+    reference_result: dict[str, float] | None
+    epoch_times: list[float]
+    history: list[dict[str, Any]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields by name, as ``checkpoint.save`` takes them."""
+        return {**super().to_dict(), "within": self.within and asdict(self.within)}
+
+    @classmethod
+    def from_dict(cls, state: dict[str, Any], path: Any) -> "ResumeState":
+        """Return the state that a checkpoint holds.
+
+        Args:
+            state: what ``checkpoint.load`` returned.
+            path: of the file, for messages.
+
+        Raises:
+            PrefError: a best checkpoint, or one of a newer version.
+        """
+        if state.get("format", VERSION) > VERSION:
+            raise PrefError(
+                f"resume={str(path)!r} was written by a newer version of RecBole-Pref: install that version, or set "
+                "resume: False."
+            )
+        if "rng" not in state:
+            raise PrefError(
+                f"resume={str(path)!r} is a best checkpoint, which cannot be continued: "
+                "name one with -last- in its name."
+            )
+        found: dict[str, Any] = {field.name: state.get(field.name) for field in fields(cls)}
+        found["within"] = found["within"] and Within(**found["within"])
+        found["train_loss_dict"] = dict(found["train_loss_dict"])
+        return cls(**found)
