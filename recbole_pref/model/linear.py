@@ -222,7 +222,8 @@ def solve_sparse(
     while first < len(order):
         # Targets with supports of about the same size are solved together.
         width = int(widths[order[first]] * 1.25) + 1
-        stop = min(first + max(1, _LOCAL_ENTRIES // width**2), np.searchsorted(widths[order], width, side="right"))
+        stop = int(np.searchsorted(widths[order], width, side="right"))
+        stop = min(stop, first + max(1, _LOCAL_ENTRIES // width**2))
         part = order[first:stop]
         first = stop
         width = int(widths[part].max())
@@ -273,6 +274,11 @@ class LinearModel(torch.nn.Module):
         weights (Tensor): B [n_items, n_items], or [0, n_items] in the sparse form.
         starts, columns, values (Tensor): [n_items + 1], [E], [E] rows of B in compressed form; no entry in the dense.
     """
+
+    weights: torch.Tensor
+    starts: torch.Tensor
+    columns: torch.Tensor
+    values: torch.Tensor
 
     def __init__(self, n_items: int, tau_inf: float | None = None):
         super().__init__()
@@ -325,7 +331,9 @@ class LinearModel(torch.nn.Module):
     def set_weights(self, matrix: np.ndarray | sp.csr_array) -> None:
         """Take B from a dense array or a scipy sparse array [n_items, n_items]."""
         empty = np.zeros((0, self.n_items))
-        dense, rows = (empty, matrix.tocsr()) if sp.issparse(matrix) else (matrix, sp.csr_array((self.n_items,) * 2))
+        dense, rows = matrix, sp.csr_array((self.n_items, self.n_items))
+        if isinstance(matrix, sp.sparray):
+            dense, rows = empty, matrix.tocsr()
         parts = {"weights": dense, "starts": rows.indptr, "columns": rows.indices, "values": rows.data}
         for name, part in parts.items():
             setattr(self, name, torch.as_tensor(part).to(self._buffers[name]))
