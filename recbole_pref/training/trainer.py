@@ -269,11 +269,19 @@ class TrainerMixin(EvaluationMixin):
             self._save_last(epoch_idx)
         self._epoch_started = time.perf_counter() - (self._within.seconds if self._within else 0.0)
         if self.is_preference and loss_func is None:
+            self._renew_reference(epoch_idx)
             total = self._preference_epoch(epoch_idx, show_progress)
         else:
             total = self._recboles_epoch(epoch_idx, loss_func, show_progress)
         self.epoch_times.append(time.perf_counter() - self._epoch_started)
         return total
+
+    def _renew_reference(self, epoch_idx):
+        """Begin a round of ``reference_renewal`` epochs with a reference that is a copy of the policy."""
+        every = self.config["reference_renewal"]
+        if every and epoch_idx and epoch_idx % every == 0 and self._within is None and self.model.reference is not None:
+            self.model.renew_reference()
+            self._cache_reference(self._train_data)
 
     @property
     def best_epoch(self):
