@@ -372,6 +372,21 @@ def _read_our_properties():
     config._load_internal_config_dict = _load_internal_config_dict
 
 
+class _NoCurves:
+    """Stands for TensorBoard's writer in the processes that write no files."""
+
+    def __getattr__(self, name):
+        return lambda *args, **options: None
+
+
+def _write_curves_once():
+    from recbole_pref import distributed
+
+    trainer = _module("trainer.trainer")
+    original = trainer.get_tensorboard
+    trainer.get_tensorboard = lambda logger: original(logger) if distributed.is_first() else _NoCurves()
+
+
 def _draw_with_generators():
     import numpy
 
@@ -582,6 +597,13 @@ PATCHES = (
         "RecBole stores plain data and follows Ray 2",
         _always,
         _prepare_quick_start,
+    ),
+    Patch(
+        "curves_once",
+        "trainer/trainer.py:119 writes the same curves in every process of a run, so that each step is there twice",
+        "RecBole writes them in the first process",
+        _always,
+        _write_curves_once,
     ),
     Patch(
         "search_generator",
