@@ -225,11 +225,12 @@ class TrainerMixin(EvaluationMixin):
         signals = []
 
         def train(*arguments):
-            state_dict, summary, heard = train_reference(*arguments)
+            with distributed.alone():
+                state_dict, summary, heard = train_reference(*arguments)
             signals.append(heard)
             return state_dict, summary
 
-        with _random_states_kept(train_data), distributed.alone(), _marked("reference"):
+        with _random_states_kept(train_data), _marked("reference"):
             try:
                 state_dict, told = reference.obtain(self.config, self.model, train_data, valid_data, train)
             except Interrupted:  # which names the reference's own checkpoint
@@ -741,4 +742,5 @@ def train_reference(config, backbone_class, train_data, valid_data, stem):
     state_dict = trainer.best_parameters()
     for file in trainer.store.files():
         file.unlink(missing_ok=True)
-    return state_dict, {"epochs": len(trainer.epoch_times), "valid": dict(result or {})}, trainer._signal
+    valid = {name: float(value) for name, value in (result or {}).items()}
+    return state_dict, {"epochs": len(trainer.epoch_times), "valid": valid}, trainer._signal
