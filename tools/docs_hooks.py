@@ -15,10 +15,9 @@ from mkdocs.structure.files import File
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from recbole_pref import cli  # noqa: E402
+from recbole_pref import cli, features_tool  # noqa: E402
 from recbole_pref.data import convert  # noqa: E402
-from recbole_pref.settings import RECBOLE_SETTINGS, SETTINGS  # noqa: E402
-from recbole_pref.settings import LINEAR_SETTINGS  # noqa: E402
+from recbole_pref.settings import LINEAR_SETTINGS, RECBOLE_SETTINGS, SETTINGS  # noqa: E402
 
 PROPERTIES = ROOT / "properties"
 _LINE = re.compile(r"^(?P<name>\w+):\s*(?P<default>.*?)\s+# \((?P<kind>.*?)\)\s*(?P<meaning>.*)$")
@@ -116,6 +115,8 @@ def commands_page():
     for mode, sub in modes.choices.items():
         text += [f"### recbole-pref {mode}", "", "```text", sub.format_help().strip(), "```", ""]
     text += ["## recbole-pref-data", "", "```text", convert.build_parser().format_help().strip(), "```", ""]
+    features = features_tool.build_parser().format_help().strip()
+    text += ["## recbole-pref-features", "", "```text", features, "```", ""]
     return "\n".join(text)
 
 
