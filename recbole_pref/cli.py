@@ -119,6 +119,7 @@ def _add_options(parser, mode):
         add("--unknown", choices=("error", "skip"), default="error", help="unknown items or users (error)")
         add("--device", default="cpu", help="cpu, cuda:0, ... as torch names it (cpu); training takes gpu_id")
         add("--data_path", type=path, help="folder of the data sets, where the model needs its data")
+        add("--piece_rows", type=int, help="sequences or users that are in memory at a time (50000)")
     if mode == "plots":
         add("plots", metavar="FOLDER", type=path, help="folder of the comparison")
     if mode == "list":
@@ -446,9 +447,9 @@ def _predict(options, settings):
     for option in ("input", "output"):
         if not getattr(options, option):
             raise PrefError(f"--predict needs --{option}: name a CSV or Parquet file.")
-    from recbole_pref.predict import predict_file
+    from recbole_pref.predict import PIECE_ROWS, predict_file
 
-    frame = predict_file(
+    written = predict_file(
         options.predict,
         options.input,
         options.output,
@@ -457,8 +458,9 @@ def _predict(options, settings):
         options.unknown,
         options.data_path,
         options.device,
+        PIECE_ROWS if options.piece_rows is None else options.piece_rows,
     )
-    print(f"{len(frame)} recommendations for {(frame['rank'] == 1).sum()} users or sequences: {options.output}")
+    print(f"{written.recommendations} recommendations for {written.users} users or sequences: {options.output}")
     return 0
 
 
