@@ -95,6 +95,10 @@ def _visible_gpus_kept():
             os.environ["CUDA_VISIBLE_DEVICES"] = before
 
 
+def _term_name(source):
+    return "repeat_bias" if isinstance(source, scoring.OfHistory) else type(source).__name__
+
+
 class Recommender:
     """A trained model that recommends items for sequences of item tokens, or for users of its data set.
 
@@ -275,6 +279,80 @@ class Recommender:
         frame = self._recommend(histories, ids, k, exclude_seen, batch_size)
         frame.insert(0, "user", [users[row] for row in frame.pop("row")])
         return frame
+
+    # -- vectors
+
+    def terms_beside_vectors(self) -> dict[str, float]:
+        """Return what scores hold beside the dot product of a user's and an item's vector: name to its weight.
+
+        ``repeat_bias`` is added to the items of the sequence, so lists without them do not need it. Item features are
+        part of the item vectors and need nothing.
+
+        Raises:
+            PrefError: a backbone whose scores are not products of vectors.
+        """
+        if self.model.backbone is None:
+            raise PrefError(
+                f"{self._trained['model']} has no vectors of sequences: its scores are not products of them with item "
+                "vectors; choose SASRec, GRU4Rec or Caser."
+            )
+        history = torch.zeros(1, self.max_length, dtype=torch.int64, device=self.device)
+        history[0, 0] = 1
+        with torch.no_grad():
+            return {_term_name(term.source): float(term.weight) for term in self.model.terms(history)}
+
+    def _check_vectors(self, dot_product_only):
+        beside = ", ".join(f"{name} (weight {weight:.3g})" for name, weight in self.terms_beside_vectors().items())
+        if beside and not dot_product_only:
+            raise PrefError(
+                f"scores of {self._trained['model']} are dot products and, beside them, {beside}, which vectors cannot "
+                "hold: leave it out (--dot_product_only, dot_product_only=True) or add it to the scores yourself."
+            )
+
+    @torch.no_grad()
+    def item_vectors(self, dot_product_only: bool = False) -> tuple[list[str], np.ndarray]:
+        """Return the tokens of the n items and their vectors, float32 [n, H].
+
+        A user's score of an item is the dot product of their vectors; item features are part of the item's.
+
+        Args:
+            dot_product_only: leave out what scores hold beside the dot product (``terms_beside_vectors``).
+
+        Raises:
+            PrefError: a backbone without vectors; scores that hold more than the dot product.
+        """
+        self._check_vectors(dot_product_only)
+        return list(self.tokens[1:]), self.model.item_embedding.weight[1:].float().cpu().numpy()
+
+    @torch.no_grad()
+    def user_vectors(
+        self,
+        sequences: list[list[str]],
+        unknown: str = "error",
+        dot_product_only: bool = False,
+        batch_size: int = 1024,
+    ) -> np.ndarray:
+        """Return the vectors of R sequences of item tokens, the latest last: float32 [R, H].
+
+        Args:
+            sequences: as :meth:`recommend` takes them.
+            unknown: ``error`` or ``skip`` items that the model does not know; a sequence of such items alone has a
+                vector of zeros.
+            dot_product_only: see :meth:`item_vectors`.
+            batch_size: sequences encoded at a time.
+
+        Raises:
+            PrefError: what :meth:`recommend` and :meth:`item_vectors` refuse.
+        """
+        self._check_vectors(dot_product_only)
+        histories = self._histories_of(sequences, unknown, 1)
+        vectors = np.zeros((len(histories), self.model.item_embedding.weight.shape[1]), np.float32)
+        numbers = np.flatnonzero([len(history) > 0 for history in histories])
+        for start in range(0, len(numbers), batch_size):
+            part = numbers[start : start + batch_size]
+            batch = self._interaction([histories[number] for number in part], np.zeros(len(part), np.int64))
+            vectors[part] = self.model.encode(batch).float().cpu().numpy()
+        return vectors
 
     @cached_property
     def _histories(self):
