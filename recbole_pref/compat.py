@@ -289,7 +289,7 @@ def _read_our_properties():
 
     def _load_internal_config_dict(self, model, model_class, dataset):
         original(self, model, model_class, dataset)
-        if getattr(model_class, "preference_method", None) is not None:
+        if getattr(model_class, "preference_method", None) is not None or hasattr(model_class, "own_settings"):
             from recbole_pref.settings.files import load_properties
 
             load_properties(self, model_class, dataset)

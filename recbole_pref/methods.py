@@ -94,6 +94,8 @@ METHODS = {
         Method("ORPO", "orpo", "odds-ratio loss beside cross-entropy"),
         Method("DynamicPO", "dynamicpo", "boundary negatives and dual-margin beta"),
         Method("RoDPO", "dpo", "DPO with one random negative of the dynamic top-K pool"),
+        Method("HaNoRec", "hanorec", "DPO with a beta per pair, by hardness and noise"),
+        Method("SPRec", "dpo", "self-play DPO: negatives from the policy, a reference that is renewed"),
         Method("TAWin", "tawin", "windowed partial AUC weights", _tawin_normalized),
         Method("MPPO", "mppo", "multi-pair preference optimization on probabilities"),
     )

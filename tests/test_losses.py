@@ -322,6 +322,24 @@ TAWIN = {
     "advantage_ddof": 1,
     "old_policy": "reference",
 }
+
+
+def loop_hanorec(pairs, gaps, beta):
+    """The loss of each row from its margins [B][K] and neighbour gaps [B][K]."""
+
+    def sigma(x):
+        return 1 / (1 + math.exp(-x))
+
+    flat = [margin for row in pairs for margin in row]
+    ratios = sorted(margin / mean(flat) for margin in flat)
+    cut = len(ratios) // 10
+    noise = sigma(mean(ratios[cut : len(ratios) - cut])) / sigma(1.0)
+    usual = sigma(mean(gap for row in gaps for gap in row))
+    return [
+        mean(sp(-beta * noise * sigma(gap) / usual * margin) for margin, gap in zip(*row)) for row in zip(pairs, gaps)
+    ]
+
+
 DYNAMIC = {"beta": 0.7, "gamma": 0.4, "dynamic_base": "dmpo", "dynamic_beta": "adaptive"}
 SMOOTH = {"beta": 0.7, "dpo_loss": "sigmoid", "label_smoothing": 0.2}
 LOOPS = [
@@ -847,3 +865,41 @@ def test_diagnostics_against_a_loop():
 def test_unknown_choice_is_refused(name, chosen, key, wrong, nearest):
     with pytest.raises(PrefError, match=f"{key}='{wrong}'.*Did you mean '{nearest}'"):
         call(name, random_batch(), {**chosen, key: wrong})
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_hanorec_equals_a_loop(k):
+    pos, neg, ref_pos, ref_neg = random_batch(rows=12, k=k)
+    gaps = torch.rand(12, k, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    pairs = ((pos - ref_pos).unsqueeze(1) - (neg - ref_neg)).tolist()
+    ours, extras = losses.hanorec(pos, neg, ref_pos, ref_neg, gaps, beta=0.3)
+    assert ours.tolist() == pytest.approx(loop_hanorec(pairs, gaps.tolist(), 0.3), rel=1e-12)
+    without, _ = losses.hanorec(pos, neg, ref_pos, ref_neg, beta=0.3)
+    level = torch.full_like(gaps, 0.4)
+    assert without.tolist() == pytest.approx(loop_hanorec(pairs, level.tolist(), 0.3), rel=1e-12)
+    assert (extras["mean_beta"] - 0.3).abs().max() < 0.3
+
+
+def test_hanorec_starts_as_dpo_and_moves_as_it():
+    pos, neg, _, _ = random_batch(k=2)
+    pos.requires_grad_()
+    value, extras = losses.hanorec(pos, neg, pos.detach(), neg, beta=0.3)
+    torch.testing.assert_close(value, torch.full_like(value, math.log(2.0)))
+    torch.testing.assert_close(extras["mean_beta"], torch.full_like(value, 0.3))
+    (gradient,) = torch.autograd.grad(value.sum(), pos)
+    torch.testing.assert_close(gradient, torch.full_like(gradient, -0.15))
+
+
+def test_neighbour_profiles_equal_a_loop():
+    vectors = torch.randn(9, 4, generator=torch.Generator().manual_seed(0))
+    profiles = losses.neighbour_profiles(vectors, top=3, chunk=2)
+    for item in range(1, 9):
+        cosines = [
+            torch.cosine_similarity(vectors[item], vectors[other], dim=0).item() for other in range(1, 9) if other != item
+        ]
+        top = sorted(cosines, reverse=True)[:3]
+        expected = [math.exp(x) / sum(map(math.exp, top)) for x in top]
+        assert profiles[item].tolist() == pytest.approx(expected, abs=1e-6)
+    gaps = losses.neighbour_gaps(profiles, torch.tensor([1, 2]), torch.tensor([[1, 3], [4, 2]]))
+    assert gaps[0, 0] == gaps[1, 1] == 0
+    assert gaps[0, 1].item() == pytest.approx((profiles[1] - profiles[3]).norm().item())

@@ -75,9 +75,12 @@ def keys_are_known(config: "Config") -> None:
 def values_are_accepted(config: "Config") -> None:
     """Refuse values that their settings do not accept, and tidy the others."""
     final = config.final_config_dict
+    own = getattr(config.model_class, "own_settings", {})
+    for key in own.keys() & final.keys():
+        own[key].check(key, final[key])
     for settings in (SETTINGS, RECBOLE_SETTINGS):
         for key, setting in settings.items():
-            if key not in final:
+            if key not in final or key in own:
                 continue
             value = final[key]
             if setting.path and value is not None and not isinstance(value, bool):

@@ -52,6 +52,7 @@ SETTINGS: dict[str, Setting] = {
     "reference": text(path=True, in_reference="none"),
     "reference_cache": flag(),
     "reference_dir": Setting(str, nullable=True, scope="run", path=True, set_by=("sweep",)),
+    "reference_renewal": Setting(int, low=0),
     "reference_epochs": count(shapes_reference=True),
     "reference_learning_rate": positive(shapes_reference=True),
     "trust_checkpoint": flag(free_on_resume=True),
@@ -89,4 +90,16 @@ SETTINGS: dict[str, Setting] = {
         str, nullable=True, scope="run", path=True, derived=True, set_by=("comparison", "sweep")
     ),
     "strict_config": flag(free_on_resume=True),
+}
+
+# Linear item-item models. Other models read some of these names too and accept other values for them.
+LINEAR_SETTINGS: dict[str, Setting] = {
+    "reg_weight": positive(choices=("auto",)),
+    "tau_train": positive(nullable=True),
+    "tau_inf": positive(nullable=True),
+    "c": Setting(float, low=0.0, high=1.0),
+    "beta": Setting(float, high=0.0),
+    "alpha": Setting(float, low=0.0, high=1.0),
+    "train_ages": words("positions", "times"),
+    "linear_memory_mb": weight(),
 }
