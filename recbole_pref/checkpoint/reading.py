@@ -24,8 +24,15 @@ logger = logging.getLogger(__name__)
 _CHUNK = 1 << 20  # bytes read at a time
 
 
+_TRUST = "set trust_checkpoint: True if you made the file yourself or trust who did"
+
+
 def load(
-    path: str | os.PathLike, map_location: Any = "cpu", trust_pickle: bool = False, setting: str = "checkpoint"
+    path: str | os.PathLike,
+    map_location: Any = "cpu",
+    trust_pickle: bool = False,
+    setting: str = "checkpoint",
+    remedy: str = _TRUST,
 ) -> Any:
     """Verify the checksum of the file ``path`` and return its state.
 
@@ -38,9 +45,10 @@ def load(
         map_location: as in ``torch.load``.
         trust_pickle: the value of the setting ``trust_checkpoint``.
         setting: the setting that holds the path, for messages (``resume``, ``reference``).
+        remedy: what to do about a file that needs pickle, for its message.
 
     Raises:
-        CorruptCheckpoint: the file is truncated, altered or no checkpoint.
+        CorruptCheckpoint: the file is truncated, altered or not a checkpoint.
         PrefError: the file is missing, cannot be opened or needs pickle.
     """
     with _open(path, setting) as file:
@@ -58,8 +66,7 @@ def load(
             if not trust_pickle:
                 raise PrefError(
                     f"{setting}='{path}' is refused because it holds pickled Python objects, as "
-                    f"RecBole's own checkpoints do, and unpickling can run any code: set "
-                    f"trust_checkpoint: True if you made the file yourself or trust who did."
+                    f"RecBole's own checkpoints do, and unpickling can run any code: {remedy}."
                 ) from error
         except (RuntimeError, ValueError, KeyError, IndexError, EOFError, AttributeError) as error:
             if _out_of_memory(error):
@@ -80,7 +87,7 @@ def verify(path: str | os.PathLike, setting: str = "checkpoint") -> bool:
     """Return True when the checksum of ``path`` is correct, False when the file has none.
 
     Raises:
-        CorruptCheckpoint: the file is truncated, altered or no checkpoint.
+        CorruptCheckpoint: the file is truncated, altered or not a checkpoint.
         PrefError: the file is missing or cannot be opened.
     """
     with _open(path, setting) as file:
