@@ -1,8 +1,8 @@
 """RecBole's ``Config`` with our property files and with checks of all settings.
 
 Settings in ``config_dict`` (which also holds those of the command line) override config files, and files override
-defaults. The defaults are read in this order, and later ones win: RecBole's own, ``properties/overall.yaml``, ``method/<Method>.yaml``, ``backbone/<Backbone>.yaml`` and
-``dataset/<dataset>.yaml`` of this package.
+defaults. The defaults are read in this order, and later ones win: RecBole's own, ``properties/overall.yaml``,
+``method/<Method>.yaml``, ``backbone/<Backbone>.yaml`` and ``dataset/<dataset>.yaml`` of this package.
 """
 
 import hashlib
@@ -60,7 +60,7 @@ class Config(RecBoleConfig):
         except _RECBOLE_ERRORS as error:
             raise PrefError(" ".join(str(error).split()) or repr(error)) from error
 
-    def _load_internal_config_dict(self, model: str, cls: type, dataset: str) -> None:
+    def _load_internal_config_dict(self, model: str, cls: Any, dataset: str) -> None:
         super()._load_internal_config_dict(model, cls, dataset)
         if method_of(cls) is None:
             # Evaluate baselines with the same defaults as our models, which read them in compat.py.

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 _CUTOFF_INPUTS = ("rec.topk", "rec.items")
 _ANY_DATA_SET = {"inter": ["user_id", "item_id"]}  # RecBole's load_col for a data set without a property file
 _SEQUENTIAL_EVAL_ARGS = {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"}
-_TRANSFORM_KEYS = {"crop_itemseq": "eta", "reorder_itemseq": "beta"}  # the setting that each of RecBole's transforms reads
+_TRANSFORM_KEYS = {"crop_itemseq": "eta", "reorder_itemseq": "beta"}  # settings that RecBole's transforms need
 _NESTED_KEYS = {"eval_args": ("split", "order", "group_by", "mode")}  # keys that belong below another key
 
 
@@ -360,7 +360,7 @@ def objective_is_measured(config: "Config") -> None:
         return
     if not isinstance(objective, dict) or not all(isinstance(part, str) for part in objective):
         raise PrefError(
-            f"objective={shown(objective)} has no weights: write objective: {{weights: {{NDCG@10: 1.0}}}}."
+            f"objective={shown(objective)} names no weights: write objective: {{weights: {{NDCG@10: 1.0}}}}."
         )
     for part in objective.values():
         for metric, number in part.items() if isinstance(part, dict) else ():
