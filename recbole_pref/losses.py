@@ -66,11 +66,6 @@ def log1mexp(x):
     return torch.where(near, by_expm1, by_log1p)
 
 
-def ce(pos_logps):
-    """Cross-entropy over the catalogue, -log pi_w: [B] -> [B]."""
-    return -_island(pos_logps)[0]
-
-
 def lpo(pos_logps, neg_logps, *, tau, lpo_space):
     """Listwise preference optimization: the positive's share in a softmax with its negatives.
 
@@ -428,15 +423,62 @@ def tawin(
     return losses
 
 
-def reduce(losses, weights=None):
-    """Return the weighted mean sum(w l) / sum(w) of row losses: [B], [B] or None -> scalar.
+@torch.no_grad()
+def neighbour_profiles(item_vectors: torch.Tensor, top: int = 10, chunk: int = 1024) -> torch.Tensor:
+    """Return what HaNoRec compares items by: the softmax of each item's ``top`` largest cosines, descending.
 
-    Without weights all rows count alike; weights that are all zero give 0.
+    Args:
+        item_vectors (Tensor): [n, H] with the padding item 0, which is nobody's neighbour; an item is not its own.
+        top (int): neighbours per item; HaNoRec 10. Fewer where the catalogue is smaller.
+        chunk (int): items compared at a time, [chunk, n] cosines.
+
+    Returns:
+        Tensor: [n, top], each row sums to 1.
     """
-    if weights is None:
-        return losses.mean()
-    total = weights.sum()
-    return (weights * losses).sum() / torch.where(total > 0, total, 1.0)
+    unit = F.normalize(item_vectors.float(), dim=1)
+    profiles = []
+    for start in range(0, len(unit), chunk):
+        cosines = unit[start : start + chunk] @ unit.t()  # [c, n]
+        cosines[:, 0] = -float("inf")
+        own = torch.arange(len(cosines), device=unit.device)
+        cosines[own, start + own] = -float("inf")
+        profiles.append(cosines.topk(min(top, len(unit) - 2), dim=1).values.softmax(dim=1))
+    return torch.cat(profiles)
+
+
+def neighbour_gaps(profiles: torch.Tensor, pos_ids: torch.Tensor, neg_ids: torch.Tensor) -> torch.Tensor:
+    """Return HaNoRec's delta, how differently positive and negatives are surrounded: [n, T], [B], [B, K] -> [B, K]."""
+    return (profiles[pos_ids].unsqueeze(1) - profiles[neg_ids]).norm(dim=-1)
+
+
+def hanorec(pos, neg, ref_pos, ref_neg, neighbour_gap=None, *, beta):
+    """HaNoRec: DPO whose beta follows the hardness of each pair and the noise of the batch, the mean over K pairs.
+
+    -log sigma(beta m h_l (Delta_w - Delta_l)), where h_l = sigma(delta_l) / sigma(mean delta) and
+    m = sigma(trimmed mean of g / mean g) / sigma(1), g = Delta_w - Delta_l. Both are detached, and both compare
+    pairs with the others that the call sees: the whole batch where ``ce_weight`` is 0, else a chunk of it.
+
+    Args:
+        pos, neg, ref_pos, ref_neg (Tensor): [B], [B, K], [B], [B, K].
+        neighbour_gap (Tensor or None): [B, K] delta of ``neighbour_gaps``; None: all pairs are equally hard, h = 1.
+        beta (float): base strength, > 0; authors' code 0.1.
+
+    Returns:
+        tuple: losses [B] and a dict with ``mean_beta`` [B], detached.
+
+    Reference: HaNoRec as the authors' code has it (wangyu0627/HaNoRec), where K = 1; the share that is trimmed, a
+    tenth at each end, is our choice, as is h over several negatives.
+    """
+    margins = _pair_margins(pos, neg, ref_pos, ref_neg)  # [B, K]
+    gains = margins.detach().flatten()
+    ratio = (gains / gains.mean()).nan_to_num(1.0)  # 0 / 0: the policy still equals its reference
+    cut = len(ratio) // 10
+    noise = ratio.sort().values[cut : len(ratio) - cut].mean()
+    betas = torch.full_like(margins, beta) * torch.sigmoid(noise) / torch.sigmoid(torch.ones_like(noise))
+    if neighbour_gap is not None:
+        (gap,) = _island(neighbour_gap.detach())
+        betas = betas * torch.sigmoid(gap) / torch.sigmoid(gap.mean())
+    return -F.logsigmoid(betas * margins).mean(dim=1), {"mean_beta": betas.mean(dim=1)}
 
 
 @torch.no_grad()

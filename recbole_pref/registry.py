@@ -6,20 +6,25 @@ import importlib.util
 import sys
 
 from recbole_pref.methods import METHODS
-from recbole_pref.model.names import SEQUENTIAL, preference_class, split_model_name
+from recbole_pref.model.names import LINEAR, SEQUENTIAL, linear_class, preference_class, split_model_name
 
 
 class _ModelFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Makes RecBole's ``get_model("LPOSASRec")`` find our classes.
 
     RecBole imports ``recbole.model.sequential_recommender.<lower-case name>`` and takes the attribute
-    ``<Name>`` from it; this finder serves such modules for every method and backbone.
+    ``<Name>`` from it; this finder serves such modules for every method and backbone, and for the
+    linear models.
     """
 
     def find_spec(self, fullname, path=None, target=None):
         """Return a module spec for ``<method><backbone>`` below RecBole's sequential models."""
         package, _, name = fullname.rpartition(".")
-        if package != SEQUENTIAL or not any(name.startswith(m.lower()) for m in METHODS):
+        if package != SEQUENTIAL:
+            return None
+        if name in map(str.lower, LINEAR):
+            return importlib.util.spec_from_loader(fullname, self)
+        if not any(name.startswith(m.lower()) for m in METHODS):
             return None
         if importlib.util.find_spec(package) is None or split_model_name(name) is None:
             return None
@@ -27,8 +32,8 @@ class _ModelFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
     def exec_module(self, module):
         """Put the class into the new module under its exact name."""
-        method, backbone = split_model_name(module.__name__.rpartition(".")[2])
-        cls = preference_class(method, backbone)
+        name = module.__name__.rpartition(".")[2]
+        cls = linear_class(name) or preference_class(*split_model_name(name))
         setattr(module, cls.__name__, cls)
 
 
@@ -44,7 +49,11 @@ def register():
 
 
 def _trainer_named(name):
-    """Return our trainer for ``<Method><Backbone>Trainer``; a module ``__getattr__``."""
+    """Return our trainer for ``<Method><Backbone>Trainer`` or ``TALETrainer``; a module ``__getattr__``."""
+    if name.removesuffix("Trainer") in LINEAR:
+        from recbole_pref.training.linear import LinearTrainer
+
+        return LinearTrainer
     if name.endswith("Trainer") and split_model_name(name.removesuffix("Trainer")):
         from recbole_pref.training.trainer import PrefTrainer
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from recbole_pref import losses
 from recbole_pref.errors import PrefError
+from recbole_pref.scoring import weighted_sum
 
 CASES = {
     case["id"]: case
@@ -63,13 +64,13 @@ def golden_dpo(g, dpo_loss="sigmoid"):
 
 
 def golden_lpo(g, space="probability"):
-    return losses.ce(g.pos) + g.p["lam"] * losses.lpo(*g.policy, tau=g.p["tau"], lpo_space=space)
+    return -g.pos + g.p["lam"] * losses.lpo(*g.policy, tau=g.p["tau"], lpo_space=space)
 
 
 def golden_cpo(g):
     # CPO, and what DMPO's authors train: the pair term without reference, plus cross-entropy.
     weight = g.p.get("lam", g.p.get("ftx"))
-    return losses.simpo(*g.policy, beta=g.p["beta"], gamma=0.0) + weight * losses.ce(g.pos)
+    return losses.simpo(*g.policy, beta=g.p["beta"], gamma=0.0) + weight * -g.pos
 
 
 def golden_dynamicpo(g):
@@ -120,7 +121,7 @@ def golden_tawin_off_policy(g):
 
 
 GOLDEN = {
-    "ce_A": lambda g: losses.ce(g.pos),
+    "ce_A": lambda g: -g.pos,
     "dpo1_A_b0.1": golden_dpo,
     "dpoK_A_b0.1": golden_dpo,
     "dpo1_A_b1.0": golden_dpo,
@@ -130,8 +131,8 @@ GOLDEN = {
     "ipo_A": lambda g: golden_dpo(g, "ipo"),
     "rodpo_A_k2_expected": golden_dpo,
     "rodpo_A_k4_expected": golden_dpo,
-    "rodpo_A_k2_draw_last_ce": lambda g: golden_dpo(g) + g.p["lam_ce"] * losses.ce(g.pos),
-    "rodpo_A_k4_draw_last_ce": lambda g: golden_dpo(g) + g.p["lam_ce"] * losses.ce(g.pos),
+    "rodpo_A_k2_draw_last_ce": lambda g: golden_dpo(g) + g.p["lam_ce"] * -g.pos,
+    "rodpo_A_k4_draw_last_ce": lambda g: golden_dpo(g) + g.p["lam_ce"] * -g.pos,
     "sdpo_A_b0.1": lambda g: losses.sdpo(*g.all, beta=g.p["beta"]),
     "sdpo_A_b1.0": lambda g: losses.sdpo(*g.all, beta=g.p["beta"]),
     "dmpo_A_b0.1": lambda g: losses.dmpo(*g.all, beta=g.p["beta"]),
@@ -142,8 +143,8 @@ GOLDEN = {
     "simpo_A": lambda g: losses.simpo(*g.policy, beta=g.p["beta"], gamma=g.p["gamma"]),
     "simpo1_A_b10": lambda g: losses.simpo(*g.policy, beta=g.p["beta"], gamma=g.p["gamma"]),
     "bpr_A": lambda g: losses.simpo(*g.policy, beta=1.0, gamma=0.0),
-    "orpo_A": lambda g: losses.ce(g.pos) + g.p["lam"] * losses.orpo(*g.policy),
-    "orpo1_A_l1": lambda g: losses.ce(g.pos) + g.p["lam"] * losses.orpo(*g.policy),
+    "orpo_A": lambda g: -g.pos + g.p["lam"] * losses.orpo(*g.policy),
+    "orpo1_A_l1": lambda g: -g.pos + g.p["lam"] * losses.orpo(*g.policy),
     "lpo_paper_A_tau0.1": golden_lpo,
     "lpo_paper_A_tau1.0": golden_lpo,
     "lpo_logit_A": lambda g: golden_lpo(g, "logit"),
@@ -180,7 +181,8 @@ def test_golden(name):
     golden = Golden(case)
     weights = case["inputs"].get("weights")
     weights = None if weights is None else torch.tensor(weights, dtype=torch.float64)
-    value = losses.reduce(GOLDEN[name](golden), weights)
+    per_row = GOLDEN[name](golden)
+    value = per_row.mean() if weights is None else weighted_sum(per_row, weights / weights.sum())
     value.backward()
     assert value.item() == pytest.approx(case["loss"], rel=1e-12, abs=1e-12)
     expected = torch.tensor(case["grad_logits"], dtype=torch.float64)
@@ -322,10 +324,27 @@ TAWIN = {
     "advantage_ddof": 1,
     "old_policy": "reference",
 }
+
+
+def loop_hanorec(pairs, gaps, beta):
+    """The loss of each row from its margins [B][K] and neighbour gaps [B][K]."""
+
+    def sigma(x):
+        return 1 / (1 + math.exp(-x))
+
+    flat = [margin for row in pairs for margin in row]
+    ratios = sorted(margin / mean(flat) for margin in flat)
+    cut = len(ratios) // 10
+    noise = sigma(mean(ratios[cut : len(ratios) - cut])) / sigma(1.0)
+    usual = sigma(mean(gap for row in gaps for gap in row))
+    return [
+        mean(sp(-beta * noise * sigma(gap) / usual * margin) for margin, gap in zip(*row)) for row in zip(pairs, gaps)
+    ]
+
+
 DYNAMIC = {"beta": 0.7, "gamma": 0.4, "dynamic_base": "dmpo", "dynamic_beta": "adaptive"}
 SMOOTH = {"beta": 0.7, "dpo_loss": "sigmoid", "label_smoothing": 0.2}
 LOOPS = [
-    ("ce", lambda w, ls: -w, {}),
     ("lpo", loop_lpo, {"tau": 0.1, "lpo_space": "probability"}),
     ("lpo", loop_lpo, {"tau": 0.8, "lpo_space": "logit"}),
     ("lpo", loop_lpo, {"tau": 0.8, "lpo_space": "log_prob"}),
@@ -449,7 +468,7 @@ def test_shift_of_a_row_cancels(name, loop, chosen, shift, ref_shift, seed):
 
 @pytest.mark.parametrize("name", ["orpo", "mppo", "lpo"])
 def test_losses_that_need_log_probabilities_say_so(name):
-    chosen = {"orpo": {}, "mppo": {"beta": 1.0}, "lpo": LOOPS[1][2]}[name]
+    chosen = {"orpo": {}, "mppo": {"beta": 1.0}, "lpo": LOOPS[0][2]}[name]
     assert list(inspect.signature(getattr(losses, name)).parameters)[:2] == [
         "pos_logps",
         "neg_logps",
@@ -494,7 +513,7 @@ def test_policy_equal_to_reference_has_no_preference(seed, beta, k):
     [
         entry
         for entry in LOOPS
-        if entry[0] in ("ce", "sdpo", "dmpo", "simpo", "orpo", "mppo", "lpo")
+        if entry[0] in ("sdpo", "dmpo", "simpo", "orpo", "mppo", "lpo")
         or entry[2].get("dynamic_beta") in ("half", "constant")
         or (entry[0] == "dpo" and entry[2]["dpo_loss"] != "ipo")
     ],
@@ -537,7 +556,7 @@ def test_dmpo_gradient_is_the_same_for_every_negative():
 )
 def test_gradcheck(name, chosen):
     parts = random_batch(rows=3, k=4, seed=5)
-    leaves = [part.clone().requires_grad_() for part in parts[: 1 if name == "ce" else 2]]
+    leaves = [part.clone().requires_grad_() for part in parts[:2]]
     assert torch.autograd.gradcheck(lambda *xs: call(name, [*xs, *parts[2:]], chosen), leaves)
 
 
@@ -602,8 +621,6 @@ def test_half_precision_inputs_give_float32_losses(name, chosen, dtype):
 @pytest.mark.parametrize("name, chosen", EVERY)
 def test_nan_shows(name, chosen):
     for part, column in ((0, ...), (1, (..., 2))):
-        if name == "ce" and part:
-            continue
         batch = [x.clone() for x in random_batch(rows=3)]
         batch[part][column] = float("nan")
         assert call(name, batch, chosen).isnan().all()
@@ -803,13 +820,6 @@ def test_tawin_clips_by_the_sign_of_the_advantage():
 # -- reduction, diagnostics, mistakes -----------------------------------------------------------
 
 
-def test_reduce():
-    values = torch.tensor([1.0, 2.0, 6.0])
-    assert losses.reduce(values).item() == 3.0
-    assert losses.reduce(values, torch.tensor([2.0, 0.0, 2.0])).item() == 3.5
-    assert losses.reduce(values, torch.full((3,), 0.1)).item() == pytest.approx(3.0)
-    assert losses.reduce(values, torch.zeros(3)).item() == 0.0
-
 
 def test_diagnostics_by_pencil():
     pos, neg = torch.tensor([2.0], requires_grad=True), torch.tensor([[1.0, 2.0, 3.0, -2.0]])
@@ -847,3 +857,41 @@ def test_diagnostics_against_a_loop():
 def test_unknown_choice_is_refused(name, chosen, key, wrong, nearest):
     with pytest.raises(PrefError, match=f"{key}='{wrong}'.*Did you mean '{nearest}'"):
         call(name, random_batch(), {**chosen, key: wrong})
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_hanorec_equals_a_loop(k):
+    pos, neg, ref_pos, ref_neg = random_batch(rows=12, k=k)
+    gaps = torch.rand(12, k, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    pairs = ((pos - ref_pos).unsqueeze(1) - (neg - ref_neg)).tolist()
+    ours, extras = losses.hanorec(pos, neg, ref_pos, ref_neg, gaps, beta=0.3)
+    assert ours.tolist() == pytest.approx(loop_hanorec(pairs, gaps.tolist(), 0.3), rel=1e-12)
+    without, _ = losses.hanorec(pos, neg, ref_pos, ref_neg, beta=0.3)
+    level = torch.full_like(gaps, 0.4)
+    assert without.tolist() == pytest.approx(loop_hanorec(pairs, level.tolist(), 0.3), rel=1e-12)
+    assert (extras["mean_beta"] - 0.3).abs().max() < 0.3
+
+
+def test_hanorec_starts_as_dpo_and_moves_as_it():
+    pos, neg, _, _ = random_batch(k=2)
+    pos.requires_grad_()
+    value, extras = losses.hanorec(pos, neg, pos.detach(), neg, beta=0.3)
+    torch.testing.assert_close(value, torch.full_like(value, math.log(2.0)))
+    torch.testing.assert_close(extras["mean_beta"], torch.full_like(value, 0.3))
+    (gradient,) = torch.autograd.grad(value.sum(), pos)
+    torch.testing.assert_close(gradient, torch.full_like(gradient, -0.15))
+
+
+def test_neighbour_profiles_equal_a_loop():
+    vectors = torch.randn(9, 4, generator=torch.Generator().manual_seed(0))
+    profiles = losses.neighbour_profiles(vectors, top=3, chunk=2)
+    for item in range(1, 9):
+        cosines = [
+            torch.cosine_similarity(vectors[item], vectors[other], dim=0).item() for other in range(1, 9) if other != item
+        ]
+        top = sorted(cosines, reverse=True)[:3]
+        expected = [math.exp(x) / sum(map(math.exp, top)) for x in top]
+        assert profiles[item].tolist() == pytest.approx(expected, abs=1e-6)
+    gaps = losses.neighbour_gaps(profiles, torch.tensor([1, 2]), torch.tensor([[1, 3], [4, 2]]))
+    assert gaps[0, 0] == gaps[1, 1] == 0
+    assert gaps[0, 1].item() == pytest.approx((profiles[1] - profiles[3]).norm().item())

@@ -27,7 +27,7 @@ from recbole_pref.tune import (
     _check_corners,
     _cross_entropy_score,
     _fixed_settings,
-    _keep,
+    _store_or_compare,
     _objective,
     _shared,
     tune,
@@ -324,8 +324,8 @@ def test_a_baseline_serves_again_with_the_same_settings_alone(settings, tmp_path
 
 def test_trials_have_the_defaults_that_the_sweep_began_with(settings, tmp_path):
     began = {"settings": {"epochs": 4}, "space": {"tau": [1, 2]}, "num_samples": 3, "defaults": "first"}
-    _keep(tmp_path / "sweep.json", began, resumed=False)
-    _keep(tmp_path / "sweep.json", began, resumed=True)
+    _store_or_compare(tmp_path / "sweep.json", began, resumed=False)
+    _store_or_compare(tmp_path / "sweep.json", began, resumed=True)
     for change, words in (
         ({"defaults": "second"}, "other defaults"),
         ({"settings": {"epochs": 4, "hidden_size": 32}}, "another hidden_size"),
@@ -334,7 +334,7 @@ def test_trials_have_the_defaults_that_the_sweep_began_with(settings, tmp_path):
         ({"num_samples": 9}, "num_samples: 3, not 9"),
     ):
         with pytest.raises(PrefError, match=f"--resume.* began with {words}.*--name"):
-            _keep(tmp_path / "sweep.json", {**began, **change}, resumed=True)
+            _store_or_compare(tmp_path / "sweep.json", {**began, **change}, resumed=True)
     shared = {"model": "LPOSASRec", "dataset": "tiny", "settings": settings, "threads": 1, "references": {},
               "reference_dir": None, "defaults": "those of an edited file", "data": None}  # fmt: skip
     with pytest.raises(PrefError, match="the defaults changed after the sweep began"):
@@ -414,7 +414,7 @@ def test_several_gpus_and_foreign_settings_on_the_command_line(settings, tmp_pat
         raise PrefError("started")
 
     monkeypatch.setattr("recbole_pref.tune._start_ray", started)
-    monkeypatch.setattr("recbole_pref.tune._keep", lambda path, began, resumed: seen.append(began["settings"]))
+    monkeypatch.setattr("recbole_pref.tune._store_or_compare", lambda path, inputs, resumed: seen.append(inputs["settings"]))
     assert cli.main([*words, "--gpu_id=0,1,2,3"]) == 2
     assert "started" in capsys.readouterr().err and seen[0]["gpu_id"] == [0, 1, 2, 3]
     assert cli.main([*words, "--lpo_space=logit"]) == 2

@@ -17,7 +17,10 @@ from recbole.utils import EvaluatorType, InputType, ModelType
 from recbole_pref.errors import PrefError, suggest
 from recbole_pref.evaluation.objective import check_measured, check_objective
 from recbole_pref.methods import method_of
+from recbole_pref.model.backbones import backbone_of
+from recbole_pref.model.prior import is_used
 from recbole_pref.settings import (
+    PRIORS,
     RECBOLE_SETTINGS,
     SETTINGS,
     attribute_of_settings,
@@ -42,7 +45,7 @@ if TYPE_CHECKING:
 _CUTOFF_INPUTS = ("rec.topk", "rec.items")
 _ANY_DATA_SET = {"inter": ["user_id", "item_id"]}  # RecBole's load_col for a data set without a property file
 _SEQUENTIAL_EVAL_ARGS = {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"}
-_TRANSFORM_KEYS = {"crop_itemseq": "eta", "reorder_itemseq": "beta"}  # settings that RecBole's transforms need
+_TRANSFORM_KEYS = {"crop_itemseq": "eta", "reorder_itemseq": "beta"}  # what RecBole's transforms read
 _NESTED_KEYS = {"eval_args": ("split", "order", "group_by", "mode")}  # keys that belong below another key
 
 
@@ -75,9 +78,12 @@ def keys_are_known(config: "Config") -> None:
 def values_are_accepted(config: "Config") -> None:
     """Refuse values that their settings do not accept, and convert the others to the form that RecBole reads."""
     final = config.final_config_dict
+    own = getattr(config.model_class, "own_settings", {})
+    for key in own.keys() & final.keys():
+        own[key].check(key, final[key])
     for settings in (SETTINGS, RECBOLE_SETTINGS):
         for key, setting in settings.items():
-            if key not in final:
+            if key not in final or key in own:
                 continue
             value = final[key]
             if setting.path and value is not None and not isinstance(value, bool):
@@ -306,6 +312,31 @@ def method_is_possible(config: "Config") -> None:
         )
 
 
+def prior_is_possible(config: "Config") -> None:
+    """Refuse a prior that the model or the other settings do not go with."""
+    final = config.final_config_dict
+    if method_of(config.model_class) is None or not is_used(final):
+        return
+    if backbone_of(config.model_class) is None:
+        raise PrefError(
+            f"prior={shown(final['prior'])} does not work with {config.model}: its scores are not products of "
+            "representations and item vectors; set it to none or choose SASRec, GRU4Rec or Caser."
+        )
+    known = [*PRIORS, "none"]
+    if final["prior"] not in known and not os.path.isfile(final["prior"]):
+        raise PrefError(
+            f"prior={shown(final['prior'])} is neither one of {', '.join(known)} nor a file."
+            f"{suggest(final['prior'], known)}"
+        )
+    if final["prior_weight"] == "auto" and final["prior_in_training"]:
+        raise PrefError(
+            "prior_weight='auto' is chosen after training, and prior_in_training is True: set prior_weight to learned "
+            "or to a number such as 1."
+        )
+    if final["prior_weight"] == "learned" and not final["prior_in_training"]:
+        raise PrefError("prior_weight='learned' is learned in training: set prior_in_training: True as well.")
+
+
 def reference_is_there(config: "Config") -> None:
     """Refuse ``reference: none`` if a loss, a sampler or the objective needs a reference model."""
     final, method = config.final_config_dict, method_of(config.model_class)
@@ -434,6 +465,7 @@ BEFORE_DEFAULTS: tuple[Check, ...] = (  # before RecBole sets its defaults
     transform_is_possible,
     topk_is_valid,
     method_is_possible,
+    prior_is_possible,
     reference_is_there,
     settings_are_read_by_the_model,
     metrics_exist,

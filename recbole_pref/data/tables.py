@@ -111,7 +111,11 @@ def read_text_table(path: Path, separator: str, skip_blank_lines: bool = True) -
 
 
 def text_parts(
-    path: Path, separator: str, columns: list[str] | None = None, skip_blank_lines: bool = True
+    path: Path,
+    separator: str,
+    columns: list[str] | None = None,
+    skip_blank_lines: bool = True,
+    rows: int | None = None,
 ) -> Iterator[pd.DataFrame]:
     """Read a text table part by part.
 
@@ -120,6 +124,7 @@ def text_parts(
         separator: separator of the cells; with a separator of one character, cells may be quoted.
         columns: names of the columns of a file without a header.
         skip_blank_lines: if False, a blank line is a row.
+        rows: rows per part; by default ``PART_ROWS`` for four columns.
 
     Yields:
         A table of texts; the index is the number of the row in the file.
@@ -137,7 +142,8 @@ def text_parts(
             n_columns = _count_columns(path, separator, columns)
             parts = pd.read_csv(
                 file, header=0 if columns is None else None, names=columns, dtype=str, keep_default_na=False,
-                index_col=False, skip_blank_lines=skip_blank_lines, chunksize=4 * PART_ROWS // n_columns + 1, **options,
+                index_col=False, skip_blank_lines=skip_blank_lines, **options,
+                chunksize=rows or 4 * PART_ROWS // n_columns + 1,
             )  # fmt: skip
             while True:
                 with warnings.catch_warnings():
@@ -257,12 +263,13 @@ def read_parquet_file(path: Path) -> pd.DataFrame:
         return pd.read_parquet(path)
 
 
-def parquet_parts(path: Path, columns: Collection[str]) -> Iterator[pd.DataFrame]:
+def parquet_parts(path: Path, columns: Collection[str], rows: int = PART_ROWS) -> Iterator[pd.DataFrame]:
     """Read a Parquet file part by part.
 
     Args:
         path: the file.
-        columns: the columns to read. If the file lacks one of them, all columns are read.
+        columns: the columns to read. If it is empty or the file lacks one of them, all columns are read.
+        rows: rows per part.
 
     Yields:
         Tables, of which the first has no rows; the index is the number of the row in the file.
@@ -275,9 +282,9 @@ def parquet_parts(path: Path, columns: Collection[str]) -> Iterator[pd.DataFrame
     with _reading_parquet(path):
         file, start = ParquetFile(path), 0
         names = file.schema_arrow.names
-        selected = list(columns) if set(columns) <= set(names) else None
+        selected = list(columns) if columns and set(columns) <= set(names) else None
         yield pd.DataFrame(columns=names, dtype=object)
-        for batch in file.iter_batches(PART_ROWS, columns=selected):
+        for batch in file.iter_batches(rows, columns=selected):
             part = batch.to_pandas(ignore_metadata=True)
             part.index = range(start, start + len(part))
             yield part

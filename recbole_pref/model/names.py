@@ -15,6 +15,7 @@ from recbole_pref.errors import PrefError, suggest
 from recbole_pref.methods import METHODS
 
 BACKBONES = ("SASRec", "GRU4Rec", "Caser")
+LINEAR = ("SLIST", "TALE", "SeqEASE")  # the classes of linear_models, which have no method
 
 SEQUENTIAL = "recbole.model.sequential_recommender"
 
@@ -106,6 +107,7 @@ def all_model_names():
     import recbole.properties as properties
 
     names = [name.stem for root in properties.__path__ for name in _yaml_files(root)]
+    names += LINEAR
     backbones = [backbone.__name__ for backbone in sequential_models().values()]
     backbones += [f"MM{backbone}" for backbone in BACKBONES]
     return names + [method + backbone for method in METHODS for backbone in backbones]
@@ -138,3 +140,9 @@ def preference_class(method, backbone):
             },
         )
     return room[name]
+
+
+def linear_class(name: str) -> type | None:
+    """Return the linear model with this name in lower case, or None."""
+    exact = next((exact for exact in LINEAR if exact.lower() == name), None)
+    return exact and getattr(importlib.import_module("recbole_pref.model.linear_models"), exact)

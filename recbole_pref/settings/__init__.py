@@ -6,7 +6,7 @@ Defaults and explanations are in the property files (``properties/``).
 from dataclasses import fields
 from typing import Any
 
-from recbole_pref.settings.ours import SETTINGS
+from recbole_pref.settings.ours import LINEAR_SETTINGS, PRIORS, SETTINGS
 from recbole_pref.settings.recbole import (
     RECBOLE_SETTINGS,
     check_clipping,
@@ -19,7 +19,8 @@ from recbole_pref.settings.recbole import (
 from recbole_pref.settings.setting import Setting, is_finite, plain_value, shown
 
 __all__ = [
-    "RECBOLE_SETTINGS", "SETTINGS", "Setting", "attribute_of_settings", "check_clipping", "check_columns",
+    "LINEAR_SETTINGS", "PRIORS", "RECBOLE_SETTINGS", "SETTINGS", "Setting", "attribute_of_settings", "check_clipping",
+    "check_columns",
     "check_discretization", "check_eval_args", "check_interval", "check_negatives", "check_setting",
     "is_finite", "plain_value", "settings_set_by", "settings_with", "setting_of", "shown",
 ]  # fmt: skip

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from recbole_pref.errors import PrefError, suggest
-from recbole_pref.settings import SETTINGS, check_setting, setting_of
+from recbole_pref.settings import LINEAR_SETTINGS, SETTINGS, check_setting, setting_of
 from recbole_pref.settings.files import FlowLoader, known_keys, parse_value, shipped
 
 RANGES = {"uniform": 2, "loguniform": 2, "quniform": 3, "randint": 2}
@@ -271,6 +271,8 @@ def _check_values(key: str, domain: Domain) -> None:
         )
     for value in domain.ends():
         value = as_setting(key, value)
+        if key in LINEAR_SETTINGS and LINEAR_SETTINGS[key].accepts(value):
+            continue  # whether the model is one of those shows in the corners
         if key in SETTINGS or value is not None:
             check_setting(key, value)
 
