@@ -1,4 +1,4 @@
-"""``python -m recbole_pref.compare``: the worker server of a comparison, or one run of it again."""
+"""``python -m recbole_pref.compare``: start the worker server of a comparison, or repeat one run."""
 
 import sys
 
