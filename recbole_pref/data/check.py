@@ -176,7 +176,7 @@ def _check_interactions(path, config, benchmark, fields):
     data, columns, separator = _begin(path, config["field_separator"], config["encoding"])
     sequential = config["MODEL_TYPE"] == recbole_utils.ModelType.SEQUENTIAL
     needed = {"USER_ID_FIELD": "token", "ITEM_ID_FIELD": "token"}
-    if sequential:
+    if sequential or (config["eval_args"]["order"] == "TO" and not benchmark):
         needed |= {"LIST_SUFFIX": "token_seq"} if benchmark else {"TIME_FIELD": "float"}
         lists = _list_field(config)
         if benchmark and lists not in columns:
@@ -227,6 +227,13 @@ def _check_features(path, source, config, interactions, fields):
             notes.append(
                 f"{lost} interactions are with a {shown(field)} that has no row in {path}; RecBole drops them "
                 "unless filter_inter_by_user_or_item is false"
+            )
+    if loaded and source == "item" and not config["benchmark_filename"]:
+        unused = len(set(frame[field]).difference(*(frame_of[field] for frame_of in interactions)))
+        if unused:
+            notes.append(
+                f"{unused} items of {path} are in no interaction; they are ranked with the others, which lowers the "
+                "metrics"
             )
     return notes
 
