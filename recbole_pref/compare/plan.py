@@ -21,6 +21,7 @@ from recbole_pref.records.summary import COSTS
 from recbole_pref.settings import attribute_of_settings, check_setting, settings_with
 from recbole_pref.training import reference
 
+_READS = settings_with(reloads_data=True) | settings_with(filters=True)
 _LABEL_PART = 80  # characters of the label in the name of a run, which is a file's name
 
 
@@ -87,6 +88,7 @@ def plan_runs(
         PrefError: a mistake in any of them, or entries that one table cannot hold.
     """
     tasks, first_config, first_measured, first_seed = [], None, None, None
+    reads = {}  # what decides which columns an entry needs -> a configuration
     for entry in entries:
         config, settings = _configure(entry, dataset, files, shared)
         measured = _measured(config)
@@ -105,6 +107,8 @@ def plan_runs(
                     f"--compare: {entry.label} has {what} {value!r}, the first entry {first_measured[what]!r}: one "
                     f"table needs the same, set it for all with --{what.rpartition(' ')[2]}=... on the command line."
                 )
+        needed = [config["MODEL_TYPE"], config["load_col"], *(config[key] for key in sorted(_READS))]
+        reads.setdefault(repr(needed), config)
         defaults = digest_of_defaults(config)
         asks, offers = reference.key_asked(config), reference.key_offered(config)
         for seed in parse_seeds(seeds, first_seed):
@@ -117,8 +121,9 @@ def plan_runs(
             )  # fmt: skip
     check_different([task.id for task in tasks])
     if not all(task.record.is_file() for task in tasks):
-        first_config["checkpoint_dir"] = str(folder / "checkpoints" / tasks[0].id)  # where a run looks for pickles
-        check_files(first_config)
+        for config in reads.values():
+            config["checkpoint_dir"] = str(folder / "checkpoints" / tasks[0].id)  # where a run looks for pickles
+            check_files(config)
     return tasks
 
 
