@@ -56,6 +56,7 @@ class TrainerMixin(EvaluationMixin):
         self._valid_result = None  # metrics of the last validation
         self._reference_result = None  # of the reference, where the objective compares with it
         self._loader = None
+        self.has_started = False  # whether all is ready for the first epoch, or the next one of a resumed run
         self._saving = False
         self._saved_epoch = None  # start_epoch of the last checkpoint of this process
         self._resumed = None
@@ -178,6 +179,7 @@ class TrainerMixin(EvaluationMixin):
             self._continue_from(self._resumed)
         if self.is_preference:
             self._cache_reference(train_data)
+        self.has_started = True
 
     def train_epoch(self, epoch_idx=0):
         """Train one epoch after ``start`` and return the sum of its losses: float."""
