@@ -6,7 +6,6 @@
 from recbole_pref.compare import compare
 from recbole_pref.report import draw_and_report
 
-
 MODELS = "CESASRec,CESASRec repeat_bias=True,LPOSASRec recommended/LPO.yaml"
 
 

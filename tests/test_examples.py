@@ -46,6 +46,7 @@ def test_own_data_ends_in_recommendations(example, tiny_dataset, tmp_path, capsy
     assert f"60 users, 40 items, {len(rows)} interactions" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_compare_models_publishes(example, tiny_dataset):
     settings = without(tiny_dataset, "epochs", "checkpoint_dir")
     folder = example("compare_models").main("CESASRec,LPOSASRec", "tiny", seeds=1, epochs=1, **settings)
