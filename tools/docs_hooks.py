@@ -20,7 +20,8 @@ from recbole_pref.data import convert  # noqa: E402
 from recbole_pref.settings import LINEAR_SETTINGS, RECBOLE_SETTINGS, SETTINGS  # noqa: E402
 
 PROPERTIES = ROOT / "properties"
-_LINE = re.compile(r"^(?P<name>\w+):\s*(?P<default>.*?)\s+# \((?P<kind>.*?)\)\s*(?P<meaning>.*)$")
+_KIND = r"(?:[^()\[]|[(\[][^)\]]*[)\]])*"  # such as "float in (0, 1)"
+_LINE = re.compile(rf"^(?P<name>\w+):\s*(?P<default>.*?)\s+# \((?P<kind>{_KIND})\)\s*(?P<meaning>.*)$")
 _MARK = re.compile(r"<!-- settings: (\S+) -->")
 
 
