@@ -249,8 +249,9 @@ class _CatalogueLoss(torch.autograd.Function):
                 grad_scores = probs.mul_(grad_z.unsqueeze(1)) if grad_z is not None else probs.zero_()
                 if grad_picked is not None:
                     grad_scores.scatter_add_(1, ids, grad_picked)
-                for grad_weight, source in zip(grad_weights, sources):
-                    grad_weight += source.dot(grad_scores, rows)
+                for number, (grad_weight, source) in enumerate(zip(grad_weights, sources)):
+                    if ctx.needs_input_grad[7 + number]:
+                        grad_weight += source.dot(grad_scores, rows)
                 if scale is not None:
                     grad_scores *= scale
                 grad_scores = grad_scores.to(dtype)

@@ -461,7 +461,6 @@ def test_schedules_by_hand():
     assert [cosine(s, 2, 6) for s in (0, 1, 2, 4, 6)] == pytest.approx([0.5, 1.0, 1.0, 0.5, 0.0])
     linear = schedule.SCHEDULES["linear"]
     assert [linear(s, 0, 4) for s in (0, 1, 4, 9)] == pytest.approx([1.0, 0.75, 0.0, 0.0])
-    assert schedule.SCHEDULES["constant"](5, 0, 10) == 1.0
     assert schedule.SCHEDULES["none"](0, 4, 10) == 0.25
 
 

@@ -19,6 +19,7 @@ from recbole_pref.model.backbones import backbone_of, encode_last, whole_scores
 from recbole_pref.model.batch import RowBatch
 from recbole_pref.model.dropout import use_fast_dropout
 from recbole_pref.model.frozen import Reference
+from recbole_pref.model.prior import OfPrior, Prior, is_in_training
 from recbole_pref.model.step import TrainingStep
 from recbole_pref.settings import SETTINGS
 
@@ -26,6 +27,7 @@ from recbole_pref.settings import SETTINGS
 _PROBABILITY_BACKBONES = ("RepeatNet", "GRU4RecCPR", "SASRecCPR")
 # Adam moves a parameter by about the learning rate per step: a bias of several nats needs larger steps.
 _REPEAT_SCALE = 10.0
+_OF_PRIOR = "prior."  # how the names of the prior's weights begin in a state dict
 _OF_REFERENCE = "reference."  # how the names of the reference's parameters begin in a state dict
 
 
@@ -68,6 +70,10 @@ class PreferenceMixin(_Backbone):
         self.settings = {key: config[key] for key in SETTINGS if key in config}
         self.backbone = backbone_of(type(self))
         self.repeat_bias = self._new_repeat_bias(config)
+        self.prior: Prior | None = None
+        self.register_buffer("prior_weight", None)
+        if is_in_training(config) and config["prior_weight"] == "learned":
+            self.prior_weight = torch.nn.Parameter(torch.ones(()))
         self.step: TrainingStep | None = None
         self.reference: PreferenceMixin | None = None
 
@@ -90,9 +96,28 @@ class PreferenceMixin(_Backbone):
 
     def terms(self, histories: torch.Tensor) -> scoring.Terms:
         """Return what is added to the dot products of rows with these histories [R, L]."""
-        if self.repeat_bias is None:
-            return ()
-        return (scoring.Term(_REPEAT_SCALE * self.repeat_bias, scoring.OfHistory(scoring.distinct_items(histories))),)
+        terms: scoring.Terms = ()
+        if self.repeat_bias is not None:
+            source = scoring.OfHistory(scoring.distinct_items(histories))
+            terms += (scoring.Term(_REPEAT_SCALE * self.repeat_bias, source),)
+        if self.prior is not None:
+            terms += (scoring.Term(self.prior_weight, OfPrior(self.prior, histories)),)
+        return terms
+
+    def attach_prior(self, prior: Prior, weight: float = 1.0) -> None:
+        """Add the scores of a prior to those of the model.
+
+        Args:
+            prior: fitted on the same items.
+            weight: of its scores, where it is not learned.
+        """
+        self.prior = prior.to(self.device)
+        if self.prior_weight is None:
+            self.set_prior_weight(weight)
+
+    def set_prior_weight(self, weight: float) -> None:
+        """Give the prior a fixed weight."""
+        self.register_buffer("prior_weight", torch.tensor(float(weight), device=self.device))
 
     def score_items(self, hidden: torch.Tensor, interaction: Interaction) -> torch.Tensor:
         """Return the scores of all items for representations [c, H] of an interaction's rows: [c, n_items]."""
@@ -151,6 +176,9 @@ class PreferenceMixin(_Backbone):
             # The policy's random stream must not depend on whether a reference exists.
             with torch.random.fork_rng(devices=[]):
                 reference = type(self)(config, dataset)
+            reference.__dict__["prior"] = self.prior  # shared, and so not stored twice
+            if self.prior is not None and reference.prior_weight is None:
+                reference.set_prior_weight(float(self.prior_weight))
             self.reference = reference.requires_grad_(False).eval().to(self.device)
             normalized = step.method.needs_log_probs(self.settings)
             step.reference = Reference(self.reference, normalized, self.settings["logits_memory_mb"])
@@ -188,6 +216,8 @@ class PreferenceMixin(_Backbone):
         means = {} if self.step is None else self.step.diagnostics.pop()
         if self.repeat_bias is not None:
             means["repeat_bias"] = (_REPEAT_SCALE * self.repeat_bias).item()
+        if isinstance(self.prior_weight, torch.nn.Parameter):
+            means["prior_weight"] = self.prior_weight.item()
         return means
 
     def start_from(self, state_dict: Mapping[str, torch.Tensor]) -> None:
@@ -196,16 +226,35 @@ class PreferenceMixin(_Backbone):
         Args:
             state_dict: parameters of the plain backbone.
         """
+        state_dict = {name: tensor for name, tensor in state_dict.items() if not name.startswith(_OF_PRIOR)}
         self.load_state_dict({**self.state_dict(), **state_dict})
         if self.reference is not None:
             self.reference.load_state_dict(state_dict)
-            self.step.reference.cache = None  # type: ignore[union-attr]  # prepare_training makes both
+        if self.step is not None and self.step.reference is not None:
+            self.step.reference.forget()
+
+    def renew_reference(self) -> None:
+        """Make the frozen reference a copy of the model as it is now (SPRec's self-play)."""
+        state = self.state_dict().items()
+        self.start_from({name: tensor.clone() for name, tensor in state if not name.startswith(_OF_REFERENCE)})
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Take parameters over, as torch; a model that is not prepared for training leaves out the reference's."""
+        """Take parameters over, as torch.
+
+        A model that is not prepared for training leaves out the reference's, and takes a prior over that it has not;
+        where the parameters hold no prior, the model keeps its own.
+        """
         if self.reference is None:
             state_dict = {k: v for k, v in state_dict.items() if not k.startswith(_OF_REFERENCE)}
+        has_prior = any(key.startswith(_OF_PRIOR) for key in state_dict)
+        if has_prior and self.prior is None:
+            self.attach_prior(Prior(self.n_items))
+        elif self.prior is not None and not has_prior:
+            state_dict = {**self._prior_state(), **state_dict}
         return super().load_state_dict(state_dict, strict, assign)
+
+    def _prior_state(self) -> dict[str, torch.Tensor]:
+        return {k: v for k, v in self.state_dict().items() if k.startswith(_OF_PRIOR) or k == "prior_weight"}
 
     def train(self, mode: bool = True) -> "PreferenceMixin":
         """Set training mode; the reference stays in evaluation mode."""

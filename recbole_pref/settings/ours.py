@@ -1,4 +1,6 @@
-"""The settings of RecBole-Pref: a line here and a line in ``properties/`` make a new one."""
+"""The settings of RecBole-Pref. A new setting needs a line here and a line in ``properties/``."""
+
+from dataclasses import replace
 
 from recbole_pref.settings.setting import (
     Setting,
@@ -13,6 +15,20 @@ from recbole_pref.settings.setting import (
 )
 
 _BESIDE_SPACE = "name it beside space, as objective"
+
+# Linear item-item models. Other models read some of these names too and accept other values for them.
+LINEAR_SETTINGS: dict[str, Setting] = {
+    "reg_weight": positive(choices=("auto",)),
+    "tau_train": positive(nullable=True),
+    "tau_inf": positive(nullable=True),
+    "c": Setting(float, low=0.0, high=1.0),
+    "beta": Setting(float, high=0.0),
+    "alpha": Setting(float, low=0.0, high=1.0),
+    "train_ages": words("positions", "times"),
+    "linear_memory_mb": weight(),
+}
+# What ``prior`` names, and the linear model behind it.
+PRIORS = {"SLIST": "SLIST", "TALE": "TALE", "EASE": "SeqEASE"}
 
 SETTINGS: dict[str, Setting] = {
     # the loss
@@ -56,6 +72,14 @@ SETTINGS: dict[str, Setting] = {
     "reference_epochs": count(shapes_reference=True),
     "reference_learning_rate": positive(shapes_reference=True),
     "trust_checkpoint": flag(free_on_resume=True),
+    # the linear prior
+    "prior": text(path=True, shapes_reference=True, of_our_models=True, off="none"),
+    "prior_weight": Setting(float, low=0.0, choices=("auto", "learned"), shapes_reference=True),
+    "prior_in_training": flag(shapes_reference=True),
+    **{
+        f"prior_{key}": replace(setting, nullable=True, shapes_reference=True)
+        for key, setting in LINEAR_SETTINGS.items()
+    },
     # training
     "train_positions": words("auto", "all", "last", shapes_reference=True),
     "window_stride": Setting(int, low=1, choices=("auto",), shapes_reference=True),
@@ -90,16 +114,4 @@ SETTINGS: dict[str, Setting] = {
         str, nullable=True, scope="run", path=True, derived=True, set_by=("comparison", "sweep")
     ),
     "strict_config": flag(free_on_resume=True),
-}
-
-# Linear item-item models. Other models read some of these names too and accept other values for them.
-LINEAR_SETTINGS: dict[str, Setting] = {
-    "reg_weight": positive(choices=("auto",)),
-    "tau_train": positive(nullable=True),
-    "tau_inf": positive(nullable=True),
-    "c": Setting(float, low=0.0, high=1.0),
-    "beta": Setting(float, high=0.0),
-    "alpha": Setting(float, low=0.0, high=1.0),
-    "train_ages": words("positions", "times"),
-    "linear_memory_mb": weight(),
 }

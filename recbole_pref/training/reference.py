@@ -16,10 +16,13 @@ from pathlib import Path
 import recbole
 from filelock import FileLock, Timeout
 
-from recbole_pref import checkpoint
+from recbole_pref import checkpoint, distributed
 from recbole_pref.errors import PrefError
+from recbole_pref.model import prior
 from recbole_pref.settings import attribute_of_settings, settings_with
 from recbole_pref.settings.files import properties_dir, top_level_keys
+
+_NOT_COMPARED = ("reference.", "prior.")  # parameters that a reference has not of its own
 
 
 def fingerprint_of(dataset):
@@ -45,10 +48,18 @@ def reference_key(config, backbone_class, fingerprint):
             "dataset": config["dataset"],
             "data": fingerprint,
             "settings": backbone_settings(config, backbone_class),
-            "training": {key: config[key] for key in sorted(settings_with(shapes_reference=True))},
+            "training": _training_settings(config),
         },
         other=str,
     )
+
+
+def _training_settings(config):
+    """Return the settings that shape the training of a reference; a prior that is added after training does not."""
+    settings = {key: config[key] for key in sorted(settings_with(shapes_reference=True))}
+    if not prior.is_in_training(config):
+        settings = {key: value for key, value in settings.items() if not key.startswith("prior")}
+    return settings
 
 
 def shaping_keys(config, backbone_class):
@@ -89,11 +100,16 @@ def obtain(config, model, train_data, valid_data, train):
         return load_reference(path, config, model, fingerprint), f"reference loaded from {path}"
     key = _completed(reference_key(config, model.backbone_class, fingerprint), model)
     path = reference_path(config, key)
+    if not distributed.is_first():
+        distributed.wait()  # until the first process has the lock: what it trains is logged
     try:
-        lock = _locked(path, timeout=0)
+        lock = locked(path, timeout=0)
     except Timeout:
         getLogger().info(f"waiting for the reference that another process trains: {path}")
-        lock = _locked(path)
+        lock = None
+    if distributed.is_first():
+        distributed.wait()
+    lock = lock or locked(path)
     try:
         if path.is_file():
             try:
@@ -102,7 +118,7 @@ def obtain(config, model, train_data, valid_data, train):
                 getLogger().warning("%s It is trained again.", error)
         state_dict, summary = train(config, model.backbone_class, train_data, valid_data, path.stem)
         checkpoint.save({"state_dict": state_dict, "data": fingerprint, "key": key, **summary}, path)
-        return state_dict, f"reference trained and stored as {path}: {summary}"
+        return state_dict, f"reference trained and stored as {path}"
     finally:
         lock.release()
 
@@ -144,7 +160,7 @@ def differences(asked, offered):
     ]
 
 
-def _locked(path, timeout=-1):
+def locked(path, timeout=-1):
     """Return the lock of a reference, held.
 
     Raises:
@@ -166,7 +182,7 @@ def _locked(path, timeout=-1):
 def _claimed(path):
     """Return the lock of a reference, held, or None where the reference is there, being trained or not storable."""
     try:
-        lock = _locked(path, timeout=0)
+        lock = locked(path, timeout=0)
     except Timeout:
         return None
     except PrefError as error:  # a run of cross-entropy itself needs no reference
@@ -235,9 +251,9 @@ def load_reference(path, config, model, fingerprint):
     own = {
         name: tensor
         for name, tensor in model.state_dict().items()
-        if not name.startswith("reference.")
+        if not name.startswith(_NOT_COMPARED)
     }
-    theirs = {k: v for k, v in state["state_dict"].items() if not k.startswith("reference.")}
+    theirs = {k: v for k, v in state["state_dict"].items() if not k.startswith(_NOT_COMPARED)}
     differences = [
         f"{name}: {_shape(theirs.get(name))} != {_shape(own.get(name))}"
         for name in dict.fromkeys([*own, *theirs])
@@ -285,6 +301,7 @@ def training_config(config, backbone_class, stem=None):
             "resume": False,
             "result_file": None,
             "log_wandb": False,  # whose curves are those of the run
+            "prior": config["prior"] if prior.is_in_training(config) else "none",
             "keep_last": 1,
             # Apart from the run's own checkpoints, which --resume looks for.
             "checkpoint_dir": str(reference_folder(config) / "training"),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from recbole.trainer import Trainer
-from recbole.utils import dict2str, set_color
+from recbole.utils import calculate_valid_score, dict2str, set_color
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.tensorboard import SummaryWriter
@@ -22,7 +22,8 @@ from recbole_pref.evaluation.ranking import EvaluationMixin
 from recbole_pref.model.batch import RowLoader
 from recbole_pref.model.packing import PackedLoader
 from recbole_pref.model.preference import PreferenceMixin
-from recbole_pref.training import reference
+from recbole_pref.model.prior import is_in_training, is_used
+from recbole_pref.training import prior, reference
 from recbole_pref.training.optimizer import without_dynamo
 from recbole_pref.training.resume import ResumeState, RunState, Within
 
@@ -97,7 +98,39 @@ class TrainerMixin(EvaluationMixin):
             self._save_last(done, finished=True)
             if "keep_last" not in {**self.config.file_config_dict, **self.config.variable_config_dict}:
                 self.store.keep_latest()
-        return result
+        return self._add_prior(train_data, valid_data, saved, result)
+
+    def _add_prior(self, train_data, valid_data, saved, result):
+        """Add a linear prior that is not part of the training to the best model; return the result of fit."""
+        config = self.config
+        if not self.is_preference or not is_used(config) or is_in_training(config):
+            return result
+        state = checkpoint.load(self.saved_model_file) if saved and self.store.best() else None
+        if state is not None:
+            checkpoint.fill(self.model, state)
+            if "prior_weight" in state["state_dict"]:  # of a run that was resumed after its end
+                return state["best_valid_score"], state["best_valid_result"]
+        self.model.attach_prior(prior.obtain(config, train_data._dataset))
+        if config["prior_weight"] == "auto":
+            weight, score, metrics = prior.choose_weight(self, valid_data)
+            self.model.set_prior_weight(weight)
+            self.best_valid_score, self.best_valid_result = score, metrics
+            self.logger.info(f"prior_weight {weight:g} is the best on the validation set: {score:.4f}")
+        else:
+            self.model.set_prior_weight(config["prior_weight"])
+            if valid_data:
+                self.best_valid_result = dict(self.evaluate(valid_data, load_best_model=False))
+                self.best_valid_score = self.score_of(self.best_valid_result)
+        if state is not None:
+            state |= {"best_valid_score": self.best_valid_score, "best_valid_result": self.best_valid_result}
+            self.store.save_best({**state, "state_dict": self.model.state_dict()})
+        return self.best_valid_score, self.best_valid_result
+
+    def score_of(self, result):
+        """Return what the best epoch follows, of the metrics of a validation."""
+        if self.objective is not None:
+            return self.objective.score(result)
+        return calculate_valid_score(result, self.valid_metric)
 
     def prepare(self, train_data):
         """Give the model what training on these data needs, once.
@@ -110,7 +143,13 @@ class TrainerMixin(EvaluationMixin):
         """
         self.eval_collector.data_collect(train_data)
         if self.is_preference and self.model.step is None:
+            if is_in_training(self.config):
+                self.model.attach_prior(prior.obtain(self.config, train_data._dataset), self._fixed_prior_weight())
             self.model.prepare_training(self.config, train_data._dataset)
+
+    def _fixed_prior_weight(self):
+        weight = self.config["prior_weight"]
+        return 1.0 if weight == "learned" else weight
 
     def start(self, train_data, valid_data=None):
         """Bring a run to where its first epoch, or the next one of a resumed run, can begin.
@@ -125,6 +164,9 @@ class TrainerMixin(EvaluationMixin):
         """
         self.prepare(train_data)
         self.check_groups(valid_data, "validation")
+        chooses = self.is_preference and is_used(self.config) and self.config["prior_weight"] == "auto"
+        if chooses and not valid_data:
+            raise PrefError("prior_weight='auto' needs validation rows, and the split has none: set it to a number.")
         self._train_data, dataset = train_data, train_data._dataset
         self._data_fingerprint = reference.fingerprint_of(dataset)
         self._item_tokens = [str(token) for token in dataset.field2id_token[dataset.iid_field]]
@@ -183,11 +225,12 @@ class TrainerMixin(EvaluationMixin):
         signals = []
 
         def train(*arguments):
-            state_dict, summary, heard = train_reference(*arguments)
+            with distributed.alone():
+                state_dict, summary, heard = train_reference(*arguments)
             signals.append(heard)
             return state_dict, summary
 
-        with _random_states_kept(train_data), distributed.alone(), _marked("reference"):
+        with _random_states_kept(train_data), _marked("reference"):
             try:
                 state_dict, told = reference.obtain(self.config, self.model, train_data, valid_data, train)
             except Interrupted:  # which names the reference's own checkpoint
@@ -227,11 +270,19 @@ class TrainerMixin(EvaluationMixin):
             self._save_last(epoch_idx)
         self._epoch_started = time.perf_counter() - (self._within.seconds if self._within else 0.0)
         if self.is_preference and loss_func is None:
+            self._renew_reference(epoch_idx)
             total = self._preference_epoch(epoch_idx, show_progress)
         else:
             total = self._recboles_epoch(epoch_idx, loss_func, show_progress)
         self.epoch_times.append(time.perf_counter() - self._epoch_started)
         return total
+
+    def _renew_reference(self, epoch_idx):
+        """Begin a round of ``reference_renewal`` epochs with a reference that is a copy of the policy."""
+        every = self.config["reference_renewal"]
+        if every and epoch_idx and epoch_idx % every == 0 and self._within is None and self.model.reference is not None:
+            self.model.renew_reference()
+            self._cache_reference(self._train_data)
 
     @property
     def best_epoch(self):
@@ -242,8 +293,13 @@ class TrainerMixin(EvaluationMixin):
         return self.history[-1 - self.cur_step]["epoch"] + 1 if self.cur_step < len(self.history) else None
 
     def best_parameters(self):
-        """Return the stored state dict of the best epoch, or of the last one where none was validated."""
-        return checkpoint.load(self.store.best() or self.store.last(), setting="reference")["state_dict"]
+        """Return the stored parameters of the best epoch, or of the last one where none was validated.
+
+        The weights of a prior are left out, and so is its own weight where it was added after training.
+        """
+        state_dict = checkpoint.load(self.store.best() or self.store.last(), setting="reference")["state_dict"]
+        added = "prior." if is_in_training(self.config) else "prior"
+        return {name: tensor for name, tensor in state_dict.items() if not name.startswith(added)}
 
     def losses_per_row(self):
         """Return the training loss per row of each epoch so far, as a mean over its steps: list of float.
@@ -341,8 +397,7 @@ class TrainerMixin(EvaluationMixin):
 
     def _valid_epoch(self, valid_data, show_progress=False):
         score, result = super()._valid_epoch(valid_data, show_progress=show_progress)
-        if self.objective is not None:
-            score = self.objective.score(result)
+        score = self.score_of(result) if self.objective is not None else score
         self._valid_result = result
         watched = self.model.pop_diagnostics() if self.is_preference else {}
         share = self.eval_collector.tail_share
@@ -428,6 +483,9 @@ class TrainerMixin(EvaluationMixin):
             "other_parameter": checkpoint.pack_arrays(self.model.other_parameter()),
         }
 
+    def _without_prior(self):
+        return {name: tensor for name, tensor in self.model.state_dict().items() if not name.startswith("prior.")}
+
     def _save_checkpoint(self, epoch, verbose=True, **kwargs):
         """Write the best checkpoint, as RecBole's trainer asks after an improvement."""
         # RecBole asks with epoch -1 when no epoch is left to train; the best of a resumed run is stored.
@@ -456,7 +514,8 @@ class TrainerMixin(EvaluationMixin):
             return
         within, loader = within or (None, self._train_data.generator.get_state())
         state = ResumeState(
-            **{**self._run_state(start_epoch), "epoch": start_epoch},  # which names the file
+            # The epoch names the file. A prior is stored by itself, and the best checkpoint holds it.
+            **{**self._run_state(start_epoch), "epoch": start_epoch, "state_dict": self._without_prior()},
             finished=finished,
             optimizer=self.optimizer.state_dict(),
             optimizers={name: optimizer.state_dict() for name, optimizer in self._further_optimizers()},
@@ -683,4 +742,5 @@ def train_reference(config, backbone_class, train_data, valid_data, stem):
     state_dict = trainer.best_parameters()
     for file in trainer.store.files():
         file.unlink(missing_ok=True)
-    return state_dict, {"epochs": len(trainer.epoch_times), "valid": dict(result or {})}, trainer._signal
+    valid = {name: float(value) for name, value in (result or {}).items()}
+    return state_dict, {"epochs": len(trainer.epoch_times), "valid": valid}, trainer._signal

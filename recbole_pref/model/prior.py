@@ -1,0 +1,102 @@
+"""A linear prior under a neural model: s(x, i) = f(x, i) + c g(x, i).
+
+g(x, .) = x B are the scores of a fitted linear item-item model (``linear``), divided by their standard deviation
+over the real items of the row, so that c means the same on every data set. It generalises ``repeat_bias``, a prior
+that knows only which items the history holds, and is a product of experts: the softmax of s is proportional to
+exp(f) times the c-th power of the prior's softmax.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from recbole_pref import scoring
+from recbole_pref.model.linear import LinearModel
+
+_SMALLEST_STD = 1e-6  # a history whose items have no weights scores all items alike
+
+
+def is_used(config: Any) -> bool:
+    """Return whether a configuration has a prior; with ``prior_weight: 0`` there is none."""
+    return config["prior"] not in (None, "none") and config["prior_weight"] != 0
+
+
+def is_in_training(config: Any) -> bool:
+    """Return whether the prior is inside the logits of the loss, rather than added after training."""
+    return is_used(config) and bool(config["prior_in_training"])
+
+
+class Prior(nn.Module):
+    """A fitted linear model whose scores are added to those of a neural one.
+
+    Args:
+        n_items: items with the padding item 0.
+
+    Attributes:
+        linear: the item-item weights, empty before ``of`` or ``load_state_dict``.
+        tau_inf: decay of a history's items by their age, a scalar; infinity where all weigh 1.
+    """
+
+    tau_inf: torch.Tensor
+
+    def __init__(self, n_items: int) -> None:
+        super().__init__()
+        self.linear = LinearModel(n_items)
+        self.register_buffer("tau_inf", torch.tensor(torch.inf))
+
+    @classmethod
+    def of(cls, linear: LinearModel) -> "Prior":
+        """Return the prior of a fitted linear model."""
+        prior = cls(linear.n_items)
+        prior.linear = linear
+        prior.tau_inf.fill_(torch.inf if linear.tau_inf is None else linear.tau_inf)
+        return prior
+
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        super()._load_from_state_dict(*arguments)
+        decay = self.tau_inf.item()
+        self.linear.tau_inf = None if decay == torch.inf else decay
+
+    @torch.no_grad()
+    def scores(self, histories: torch.Tensor) -> torch.Tensor:
+        """Return g: [R, L] item ids, right-padded with 0, the latest last -> [R, n_items] float32, 0 for padding."""
+        scores = self.linear.scores(histories, (histories > 0).sum(dim=1)).float()
+        size = scores.shape[1] - 1  # the padding item scores 0
+        mean, square = scores.sum(dim=1) / size, torch.linalg.vector_norm(scores, dim=1).square() / size
+        std = (square - mean.square()).clamp_min(0.0).sqrt().clamp_min(_SMALLEST_STD)
+        return scores.div_(std.unsqueeze(1))
+
+
+class OfPrior:
+    """The prior's scores as a term beside the dot products; see ``scoring.Source``.
+
+    Args:
+        prior: a fitted prior.
+        histories: [R, L] of the batch.
+    """
+
+    def __init__(self, prior: Prior, histories: torch.Tensor) -> None:
+        self.prior, self.histories = prior, histories
+        self._rows: slice | None = None  # the fused pass asks twice for the same rows
+        self._scores = histories
+
+    def _of(self, rows: slice) -> torch.Tensor:
+        if self._rows != rows:
+            self._rows, self._scores = rows, self.prior.scores(self.histories[rows])
+        return self._scores
+
+    def add(self, scores: torch.Tensor, rows: slice, weight: torch.Tensor) -> None:
+        """Add them, times the weight, in place; see ``scoring.Source``."""
+        scores.addcmul_(self._of(rows).to(scores.dtype), weight.to(scores.dtype))
+
+    def at(self, rows: slice, ids: torch.Tensor) -> torch.Tensor:
+        """Return them for given items, a bounded number of rows at a time; see ``scoring.Source``."""
+        histories = self.histories[rows]
+        step = scoring.chunk_rows(self.prior.linear.n_items, device_type=ids.device.type)
+        parts = zip(histories.split(step), ids.split(step))
+        return torch.cat([self.prior.scores(part).gather(1, chosen) for part, chosen in parts])
+
+    def dot(self, gradients: torch.Tensor, rows: slice) -> torch.Tensor:
+        """Return the gradient of the weight; see ``scoring.Source``."""
+        return torch.dot(gradients.flatten(), self._of(rows).to(gradients.dtype).flatten())

@@ -1,0 +1,127 @@
+"""The linear prior of a run: fitted once per data, split and settings, stored, found again; its weight.
+
+``prior_weight`` is chosen on the validation set after training (``auto``), learned in training (``learned``), or
+given. ``prior_in_training`` puts the prior into the logits of the loss.
+"""
+
+import hashlib
+import json
+from logging import getLogger
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from recbole_pref import checkpoint
+from recbole_pref.errors import PrefError
+from recbole_pref.model.linear import LinearModel, LinearSettings
+from recbole_pref.model.linear_models import LINEAR_MODELS, training_sequences
+from recbole_pref.model.prior import Prior
+from recbole_pref.settings import LINEAR_SETTINGS, PRIORS
+from recbole_pref.settings.files import properties_dir
+from recbole_pref.training.reference import fingerprint_of, locked, reference_folder
+
+# Weights that ``auto`` compares on the validation set.
+WEIGHTS = (0.0, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.4, 2.0, 2.8, 4.0)
+
+
+def linear_settings(config: Any) -> tuple[LinearSettings, float | None]:
+    """Return what the prior of a configuration is fitted with, and the decay of its histories.
+
+    A setting ``prior_*`` that is empty has the default of the linear model's own property file.
+    """
+    name = PRIORS[config["prior"]]
+    values: dict[str, Any] = {}
+    for base in ("LinearRecommender", name):
+        file = properties_dir() / "backbone" / f"{base}.yaml"
+        values.update(yaml.safe_load(file.read_text(encoding="utf-8")))
+    given = {key: config[f"prior_{key}"] for key in LINEAR_SETTINGS}
+    values.update({key: value for key, value in given.items() if value is not None})
+    values["MAX_ITEM_LIST_LENGTH"] = config["MAX_ITEM_LIST_LENGTH"]
+    return LINEAR_MODELS[name.lower()].linear_settings(values), values["tau_inf"]
+
+
+def obtain(config: Any, dataset: Any) -> Prior:
+    """Return the prior of a run, fitting and storing it if it is not there yet.
+
+    Args:
+        config (Config): of the run.
+        dataset (SequentialDataset): the training split.
+
+    Raises:
+        PrefError: the named checkpoint is not one of a linear model on the same items, or nothing can be fitted.
+    """
+    if config["prior"] not in PRIORS:
+        return _from_checkpoint(config, dataset)
+    settings, tau_inf = linear_settings(config)
+    fingerprint = fingerprint_of(dataset)
+    key = checkpoint.to_plain({"data": fingerprint, "prior": vars(settings), "tau_inf": tau_inf}, other=str)
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
+    path = reference_folder(config) / f"{config['dataset']}-prior-{config['prior']}-{digest}.pth"
+    lock = locked(path)
+    try:
+        if path.is_file():
+            try:
+                prior = Prior(dataset.item_num)
+                prior.load_state_dict(checkpoint.load(path, setting="reference_dir")["state_dict"])
+                getLogger().info(f"prior {path}")
+                return prior
+            except checkpoint.CorruptCheckpoint as error:
+                getLogger().warning(f"{error} The prior is fitted again.")
+        linear = LinearModel(dataset.item_num, tau_inf)
+        linear.fit(training_sequences(dataset), settings)
+        prior = Prior.of(linear)
+        checkpoint.save({"state_dict": prior.state_dict(), "key": key}, path)
+        getLogger().info(f"prior {config['prior']} fitted and stored as {path}")
+        return prior
+    finally:
+        lock.release()
+
+
+def _from_checkpoint(config: Any, dataset: Any) -> Prior:
+    path = Path(config["prior"])
+    state = checkpoint.load(path, setting="prior")
+    tokens = [str(token) for token in dataset.field2id_token[dataset.iid_field]]
+    weights = {
+        name.removeprefix("linear."): tensor
+        for name, tensor in (state.get("state_dict") or {}).items()
+        if name.startswith("linear.")
+    }
+    if not weights:
+        raise PrefError(
+            f"prior={str(path)!r} is not a checkpoint of a linear model: name one of {', '.join(PRIORS)} or a "
+            "checkpoint of --model=TALE, SLIST or SeqEASE."
+        )
+    if state.get("item_tokens") != tokens:
+        raise PrefError(f"prior={str(path)!r} was fitted on other items: fit it on the same data, or name a model.")
+    linear = LinearModel(dataset.item_num, state["config"]["tau_inf"])
+    linear.load_state_dict(weights)
+    return Prior.of(linear)
+
+
+def choose_weight(trainer: Any, valid_data: Any, weights: tuple[float, ...] = WEIGHTS) -> tuple[float, float, dict]:
+    """Compare weights of the prior on the validation set.
+
+    Of equal scores the smaller weight wins.
+
+    Args:
+        trainer (TrainerMixin): its model has the prior.
+        valid_data: RecBole's loader.
+        weights: to compare.
+
+    Returns:
+        tuple: the best weight, its validation score and its validation metrics.
+    """
+    best: tuple[float, float, dict] | None = None
+    for weight in weights:
+        trainer.model.set_prior_weight(weight)
+        result = trainer.evaluate(valid_data, load_best_model=False)
+        score = trainer.score_of(result)
+        getLogger().info(f"prior_weight {weight:g}: validation score {score:.4f}")
+        better = best is None or (score > best[1] if trainer.valid_metric_bigger else score < best[1])
+        if better:
+            best = weight, score, dict(result)
+    if best is None or torch.isnan(torch.tensor(best[1])):
+        raise PrefError("prior_weight=auto found no score on the validation set: set it to a number.")
+    return best
