@@ -1,8 +1,8 @@
 """RecBole's ``Config`` with our property files and with checks of all settings.
 
 Settings in ``config_dict`` (which also holds those of the command line) override config files, and files override
-defaults. The defaults are read in this order, and later ones win: RecBole's own, ``properties/overall.yaml``, ``method/<Method>.yaml``, ``backbone/<Backbone>.yaml`` and
-``dataset/<dataset>.yaml`` of this package.
+defaults. The defaults are read in this order, and later ones win: RecBole's own, ``properties/overall.yaml``,
+``method/<Method>.yaml``, ``backbone/<Backbone>.yaml`` and ``dataset/<dataset>.yaml`` of this package.
 """
 
 import hashlib

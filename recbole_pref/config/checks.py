@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 _CUTOFF_INPUTS = ("rec.topk", "rec.items")
 _ANY_DATA_SET = {"inter": ["user_id", "item_id"]}  # RecBole's load_col for a data set without a property file
 _SEQUENTIAL_EVAL_ARGS = {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"}
-_TRANSFORM_KEYS = {"crop_itemseq": "eta", "reorder_itemseq": "beta"}  # the setting that each of RecBole's transforms reads
+_TRANSFORM_KEYS = {"crop_itemseq": "eta", "reorder_itemseq": "beta"}  # what RecBole's transforms read
 _NESTED_KEYS = {"eval_args": ("split", "order", "group_by", "mode")}  # keys that belong below another key
 
 
@@ -443,7 +443,7 @@ def settings_without_effect(config: "Config") -> list[str]:
     unread = ["threshold", "repeatable"] if _is_sequential(config) else []
     if method_of(config.model_class) is not None:
         unread.append("train_neg_sample_args")  # negatives are drawn inside the step
-    return [key for key in unread if given.get(key)]
+    return [key for key in unread if given.get(key) and given[key] != config.internal_config_dict.get(key)]
 
 
 Check = Callable[["Config"], None]

@@ -484,7 +484,10 @@ class TrainerMixin(EvaluationMixin):
         }
 
     def _without_prior(self):
-        return {name: tensor for name, tensor in self.model.state_dict().items() if not name.startswith("prior.")}
+        state_dict = self.model.state_dict()
+        if not self.is_preference or self.model.prior is None:
+            return state_dict
+        return {name: tensor for name, tensor in state_dict.items() if not name.startswith("prior.")}
 
     def _save_checkpoint(self, epoch, verbose=True, **kwargs):
         """Write the best checkpoint, as RecBole's trainer asks after an improvement."""
@@ -605,7 +608,7 @@ class TrainerMixin(EvaluationMixin):
         rank = distributed.world()[1]
         if rank:  # the stored states are the first process's
             torch.manual_seed(self.config["seed"] + 1000 * rank + self.start_epoch)
-        steps = f" and {state['within']['steps']} steps" if state.within else ""
+        steps = f" and {state.within.steps} steps" if state.within else ""
         ended = ", nothing is left to train" if self.start_epoch == self.epochs else ""
         done = len(self.epoch_times)
         self.logger.info(
