@@ -39,10 +39,11 @@ MODES = {
     "compare": "train several models with several seeds; tables, tests of significance, report",
     "tune": "search for the best settings with Ray Tune",
     "predict": "recommend for sequences or users with a trained model",
+    "export": "write vectors, indexes and the query encoder of a trained model, for serving",
     "plots": "draw the charts and the report of a comparison again",
     "list": "print methods, backbones and settings",
 }
-_FLAGS = ("--debug", "--quiet", "--keep_seen", "--help", "--version")  # options without a value
+_FLAGS = ("--debug", "--quiet", "--keep_seen", "--dot_product_only", "--help", "--version")  # options without a value
 
 
 class _Parser(argparse.ArgumentParser):
@@ -118,6 +119,13 @@ def _add_options(parser, mode):
         add("--keep_seen", action="store_true", help="recommend seen items as well")
         add("--unknown", choices=("error", "skip"), default="error", help="unknown items or users (error)")
         add("--device", default="cpu", help="cpu, cuda:0, ... as torch names it (cpu); training takes gpu_id")
+        add("--data_path", type=path, help="folder of the data sets, where the model needs its data")
+        add("--piece_rows", type=int, help="sequences or users that are in memory at a time (50000)")
+    if mode == "export":
+        add("export", metavar="FOLDER", type=path, help="folder to write")
+        add("--checkpoint", type=path, help="file of a trained model")
+        add("--input", type=path, help="CSV or Parquet file of sequences with which the HNSW index is measured")
+        add("--dot_product_only", action="store_true", help="leave out what vectors cannot hold, such as repeat_bias")
         add("--data_path", type=path, help="folder of the data sets, where the model needs its data")
     if mode == "plots":
         add("plots", metavar="FOLDER", type=path, help="folder of the comparison")
@@ -446,9 +454,9 @@ def _predict(options, settings):
     for option in ("input", "output"):
         if not getattr(options, option):
             raise PrefError(f"--predict needs --{option}: name a CSV or Parquet file.")
-    from recbole_pref.predict import predict_file
+    from recbole_pref.predict import PIECE_ROWS, predict_file
 
-    frame = predict_file(
+    written = predict_file(
         options.predict,
         options.input,
         options.output,
@@ -457,8 +465,19 @@ def _predict(options, settings):
         options.unknown,
         options.data_path,
         options.device,
+        PIECE_ROWS if options.piece_rows is None else options.piece_rows,
     )
-    print(f"{len(frame)} recommendations for {(frame['rank'] == 1).sum()} users or sequences: {options.output}")
+    print(f"{written.recommendations} recommendations for {written.users} users or sequences: {options.output}")
+    return 0
+
+
+def _export(options, settings):
+    _refuse_settings(settings, "export")
+    if not options.checkpoint:
+        raise PrefError("--export needs --checkpoint: name the file of a trained model.")
+    from recbole_pref.export import export
+
+    print(export(options.checkpoint, options.export, options.input, options.dot_product_only, options.data_path))
     return 0
 
 
@@ -516,7 +535,8 @@ def _settings_of(file, width):
     return "\n".join(lines)
 
 
-_RUN = {"train": _train, "compare": _compare, "tune": _tune, "predict": _predict, "plots": _plots, "list": _list}
+_RUN = {"train": _train, "compare": _compare, "tune": _tune, "predict": _predict, "export": _export,
+        "plots": _plots, "list": _list}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -15,8 +15,10 @@ import types
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from unittest import mock
 
 from recbole_pref.errors import PrefError
+from recbole_pref.late import after_import
 
 RECBOLE_VERSION = "1.2.1"
 _INSTALL = f"pip install --no-deps recbole=={RECBOLE_VERSION}"
@@ -283,6 +285,78 @@ def _share_items_of_lists():
     _replace("data.dataset.dataset", "Dataset", "_set_alias", dataset.add_list_alias, calls_original=True)
 
 
+def _save_checkpoint(state, path, **_):
+    """Write a checkpoint of RecBole's trainers as plain data; stands for ``torch.save``."""
+    from recbole_pref import checkpoint
+
+    state = dict(state)
+    if "config" in state:
+        state["config"] = checkpoint.to_plain(state["config"].final_config_dict, other=str)
+    if state.get("other_parameter"):
+        state["other_parameter"] = checkpoint.pack_arrays(state["other_parameter"])
+    checkpoint.save(state, path)
+
+
+def _load_checkpoint(path, map_location="cpu"):
+    """Return a checkpoint of RecBole's trainers or of ours as RecBole reads it; stands for ``torch.load``."""
+    from recbole_pref import checkpoint
+
+    remedy = (
+        "train it again after importing recbole_pref, or read it with torch.load(path, weights_only=False) if you "
+        "made the file yourself"
+    )
+    state = checkpoint.load(path, map_location, setting="model_file", remedy=remedy)
+    if isinstance(state.get("config"), dict):
+        state["config"] = _config_of(state["config"])
+    state["other_parameter"] = checkpoint.unpack_arrays(state.get("other_parameter") or {})
+    return state
+
+
+def _config_of(settings):
+    """Return RecBole's ``Config`` with the settings of a checkpoint, none of which is evaluated as code."""
+    import torch
+
+    cls, enums = _module("config.configurator").Config, _module("utils.enum_type")
+    kinds = {"MODEL_TYPE": enums.ModelType, "MODEL_INPUT_TYPE": enums.InputType, "eval_type": enums.EvaluatorType}
+    config = cls.__new__(cls)
+    config._init_parameters_category()
+    config.final_config_dict = settings | {key: kind[settings[key]] for key, kind in kinds.items() if key in settings}
+    config["device"] = torch.device(settings["device"] if torch.cuda.is_available() else "cpu")
+    return config
+
+
+def _store_plain_checkpoints():
+    trainer = _module("trainer.trainer")
+    trainer.torch = _over(trainer.torch, save=_save_checkpoint, load=_load_checkpoint)
+
+
+def _load_plain_checkpoints(original, model_file):
+    import torch
+
+    state, load = _load_checkpoint(model_file), torch.load
+
+    def load_or_state(file, *args, **options):
+        return state if file is model_file else load(file, *args, **options)
+
+    with mock.patch.object(torch, "load", load_or_state):
+        return original(model_file)
+
+
+def _prepare_quick_start():
+    # RecBole's quick start imports Ray, which takes seconds: it is changed when it is imported.
+    def change():
+        module, package = (sys.modules.get(f"recbole.quick_start{name}") for name in (".quick_start", ""))
+        original = module.load_data_and_model
+        load = functools.wraps(original)(functools.partial(_load_plain_checkpoints, original))
+        module.load_data_and_model = load
+        if hasattr(package, "load_data_and_model"):  # imported before
+            package.load_data_and_model = load
+        tune = module.tune
+        module.tune = _over(tune, report=lambda **metrics: tune.report(metrics))
+
+    after_import("recbole.quick_start.quick_start", change)
+
+
 def _read_our_properties():
     config = _module("config.configurator").Config
     original = config._load_internal_config_dict
@@ -296,6 +370,28 @@ def _read_our_properties():
 
     _load_internal_config_dict.original = original
     config._load_internal_config_dict = _load_internal_config_dict
+
+
+class _NoCurves:
+    """Stands for TensorBoard's writer in the processes that write no files."""
+
+    def __getattr__(self, name):
+        return lambda *args, **options: None
+
+
+def _write_curves_once():
+    from recbole_pref import distributed
+
+    trainer = _module("trainer.trainer")
+    original = trainer.get_tensorboard
+    trainer.get_tensorboard = lambda logger: original(logger) if distributed.is_first() else _NoCurves()
+
+
+def _draw_with_generators():
+    import numpy
+
+    search = _module("trainer.hyper_tuning")
+    search.np = _over(numpy, random=_over(numpy.random, RandomState=numpy.random.default_rng))
 
 
 def _filter_further_features():
@@ -486,6 +582,35 @@ PATCHES = (
         "RecBole merges #2209",
         _always,
         _collect_values_that_are_no_tensors,
+    ),
+    Patch(
+        "plain_checkpoints",
+        "trainer/trainer.py:308, :770 and :999 pickle the configuration, which torch.load of torch 2.6 and later "
+        "refuses at :323 and :583",
+        "RecBole stores plain data",
+        _always,
+        _store_plain_checkpoints,
+    ),
+    Patch(
+        "quick_start",
+        "quick_start/quick_start.py:250 loads a pickled configuration, and :223 calls tune.report as Ray 1 had it",
+        "RecBole stores plain data and follows Ray 2",
+        _always,
+        _prepare_quick_start,
+    ),
+    Patch(
+        "curves_once",
+        "trainer/trainer.py:119 writes the same curves in every process of a run, so that each step is there twice",
+        "RecBole writes them in the first process",
+        _always,
+        _write_curves_once,
+    ),
+    Patch(
+        "search_generator",
+        "trainer/hyper_tuning.py:117 makes a RandomState, and hyperopt 0.2.7 draws from a Generator",
+        "RecBole calls default_rng",
+        _always,
+        _draw_with_generators,
     ),
     Patch(
         "our_properties",

@@ -8,6 +8,7 @@ Validation and test run on every process over all rows, so metrics are exact; th
 
 import os
 import pickle
+import sys
 import tempfile
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -121,7 +122,7 @@ def launch(
         try:
             mp.spawn(
                 _entry,
-                args=(function, arguments, file, size, nproc, group_offset, ip, int(port)),
+                args=(function, arguments, file, size, nproc, group_offset, ip, int(port), sys.orig_argv),
                 nprocs=nproc,
                 join=True,
             )
@@ -167,7 +168,8 @@ def _reason(error):
     return " ".join(str(error).split())[:200]
 
 
-def _entry(local_rank, function, arguments, file, size, nproc, offset, ip, port):
+def _entry(local_rank, function, arguments, file, size, nproc, offset, ip, port, command):
+    sys.orig_argv = command  # which the log of a run begins with
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if ip == "127.0.0.1" else "")
     cuda = torch.cuda.is_available() and torch.cuda.device_count() >= nproc
     if cuda:

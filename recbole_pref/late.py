@@ -1,7 +1,11 @@
-"""Modules that are imported when they are used."""
+"""Modules that are imported when they are used, and what happens when they are."""
 
 import importlib
+import importlib.abc
+import importlib.util
+import sys
 import types
+from collections.abc import Callable
 from typing import Any
 
 
@@ -10,3 +14,39 @@ class LateModule(types.ModuleType):
 
     def __getattr__(self, name: str) -> Any:
         return getattr(importlib.import_module(self.__name__), name)
+
+
+class _AfterImport(importlib.abc.MetaPathFinder):
+    """Finds a module where the other finders find it, and calls ``action`` right after its first import."""
+
+    def __init__(self, name: str, action: Callable[[], None]) -> None:
+        self.name, self._action, self._searching = name, action, False
+
+    def find_spec(self, fullname, path=None, target=None):
+        if fullname != self.name or self._searching:
+            return None
+        self._searching = True
+        try:
+            spec = importlib.util.find_spec(fullname)
+        finally:
+            self._searching = False
+        if spec is not None:
+            execute = spec.loader.exec_module
+
+            def exec_module(module):
+                execute(module)
+                self._action()
+
+            spec.loader.exec_module = exec_module
+        return spec
+
+
+def after_import(name: str, action: Callable[[], None]) -> None:
+    """Call ``action`` now where a module is imported already, otherwise right after its first import.
+
+    Harmless when called again for a module that is not imported yet.
+    """
+    if name in sys.modules:
+        action()
+    elif not any(isinstance(finder, _AfterImport) and finder.name == name for finder in sys.meta_path):
+        sys.meta_path.insert(0, _AfterImport(name, action))

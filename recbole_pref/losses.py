@@ -66,11 +66,6 @@ def log1mexp(x):
     return torch.where(near, by_expm1, by_log1p)
 
 
-def ce(pos_logps):
-    """Cross-entropy over the catalogue, -log pi_w: [B] -> [B]."""
-    return -_island(pos_logps)[0]
-
-
 def lpo(pos_logps, neg_logps, *, tau, lpo_space):
     """Listwise preference optimization: the positive's share in a softmax with its negatives.
 
@@ -484,17 +479,6 @@ def hanorec(pos, neg, ref_pos, ref_neg, neighbour_gap=None, *, beta):
         (gap,) = _island(neighbour_gap.detach())
         betas = betas * torch.sigmoid(gap) / torch.sigmoid(gap.mean())
     return -F.logsigmoid(betas * margins).mean(dim=1), {"mean_beta": betas.mean(dim=1)}
-
-
-def reduce(losses, weights=None):
-    """Return the weighted mean sum(w l) / sum(w) of row losses: [B], [B] or None -> scalar.
-
-    Without weights all rows count alike; weights that are all zero give 0.
-    """
-    if weights is None:
-        return losses.mean()
-    total = weights.sum()
-    return (weights * losses).sum() / torch.where(total > 0, total, 1.0)
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ A new method is one loss function in ``losses.py``, one file ``properties/method
 line in ``METHODS``. What a method needs is read off its loss: keyword-only parameters are its
 settings, ``ref_pos`` means that it compares with a reference model, and first parameters called
 ``pos_logps, neg_logps`` mean that it needs log-probabilities (with the normalizer over the catalogue),
-where ``pos, neg`` may be raw scores.
+where ``pos, neg`` may be raw scores. ``neighbour_gap`` asks for the difference of the items' neighbours.
 """
 
 import inspect
@@ -63,6 +63,11 @@ class Method:
         if "ref_pos" not in self._parameters:
             return False
         return self.normalized is None or self.normalized(settings)
+
+    @property
+    def compares_neighbours(self) -> bool:
+        """Whether the loss reads how differently positive and negatives are surrounded (``losses.neighbour_gaps``)."""
+        return "neighbour_gap" in self._parameters
 
     def needs_reference(self, settings):
         """Return whether training under these settings needs a reference model: for the loss or its negatives."""

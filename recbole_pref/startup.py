@@ -4,43 +4,15 @@ As soon as RecBole is imported, it is patched (``compat``) and knows our models,
 """
 
 import gc
-import importlib
-import importlib.abc
-import importlib.util
 import os
 import sys
 import types
 from contextlib import contextmanager
 from functools import partial
 
-from recbole_pref.late import LateModule
+from recbole_pref.late import LateModule, after_import
 
 _WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
-
-
-class _RecBoleFinder(importlib.abc.MetaPathFinder):
-    """Finds RecBole where the other finders find it, and prepares it right after its first import."""
-
-    def __init__(self):
-        self._searching = False
-
-    def find_spec(self, fullname, path=None, target=None):
-        if fullname != "recbole" or self._searching:
-            return None
-        self._searching = True
-        try:
-            spec = importlib.util.find_spec(fullname)
-        finally:
-            self._searching = False
-        if spec is not None:
-            execute = spec.loader.exec_module
-
-            def exec_module(module):
-                execute(module)
-                _prepare()
-
-            spec.loader.exec_module = exec_module
-        return spec
 
 
 def _prepare():
@@ -80,10 +52,7 @@ def _call(module, function, *args, **options):
 
 def hook():
     """Prepare RecBole: now where it is imported already, otherwise when it is; harmless when called again."""
-    if "recbole" in sys.modules:
-        _prepare()
-    elif not any(isinstance(finder, _RecBoleFinder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _RecBoleFinder())
+    after_import("recbole", _prepare)
 
 
 @contextmanager

@@ -5,11 +5,13 @@ import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 
 from recbole_pref import compat
 from recbole_pref.errors import PrefError
@@ -65,6 +67,8 @@ def interactions(n_users=6):
 
 
 def test_every_patch_tells_its_cause_and_is_applied():
+    import recbole  # noqa: F401
+
     needed = {p.name for p in compat.PATCHES if p.name != "anomaly_detection"}
     if not PANDAS_3:
         needed -= {"fill_nan", "empty_sequences", "elementwise_len"}
@@ -214,6 +218,85 @@ def test_plain_recbole_trains_our_model(tiny_dataset):
 
     result = run_recbole("LPOSASRec", config_dict={**tiny_dataset, "train_neg_sample_args": None})
     assert 0 <= result["test_result"]["tailhit@10"] <= 1
+
+
+# -- RecBole's quick start
+
+
+@pytest.fixture
+def stock_dataset(tiny_dataset):
+    """Settings under which RecBole's own models train without a word about ours."""
+    ours = {"reference_epochs", "num_negatives", "pool_size"}
+    settings = {key: value for key, value in tiny_dataset.items() if key not in ours}
+    return {**settings, "train_neg_sample_args": None, "epochs": 1, "reproducibility": True, "eval_step": 1}
+
+
+@pytest.mark.parametrize("model", ["SASRec", "BPR", "EASE", "LPOSASRec"])
+def test_plain_recbole_loads_what_it_stored(stock_dataset, model):
+    from recbole.quick_start import load_data_and_model, run_recbole
+    from recbole.utils import get_trainer
+
+    if model == "BPR":
+        stock_dataset["train_neg_sample_args"] = {"distribution": "uniform", "sample_num": 1}
+    result = run_recbole(model, config_dict=stock_dataset)
+    (file,) = (path for path in Path(stock_dataset["checkpoint_dir"]).glob("*.pth") if "-last-" not in path.name)
+    torch.load(file, weights_only=True)  # plain data
+    config, loaded, dataset, train_data, _, test_data = load_data_and_model(str(file))
+    assert (config["model"], config["epochs"], dataset.item_num) == (model, 1, 41)
+    trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, loaded)
+    trainer.eval_collector.data_collect(train_data)
+    assert trainer.evaluate(test_data, load_best_model=False) == result["test_result"]
+
+
+def test_plain_recbole_resumes_what_it_stored(stock_dataset):
+    from recbole.config import Config
+    from recbole.data import create_dataset, data_preparation
+    from recbole.trainer import Trainer
+    from recbole.utils import get_model, init_seed
+
+    def trainer(epochs):
+        config = Config("SASRec", config_dict={**stock_dataset, "epochs": epochs})
+        init_seed(1, True)
+        loaders = data_preparation(config, create_dataset(config))
+        return Trainer(config, get_model("SASRec")(config, loaders[0]._dataset)), loaders
+
+    first, (train, valid, _) = trainer(1)
+    first.fit(train, valid, verbose=False)
+    second, (train, valid, test) = trainer(2)
+    second.resume_checkpoint(first.saved_model_file)
+    second.fit(train, valid, verbose=False)
+    assert list(second.train_loss_dict) == [1]
+    assert 0 <= second.evaluate(test, model_file=first.saved_model_file)["recall@10"] <= 1
+
+
+def test_plain_recbole_searches(stock_dataset, tmp_path):
+    pytest.importorskip("hyperopt")
+    from recbole.quick_start import objective_function
+    from recbole.trainer import HyperTuning
+
+    file = tmp_path / "fixed.yaml"
+    file.write_text(yaml.safe_dump({**stock_dataset, "model": "SASRec"}))
+    space = {"learning_rate": [0.001, 0.01]}
+    search = HyperTuning(
+        objective_function, algo="exhaustive", early_stop=10, max_evals=2, params_dict={"choice": space},
+        fixed_config_file_list=[str(file)],
+    )  # fmt: skip
+    search.run()
+    assert len(search.params2result) == 2
+    assert set(search.best_params) == {"learning_rate"}
+
+
+def test_plain_recbole_refuses_a_pickle(tmp_path):
+    from recbole.quick_start import load_data_and_model
+
+    class Touch:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "touched",)
+
+    torch.save({"config": Touch(), "state_dict": {}}, tmp_path / "foreign.pth")
+    with pytest.raises(PrefError, match="unpickling can run any code: train it again after importing recbole_pref"):
+        load_data_and_model(str(tmp_path / "foreign.pth"))
+    assert not (tmp_path / "touched").exists()
 
 
 @pytest.mark.parametrize("wrong", ["1.2.0", None])

@@ -3,10 +3,12 @@
 import os
 import signal
 import socket
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from recbole_pref import checkpoint, distributed
 from recbole_pref.config import Config
@@ -122,3 +124,23 @@ def test_shares_make_up_the_batch(tiny_dataset, monkeypatch):
         assert histories == dict(zip(batch.rows.tolist(), batch.histories.tolist()))
 
 
+
+
+def test_the_first_process_writes_for_all(tiny_dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "orig_argv", ["recbole-pref", "--nproc=2"])
+    run("SDPOSASRec", config_dict={**tiny_dataset, "state": "INFO", "reference_epochs": 1}, nproc=2)
+    (log,) = tmp_path.glob("log/SDPOSASRec/*.log")
+    lines = [line.split("INFO")[-1].strip() for line in log.read_text().splitlines()]
+    assert lines[0] == "command: recbole-pref --nproc=2"
+    first = next(n for n, line in enumerate(lines) if line.startswith("epoch 0 training"))
+    assert first < 60
+    for epoch in ("[reference] epoch 0 training", "epoch 0 training", "epoch 1 training"):
+        assert sum(line.startswith(epoch) for line in lines) == 1
+    assert sum(line.startswith("command") for line in lines) == 1
+    assert "np.float64" not in log.read_text()
+    for folder, n_epochs in (("*[!e]", 2), ("*-reference", 1)):  # of the run and of its reference
+        (curves,) = tmp_path.glob(f"log_tensorboard/{folder}")
+        events = EventAccumulator(str(curves)).Reload()
+        assert "Valid/ndcg@10" in events.Tags()["scalars"]
+        for tag in events.Tags()["scalars"]:
+            assert [event.step for event in events.Scalars(tag)] == list(range(n_epochs)), tag

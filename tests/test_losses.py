@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from recbole_pref import losses
 from recbole_pref.errors import PrefError
+from recbole_pref.scoring import weighted_sum
 
 CASES = {
     case["id"]: case
@@ -63,13 +64,13 @@ def golden_dpo(g, dpo_loss="sigmoid"):
 
 
 def golden_lpo(g, space="probability"):
-    return losses.ce(g.pos) + g.p["lam"] * losses.lpo(*g.policy, tau=g.p["tau"], lpo_space=space)
+    return -g.pos + g.p["lam"] * losses.lpo(*g.policy, tau=g.p["tau"], lpo_space=space)
 
 
 def golden_cpo(g):
     # CPO, and what DMPO's authors train: the pair term without reference, plus cross-entropy.
     weight = g.p.get("lam", g.p.get("ftx"))
-    return losses.simpo(*g.policy, beta=g.p["beta"], gamma=0.0) + weight * losses.ce(g.pos)
+    return losses.simpo(*g.policy, beta=g.p["beta"], gamma=0.0) + weight * -g.pos
 
 
 def golden_dynamicpo(g):
@@ -120,7 +121,7 @@ def golden_tawin_off_policy(g):
 
 
 GOLDEN = {
-    "ce_A": lambda g: losses.ce(g.pos),
+    "ce_A": lambda g: -g.pos,
     "dpo1_A_b0.1": golden_dpo,
     "dpoK_A_b0.1": golden_dpo,
     "dpo1_A_b1.0": golden_dpo,
@@ -130,8 +131,8 @@ GOLDEN = {
     "ipo_A": lambda g: golden_dpo(g, "ipo"),
     "rodpo_A_k2_expected": golden_dpo,
     "rodpo_A_k4_expected": golden_dpo,
-    "rodpo_A_k2_draw_last_ce": lambda g: golden_dpo(g) + g.p["lam_ce"] * losses.ce(g.pos),
-    "rodpo_A_k4_draw_last_ce": lambda g: golden_dpo(g) + g.p["lam_ce"] * losses.ce(g.pos),
+    "rodpo_A_k2_draw_last_ce": lambda g: golden_dpo(g) + g.p["lam_ce"] * -g.pos,
+    "rodpo_A_k4_draw_last_ce": lambda g: golden_dpo(g) + g.p["lam_ce"] * -g.pos,
     "sdpo_A_b0.1": lambda g: losses.sdpo(*g.all, beta=g.p["beta"]),
     "sdpo_A_b1.0": lambda g: losses.sdpo(*g.all, beta=g.p["beta"]),
     "dmpo_A_b0.1": lambda g: losses.dmpo(*g.all, beta=g.p["beta"]),
@@ -142,8 +143,8 @@ GOLDEN = {
     "simpo_A": lambda g: losses.simpo(*g.policy, beta=g.p["beta"], gamma=g.p["gamma"]),
     "simpo1_A_b10": lambda g: losses.simpo(*g.policy, beta=g.p["beta"], gamma=g.p["gamma"]),
     "bpr_A": lambda g: losses.simpo(*g.policy, beta=1.0, gamma=0.0),
-    "orpo_A": lambda g: losses.ce(g.pos) + g.p["lam"] * losses.orpo(*g.policy),
-    "orpo1_A_l1": lambda g: losses.ce(g.pos) + g.p["lam"] * losses.orpo(*g.policy),
+    "orpo_A": lambda g: -g.pos + g.p["lam"] * losses.orpo(*g.policy),
+    "orpo1_A_l1": lambda g: -g.pos + g.p["lam"] * losses.orpo(*g.policy),
     "lpo_paper_A_tau0.1": golden_lpo,
     "lpo_paper_A_tau1.0": golden_lpo,
     "lpo_logit_A": lambda g: golden_lpo(g, "logit"),
@@ -180,7 +181,8 @@ def test_golden(name):
     golden = Golden(case)
     weights = case["inputs"].get("weights")
     weights = None if weights is None else torch.tensor(weights, dtype=torch.float64)
-    value = losses.reduce(GOLDEN[name](golden), weights)
+    per_row = GOLDEN[name](golden)
+    value = per_row.mean() if weights is None else weighted_sum(per_row, weights / weights.sum())
     value.backward()
     assert value.item() == pytest.approx(case["loss"], rel=1e-12, abs=1e-12)
     expected = torch.tensor(case["grad_logits"], dtype=torch.float64)
@@ -343,7 +345,6 @@ def loop_hanorec(pairs, gaps, beta):
 DYNAMIC = {"beta": 0.7, "gamma": 0.4, "dynamic_base": "dmpo", "dynamic_beta": "adaptive"}
 SMOOTH = {"beta": 0.7, "dpo_loss": "sigmoid", "label_smoothing": 0.2}
 LOOPS = [
-    ("ce", lambda w, ls: -w, {}),
     ("lpo", loop_lpo, {"tau": 0.1, "lpo_space": "probability"}),
     ("lpo", loop_lpo, {"tau": 0.8, "lpo_space": "logit"}),
     ("lpo", loop_lpo, {"tau": 0.8, "lpo_space": "log_prob"}),
@@ -467,7 +468,7 @@ def test_shift_of_a_row_cancels(name, loop, chosen, shift, ref_shift, seed):
 
 @pytest.mark.parametrize("name", ["orpo", "mppo", "lpo"])
 def test_losses_that_need_log_probabilities_say_so(name):
-    chosen = {"orpo": {}, "mppo": {"beta": 1.0}, "lpo": LOOPS[1][2]}[name]
+    chosen = {"orpo": {}, "mppo": {"beta": 1.0}, "lpo": LOOPS[0][2]}[name]
     assert list(inspect.signature(getattr(losses, name)).parameters)[:2] == [
         "pos_logps",
         "neg_logps",
@@ -512,7 +513,7 @@ def test_policy_equal_to_reference_has_no_preference(seed, beta, k):
     [
         entry
         for entry in LOOPS
-        if entry[0] in ("ce", "sdpo", "dmpo", "simpo", "orpo", "mppo", "lpo")
+        if entry[0] in ("sdpo", "dmpo", "simpo", "orpo", "mppo", "lpo")
         or entry[2].get("dynamic_beta") in ("half", "constant")
         or (entry[0] == "dpo" and entry[2]["dpo_loss"] != "ipo")
     ],
@@ -555,7 +556,7 @@ def test_dmpo_gradient_is_the_same_for_every_negative():
 )
 def test_gradcheck(name, chosen):
     parts = random_batch(rows=3, k=4, seed=5)
-    leaves = [part.clone().requires_grad_() for part in parts[: 1 if name == "ce" else 2]]
+    leaves = [part.clone().requires_grad_() for part in parts[:2]]
     assert torch.autograd.gradcheck(lambda *xs: call(name, [*xs, *parts[2:]], chosen), leaves)
 
 
@@ -620,8 +621,6 @@ def test_half_precision_inputs_give_float32_losses(name, chosen, dtype):
 @pytest.mark.parametrize("name, chosen", EVERY)
 def test_nan_shows(name, chosen):
     for part, column in ((0, ...), (1, (..., 2))):
-        if name == "ce" and part:
-            continue
         batch = [x.clone() for x in random_batch(rows=3)]
         batch[part][column] = float("nan")
         assert call(name, batch, chosen).isnan().all()
@@ -820,13 +819,6 @@ def test_tawin_clips_by_the_sign_of_the_advantage():
 
 # -- reduction, diagnostics, mistakes -----------------------------------------------------------
 
-
-def test_reduce():
-    values = torch.tensor([1.0, 2.0, 6.0])
-    assert losses.reduce(values).item() == 3.0
-    assert losses.reduce(values, torch.tensor([2.0, 0.0, 2.0])).item() == 3.5
-    assert losses.reduce(values, torch.full((3,), 0.1)).item() == pytest.approx(3.0)
-    assert losses.reduce(values, torch.zeros(3)).item() == 0.0
 
 
 def test_diagnostics_by_pencil():

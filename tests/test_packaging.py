@@ -41,7 +41,7 @@ def test_an_installed_copy_works_from_any_folder(wheel, tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(target)
     code = (
-        "import recbole_pref, sys; from recbole_pref.config import Config, properties_dir\n"
+        "import recbole_pref, sys; from recbole_pref.config import Config; from recbole_pref.settings.files import properties_dir\n"
         "assert recbole_pref.__file__.startswith(sys.argv[1]), recbole_pref.__file__\n"
         "assert str(properties_dir()).startswith(sys.argv[1])\n"
         "sys.argv = sys.argv[:1]\n"

@@ -1,19 +1,21 @@
 """Recommendations from a checkpoint alone: tokens in, tokens out."""
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from filelock import FileLock
 from recbole.data.interaction import Interaction
 from recbole.utils.case_study import full_sort_topk
 
 from recbole_pref import cli
 from recbole_pref.config import Config
 from recbole_pref.errors import PrefError
-from recbole_pref.predict import Recommender, predict_file, read_sequences
+from recbole_pref.predict import Recommender, files, predict_file, read_sequences
 from recbole_pref.quick_start import load_data_and_model, prepare_data, run_recbole_pref
 from tests.conftest import tiny_sequences, write_atomic
 
@@ -325,11 +327,87 @@ def test_files(recommender, tmp_path, ending):
     source, target = tmp_path / f"in.{ending}", tmp_path / f"out.{ending}"
     frame = pd.DataFrame({"user": ["ann", "ann", "bob"], "item": ["i3", "i4", "i1"]})
     frame.to_csv(source, index=False) if ending == "csv" else frame.to_parquet(source)
-    written = predict_file(recommender[1], source, target, k=3)
-    assert written["user"].tolist() == ["ann"] * 3 + ["bob"] * 3
+    assert predict_file(recommender[1], source, target, k=3) == (6, 2)
     back = pd.read_csv(target) if ending == "csv" else pd.read_parquet(target)
-    assert back["item"].tolist() == written["item"].tolist()
+    assert back["user"].tolist() == ["ann"] * 3 + ["bob"] * 3
+    assert back["item"].tolist() == recommender[0].recommend([["i3", "i4"], ["i1"]], k=3)["item"].tolist()
     assert read_sequences(source) == (["ann", "bob"], [["i3", "i4"], ["i1"]])
+
+
+TABLES = {
+    "items": "items\ni3 i4\n\ni5\ni1 i2\n\n\ni7\n\n\n",
+    "user,items": "user,items\na,i3 i4\n\nb,i5\nc,i1 i2\nd,i7\n",
+    "user,item": "user,item\nb,i3\na,i1\n\nb,i4\nc,i5\na,i2\nd,i9\n",
+    "user": "user\nu3\nu1\nu7\nu9\nu4\n",
+}
+
+
+@pytest.mark.parametrize("columns", TABLES)
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_pieces_give_what_one_piece_gives(recommender, tmp_path, columns, ending):
+    source = tmp_path / "in.csv"
+    source.write_text(TABLES[columns])
+    whole, pieces = tmp_path / f"whole.{ending}", tmp_path / f"pieces.{ending}"
+    counts = predict_file(recommender[1], source, whole, k=3, unknown="skip")
+    assert predict_file(recommender[1], source, pieces, k=3, unknown="skip", piece_rows=2) == counts
+    read = pd.read_csv if ending == "csv" else pd.read_parquet
+    pd.testing.assert_frame_equal(read(pieces), read(whole))
+    assert len(read(whole)) == counts.recommendations > 9
+    assert sorted(path.name for path in tmp_path.iterdir() if "parts" in path.name) == []
+
+
+def test_row_numbers_count_over_pieces(recommender, tmp_path):
+    source, target = tmp_path / "in.csv", tmp_path / "out.csv"
+    source.write_text("items\ni1\ni2\ni3\ni99\n")
+    with pytest.raises(PrefError, match="sequence 4 holds the item 'i99'"):
+        predict_file(recommender[1], source, target, piece_rows=3)
+    source.write_text("user\nu1\nu2\nu3\nu99\n")
+    shutil.rmtree(tmp_path / "out.csv.parts")
+    with pytest.raises(PrefError, match="user 4 is 'u99'"):
+        predict_file(recommender[1], source, target, piece_rows=3)
+    source.write_text("user,items\na,i1\nb,i2\n,i3\n")
+    with pytest.raises(PrefError, match="row 3 is not complete"):
+        predict_file(recommender[1], source, tmp_path / "other.csv", piece_rows=2)
+    with pytest.raises(PrefError, match="piece_rows=0"):
+        predict_file(recommender[1], source, target, piece_rows=0)
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_a_stopped_run_continues_with_its_next_piece(recommender, tmp_path, monkeypatch, ending):
+    source, target = tmp_path / "in.csv", tmp_path / f"out.{ending}"
+    source.write_text("items\n" + "".join(f"i{number}\n" for number in range(10)))
+    expected = recommender[0].recommend([[f"i{number}"] for number in range(10)], k=2)
+    original, pieces = Recommender.recommend, []
+
+    def killed_at_the_third(self, sequences, **options):
+        if len(pieces) == 2:
+            pieces.clear()
+            raise KeyboardInterrupt
+        pieces.append(options["first"])
+        return original(self, sequences, **options)
+
+    target.write_text("of an earlier run")
+    monkeypatch.setattr(Recommender, "recommend", killed_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        predict_file(recommender[1], source, target, k=2, piece_rows=3)
+    assert target.read_text() == "of an earlier run"
+    with pytest.raises(PrefError, match=r"2 finished pieces of another command \(k changed since\).*remove the folder"):
+        predict_file(recommender[1], source, target, k=3, piece_rows=3)
+    with FileLock(tmp_path / f"out.{ending}.parts" / "lock"), pytest.raises(PrefError, match="by another process"):
+        predict_file(recommender[1], source, target, k=2, piece_rows=3)
+    assert predict_file(recommender[1], source, target, k=2, piece_rows=3) == (20, 10)
+    assert pieces == [7, 10]  # the first two pieces were not made again
+    back = pd.read_csv(target) if ending == "csv" else pd.read_parquet(target)
+    assert back["item"].tolist() == expected["item"].tolist()
+    np.testing.assert_allclose(back["score"], expected["score"], rtol=1e-5)
+    assert not (tmp_path / f"out.{ending}.parts").exists()
+
+
+def test_long_runs_show_their_progress(recommender, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(files, "_PROGRESS_AFTER", 0)
+    (tmp_path / "in.csv").write_text("items\ni1\ni2\ni3\n")
+    predict_file(recommender[1], tmp_path / "in.csv", tmp_path / "out.csv", piece_rows=2)
+    assert "3/3" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["o.xlsx", "o", "o.csv.gz", "o.txt"])
@@ -340,13 +418,14 @@ def test_files_that_are_neither_csv_nor_parquet_are_refused(recommender, tmp_pat
         read_sequences(tmp_path / name)
     with pytest.raises(PrefError, match="^output=[^:]* is no CSV or Parquet file: .* ends in .csv or .parquet"):
         predict_file("no model is needed", tmp_path / "in.CSV", tmp_path / name)
-    assert len(predict_file(recommender[1], tmp_path / "in.CSV", tmp_path / "out.csv", k=2)) == 2
+    assert predict_file(recommender[1], tmp_path / "in.CSV", tmp_path / "out.csv", k=2) == (2, 1)
 
 
 def test_a_sequence_without_a_user_is_called_as_messages_call_it(recommender, tmp_path):
     source, target = tmp_path / "in.csv", tmp_path / "o.csv"
     source.write_text("items\ni3 i4\ni1\n")
-    assert predict_file(recommender[1], source, target, k=2)["user"].tolist() == ["1", "1", "2", "2"]
+    predict_file(recommender[1], source, target, k=2)
+    assert pd.read_csv(target)["user"].tolist() == [1, 1, 2, 2]
     source.write_text("items\ni3 i4\ni99\n")
     with pytest.raises(PrefError, match="sequence 2 holds"):
         predict_file(recommender[1], source, target)

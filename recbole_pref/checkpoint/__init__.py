@@ -325,7 +325,10 @@ def save(state, path):
 # Reading
 
 
-def load(path, map_location="cpu", trust_pickle=False, setting="checkpoint"):
+_TRUST = "set trust_checkpoint: True if you made the file yourself or trust who did"
+
+
+def load(path, map_location="cpu", trust_pickle=False, setting="checkpoint", remedy=_TRUST):
     """Return the state stored at ``path`` after its checksum was found right.
 
     A file without checksum that plain ``torch.save`` wrote is read too, as long as it holds plain
@@ -337,6 +340,7 @@ def load(path, map_location="cpu", trust_pickle=False, setting="checkpoint"):
         map_location: as in ``torch.load``.
         trust_pickle (bool): the value of the setting ``trust_checkpoint``.
         setting (str): the setting that chose the path, for messages (``resume``, ``reference``).
+        remedy (str): what to do about a file that needs pickle, for its message.
 
     Raises:
         CorruptCheckpoint: the file is truncated, altered or no checkpoint.
@@ -357,8 +361,7 @@ def load(path, map_location="cpu", trust_pickle=False, setting="checkpoint"):
             if not trust_pickle:
                 raise PrefError(
                     f"{setting}='{path}' is refused because it holds pickled Python objects, as "
-                    f"RecBole's own checkpoints do, and unpickling can run any code: set "
-                    f"trust_checkpoint: True if you made the file yourself or trust who did."
+                    f"RecBole's own checkpoints do, and unpickling can run any code: {remedy}."
                 ) from error
         except (RuntimeError, ValueError, KeyError, IndexError, EOFError, AttributeError) as error:
             if _out_of_memory(error):

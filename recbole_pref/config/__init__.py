@@ -1,8 +1,8 @@
-"""RecBole's ``Config`` with our property files and with settings that are checked.
+"""RecBole's ``Config`` with our property files and with checks of all settings.
 
-Order of precedence: ``config_dict`` (which the command line fills) over files over defaults. The defaults are
-RecBole's own, then ``properties/overall.yaml``, ``method/<Method>.yaml``, ``backbone/<Backbone>.yaml`` and
-``dataset/<dataset>.yaml`` of this package.
+Settings in ``config_dict`` (which also holds those of the command line) override config files, and files override
+defaults. The defaults are read in this order, and later ones win: RecBole's own, ``properties/overall.yaml``,
+``method/<Method>.yaml``, ``backbone/<Backbone>.yaml`` and ``dataset/<dataset>.yaml`` of this package.
 """
 
 import hashlib
@@ -25,16 +25,16 @@ from recbole_pref.model.names import model_class
 from recbole_pref.settings import plain_value, shown
 from recbole_pref.settings.files import keys_of_models, load_properties, parse_value, shipped
 
-# How RecBole's Config refuses a value, on purpose or by tripping over it.
-_RECBOLES_REFUSALS = (
+# The errors with which RecBole's Config refuses a value, on purpose or by accident.
+_RECBOLE_ERRORS = (
     ValueError, TypeError, KeyError, IndexError, RuntimeError, NotImplementedError, AttributeError,
     AssertionError, SyntaxError, OverflowError,
 )  # fmt: skip
-_LONGEST_NAME = 100  # characters of a data set's name, which is part of the names of files
+_LONGEST_NAME = 100  # characters; file names contain the name of the data set
 
 
 class Config(RecBoleConfig):
-    """RecBole's ``Config`` that refuses what cannot work, in one sentence each.
+    """RecBole's ``Config``, which refuses settings that cannot work, with a sentence for each.
 
     Raises:
         PrefError: unknown model, key or metric, a value out of range, a broken property file.
@@ -51,37 +51,37 @@ class Config(RecBoleConfig):
             raise PrefError(f"config_dict={shown(config_dict)} is not accepted: pass a dict of settings.")
         if isinstance(config_file_list, str):
             raise PrefError(f"config_file_list={shown(config_file_list)} is a text: pass a list of files.")
-        # A copy, because RecBole fills in parts.
+        # A copy, because RecBole changes nested values.
         config_dict = {key: plain_value(value) for key, value in config_dict.items()} if config_dict else None
         try:
             super().__init__(model, dataset, config_file_list, config_dict)
         except PrefError:
             raise
-        except _RECBOLES_REFUSALS as error:
+        except _RECBOLE_ERRORS as error:
             raise PrefError(" ".join(str(error).split()) or repr(error)) from error
 
-    def _load_internal_config_dict(self, model, cls, dataset):
+    def _load_internal_config_dict(self, model: str, cls: type, dataset: str) -> None:
         super()._load_internal_config_dict(model, cls, dataset)
         if method_of(cls) is None:
-            # Baselines are evaluated as our models are; ours come through the plug-in for RecBole.
+            # Evaluate baselines with the same defaults as our models, which read them in compat.py.
             stock_training = dict(self.internal_config_dict)
             load_properties(self, cls, dataset)
-            kept = ["train_neg_sample_args"]
+            stock_keys = ["train_neg_sample_args"]
             if cls.type in (ModelType.CONTEXT, ModelType.DECISIONTREE):  # these predict labels, not ranks
-                kept += ["metrics", "valid_metric"]
-            for key in kept:
+                stock_keys += ["metrics", "valid_metric"]
+            for key in stock_keys:
                 if key in stock_training:
                     self.internal_config_dict[key] = stock_training[key]
-            self._let_cross_entropy_have_no_negatives(cls)
+            self._allow_cross_entropy_without_negatives(cls)
 
-    def _let_cross_entropy_have_no_negatives(self, cls):
-        # RecBole refuses its own default negatives for its own default loss of sequential models.
+    def _allow_cross_entropy_without_negatives(self, cls: type) -> None:
+        # RecBole's default negatives are not valid with its default loss for sequential models.
         merged = {**self.internal_config_dict, **self.external_config_dict}
         by_loss_type = not hasattr(cls, "input_type") and merged.get("loss_type") == "CE"
         if by_loss_type and "train_neg_sample_args" not in self.external_config_dict:
             self.internal_config_dict["train_neg_sample_args"] = None
 
-    def _get_model_and_dataset(self, model, dataset):
+    def _get_model_and_dataset(self, model: str | type | None, dataset: str | None) -> tuple[str, type, str]:
         model = model if model is not None else self.external_config_dict.get("model")
         if model is None:
             raise PrefError("model is not set: pass --model=LPOSASRec or name one in a config file.")
@@ -107,14 +107,14 @@ class Config(RecBoleConfig):
             )
         return cls.__name__, cls, dataset
 
-    def _load_config_files(self, file_list):
-        merged = {}
+    def _load_config_files(self, file_list: list[str] | None) -> dict[str, Any]:
+        merged: dict[str, Any] = {}
         for file in map(shipped, file_list or ()):
             if not os.path.isfile(file):
                 folder = Path(file).parent
-                near = [str(path) for path in folder.glob("*.y*ml")] if folder.is_dir() else []
+                candidates = [str(path) for path in folder.glob("*.y*ml")] if folder.is_dir() else []
                 raise PrefError(
-                    f"config_files names {file!r}, which does not exist.{suggest(file, near)}"
+                    f"config_files names {file!r}, which does not exist.{suggest(file, candidates)}"
                 )
             try:
                 with open(file, encoding="utf-8") as stream:
@@ -127,37 +127,37 @@ class Config(RecBoleConfig):
             merged.update(content or {})
         return merged
 
-    def _convert_config_dict(self, config_dict):
-        """Turn texts into numbers, lists and so on, without evaluating them as code."""
+    def _convert_config_dict(self, config_dict: dict[str, Any]) -> dict[str, Any]:
+        """Convert texts to numbers, lists and so on; RecBole would evaluate them as code."""
         for key, text in config_dict.items():
             if isinstance(text, str):
                 config_dict[key] = parse_value(text)
         return config_dict
 
-    def _load_cmd_line(self):
-        """Read nothing: a command line reaches a configuration as ``config_dict``, where it is checked."""
+    def _load_cmd_line(self) -> dict[str, Any]:
+        """Return no settings: the command line passes its settings in ``config_dict``."""
         return {}
 
     def refuse_unread(self, keys: Iterable[str], where: str) -> None:
-        """Refuse settings that have no default for this <Method><Backbone>: they would have no effect.
+        """Refuse settings that this <Method><Backbone> does not read.
 
         Args:
             keys: settings that were given for this model alone.
-            where: what messages begin with.
+            where: the beginning of the message.
 
         Raises:
-            PrefError: names the first of another method or backbone.
+            PrefError: names the first setting of another method or backbone.
         """
         if method_of(self.model_class) is None:
             return
         of_losses = {name for method in METHODS.values() for name in method.setting_names}
-        own = self.internal_config_dict
-        foreign = (keys_of_models() | of_losses) - own.keys()
+        defaults = self.internal_config_dict
+        unread = (keys_of_models() | of_losses) - defaults.keys()
         for key in keys:
-            if key in foreign:
-                raise PrefError(f"{where}{self.model} has no setting {key}: leave it out.{suggest(key, own)}")
+            if key in unread:
+                raise PrefError(f"{where}{self.model} has no setting {key}: leave it out.{suggest(key, defaults)}")
 
-    def _set_default_parameters(self):
+    def _set_default_parameters(self) -> None:
         for check in BEFORE_DEFAULTS:
             check(self)
         super()._set_default_parameters()
@@ -166,16 +166,16 @@ class Config(RecBoleConfig):
 
 
 def given_data_path(config: Any) -> str:
-    """Return ``data_path`` as it was given: RecBole appends the data set's name to it.
+    """Return ``data_path`` as the user gave it; RecBole appends the name of the data set.
 
     Args:
-        config: a configuration, or what a checkpoint holds of one.
+        config: a configuration, or the one that a checkpoint holds.
     """
     return config["data_path"].removesuffix(config["dataset"]) or "."
 
 
 def absolute_paths(config: Config) -> dict[str, str]:
-    """Return the settings that name files to read, absolute, for processes that work in other folders."""
+    """Return the settings with paths of input files, as absolute paths for processes in other working folders."""
     paths = {"data_path": given_data_path(config), "reference_dir": config["reference_dir"]}
     if config["reference"] not in ("none", "auto"):
         paths["reference"] = config["reference"]
@@ -183,11 +183,11 @@ def absolute_paths(config: Config) -> dict[str, str]:
 
 
 def digest_of_defaults(config: Config) -> str:
-    """Return what tells runs with the same settings apart: a hash of all defaults, and of a plugin's file.
+    """Return a hash of all defaults and of the file of a plug-in.
 
-    Another version of a package or an edited property file gives another one.
+    Runs with the same settings differ in it when a package has another version or a property file was edited.
     """
-    # Of RecBole's own models this one follows the given loss_type.
+    # For RecBole's own models this default depends on the loss_type of the user.
     defaults = {key: value for key, value in config.internal_config_dict.items() if key != "train_neg_sample_args"}
-    made_of = [defaults, getattr(method_of(config.model_class), "source", None)]
-    return hashlib.sha256(json.dumps(made_of, sort_keys=True, default=str).encode()).hexdigest()
+    parts = [defaults, getattr(method_of(config.model_class), "source", None)]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()

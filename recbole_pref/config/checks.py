@@ -1,7 +1,7 @@
-"""What a configuration is checked for before data are read: small checks, in the order in which they run.
+"""The checks of a configuration before any data are read, in the order in which they run.
 
-Each takes the configuration and raises a ``PrefError`` with one sentence, or brings a value into the form that
-RecBole needs.
+Each check takes the configuration. It raises a ``PrefError`` with one sentence, or converts a value to the form
+that RecBole needs.
 """
 
 import codecs
@@ -41,12 +41,12 @@ from recbole_pref.settings.setting import LARGEST
 if TYPE_CHECKING:
     from recbole_pref.config import Config
 
-# What metrics with a cut-off are computed from.
-_CUT = ("rec.topk", "rec.items")
-_ANY_DATA_SET = {"inter": ["user_id", "item_id"]}  # RecBole's load_col where no property file names the data set
+# The inputs of metrics that have a cut-off.
+_CUTOFF_INPUTS = ("rec.topk", "rec.items")
+_ANY_DATA_SET = {"inter": ["user_id", "item_id"]}  # RecBole's load_col for a data set without a property file
 _SEQUENTIAL_EVAL_ARGS = {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"}
-_TRANSFORM_KEYS = {"crop_itemseq": "eta", "reorder_itemseq": "beta"}  # RecBole's transforms, what each reads
-_BELOW = {"eval_args": ("split", "order", "group_by", "mode")}  # keys that are indented below another one
+_TRANSFORM_KEYS = {"crop_itemseq": "eta", "reorder_itemseq": "beta"}  # what RecBole's transforms read
+_NESTED_KEYS = {"eval_args": ("split", "order", "group_by", "mode")}  # keys that belong below another key
 
 
 def _is_sequential(config: "Config") -> bool:
@@ -54,29 +54,29 @@ def _is_sequential(config: "Config") -> bool:
 
 
 def keys_are_known(config: "Config") -> None:
-    """Refuse keys that nobody reads."""
+    """Refuse keys that neither RecBole nor this package reads."""
     given = {**config.file_config_dict, **config.variable_config_dict}
     if given.get("strict_config", True) is False:
         return
-    known, options = known_keys(), settings_with(scope="option")
+    readable, options = known_keys(), settings_with(scope="option")
     for key in given:
         if key in options:
             raise PrefError(
                 f"{key}={shown(given[key])} is not a setting but an option of the command line: write "
-                f"--{key}=... there, or give it to the function that does it in Python."
+                f"--{key}=... there, or pass it to the function in Python."
             )
-        for above, parts in _BELOW.items():
+        for above, parts in _NESTED_KEYS.items():
             if key in parts and not isinstance(given.get(above), dict):
                 raise PrefError(f"{key}={shown(given[key])} is a part of {above}: indent its line below {above}.")
-        if key not in known:
+        if key not in readable:
             raise PrefError(
                 f"{shown(key)[1:-1]}={shown(given[key])} is not a setting of RecBole or RecBole-Pref."
-                f"{suggest(key, known) or ' Set strict_config: False to allow keys of your own.'}"
+                f"{suggest(key, readable) or ' Set strict_config: False to allow keys of your own.'}"
             )
 
 
 def values_are_accepted(config: "Config") -> None:
-    """Refuse values that their settings do not accept, and tidy the others."""
+    """Refuse values that their settings do not accept, and convert the others to the form that RecBole reads."""
     final = config.final_config_dict
     own = getattr(config.model_class, "own_settings", {})
     for key in own.keys() & final.keys():
@@ -89,11 +89,11 @@ def values_are_accepted(config: "Config") -> None:
             if setting.path and value is not None and not isinstance(value, bool):
                 value = os.path.expanduser(str(value))  # a folder may be called 2024
             setting.check(key, value)
-            final[key] = _tidied(key, value)
+            final[key] = _converted(key, value)
 
 
-def _tidied(key: str, value: Any) -> Any:
-    """Return an accepted value in the form in which RecBole can use it."""
+def _converted(key: str, value: Any) -> Any:
+    """Return an accepted value in the form that RecBole reads."""
     setting = SETTINGS.get(key) or RECBOLE_SETTINGS[key]
     if setting.kind is int and isinstance(value, float):
         return int(value)  # YAML reads 1e3 as 1000.0
@@ -107,7 +107,7 @@ def _tidied(key: str, value: Any) -> Any:
 
 
 def texts_and_numbers_fit(config: "Config") -> None:
-    """Refuse numbers beyond what any library counts with, and texts that are not UTF-8."""
+    """Refuse numbers beyond 64 bits and texts that are not UTF-8."""
     for key, value in config.final_config_dict.items():
         if isinstance(value, int) and abs(value) > LARGEST:
             raise PrefError(f"{key}={shown(value)} is not accepted: set it to a smaller number.")
@@ -118,23 +118,23 @@ def texts_and_numbers_fit(config: "Config") -> None:
 def _is_utf8(text: str) -> bool:
     try:
         text.encode()
-    except UnicodeEncodeError:  # bytes of the command line that are none
+    except UnicodeEncodeError:  # surrogates: the command line was not UTF-8
         return False
     return True
 
 
 def run_stem_is_a_file_name(config: "Config") -> None:
-    """Refuse a ``run_stem`` that cannot begin the names of files."""
+    """Refuse a ``run_stem`` that cannot be the beginning of a file name."""
     stem = config.final_config_dict.get("run_stem")
     if stem and (os.path.basename(stem) != stem or len(stem.encode()) > 200):
         raise PrefError(f"run_stem={shown(stem)} is not accepted: set it to a file name of at most 200 characters.")
 
 
 def gpu_id_names_devices(config: "Config") -> None:
-    """Refuse a ``gpu_id`` that is neither a number nor several."""
+    """Refuse a ``gpu_id`` that is neither a number nor a list of numbers."""
     final = config.final_config_dict
     gpu = final.get("gpu_id")
-    if isinstance(gpu, list):  # of YAML or JSON
+    if isinstance(gpu, list):  # from YAML or JSON
         gpu = final["gpu_id"] = tuple(gpu)
     several = isinstance(gpu, tuple) and all(type(number) is int for number in gpu)
     if not several and (not isinstance(gpu, (str, int)) or not str(gpu).isprintable()):
@@ -142,13 +142,13 @@ def gpu_id_names_devices(config: "Config") -> None:
 
 
 def wandb_is_installed(config: "Config") -> None:
-    """Refuse ``log_wandb`` without the package."""
+    """Refuse ``log_wandb`` if the package wandb is not installed."""
     if config.final_config_dict.get("log_wandb") and importlib.util.find_spec("wandb") is None:
         raise PrefError("log_wandb=True needs the package wandb: run 'pip install wandb' or leave it out.")
 
 
 def sequential_defaults(config: "Config") -> None:
-    """Give sequential models the columns and the split that they need, where the user names none."""
+    """Set the columns and the split that sequential models need, unless the user sets them."""
     final = config.final_config_dict
     if not _is_sequential(config):
         return
@@ -156,12 +156,12 @@ def sequential_defaults(config: "Config") -> None:
     if final["load_col"] == _ANY_DATA_SET and not given & {"load_col", "benchmark_filename"}:
         final["load_col"] = {"inter": [final[key] for key in ("USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD")]}
     if isinstance(final["eval_args"], dict):
-        # RecBole fills what is left out with a random 80/10/10 split, which is not its default for these models.
+        # RecBole completes eval_args with a random 80/10/10 split, which is not its default for sequential models.
         final["eval_args"] = {**_SEQUENTIAL_EVAL_ARGS, **final["eval_args"]}
 
 
 def time_column_is_loaded(config: "Config") -> None:
-    """Load the time column where the interactions are ordered by it; RecBole fails late without it."""
+    """Load the time column if interactions are ordered by time; without it RecBole fails late."""
     final = config.final_config_dict
     columns, time = (final.get("load_col") or {}).get("inter"), final.get("TIME_FIELD")
     by_time = isinstance(final["eval_args"], dict) and final["eval_args"].get("order") == "TO"
@@ -169,27 +169,27 @@ def time_column_is_loaded(config: "Config") -> None:
         final["load_col"] = {**final["load_col"], "inter": [*columns, time]}
 
 
-def eval_args_are_sound(config: "Config") -> None:
-    """Refuse ``eval_args`` that RecBole would trip over."""
+def eval_args_are_valid(config: "Config") -> None:
+    """Refuse ``eval_args`` on which RecBole fails."""
     check_eval_args(config.final_config_dict["eval_args"])
 
 
-def nested_settings_are_sound(config: "Config") -> None:
-    """Refuse negatives and gradient clipping that RecBole and torch would trip over."""
+def nested_settings_are_valid(config: "Config") -> None:
+    """Refuse negatives and gradient clipping on which RecBole or torch fails."""
     final = config.final_config_dict
     check_negatives(final.get("train_neg_sample_args") or {})
     check_clipping(final.get("clip_grad_norm") or {})
 
 
-def intervals_are_sound(config: "Config") -> None:
-    """Refuse texts that are not intervals."""
+def intervals_are_valid(config: "Config") -> None:
+    """Refuse filters by numbers of interactions that are not intervals."""
     for key in ("user_inter_num_interval", "item_inter_num_interval"):
         if config.final_config_dict.get(key) is not None:
             check_interval(key, config.final_config_dict[key])
 
 
-def columns_are_sound(config: "Config") -> None:
-    """Refuse settings of columns that RecBole would trip over."""
+def columns_are_valid(config: "Config") -> None:
+    """Refuse settings of columns on which RecBole fails."""
     final = config.final_config_dict
     for key in ("load_col", "unload_col", "unused_col"):
         check_columns(key, final.get(key) or {})
@@ -232,7 +232,7 @@ def transform_is_possible(config: "Config") -> None:
     transform, needed = final.get("transform"), config.internal_config_dict.get("transform")
     if needed and transform != needed:
         raise PrefError(
-            f"transform={shown(transform)} does not go with {config.model}: leave it at {needed!r}."
+            f"transform={shown(transform)} is not possible with {config.model}: leave it at {needed!r}."
         )
     if transform == "mask_itemseq":
         ratio, length = final.get("mask_ratio"), final["MAX_ITEM_LIST_LENGTH"]
@@ -246,15 +246,15 @@ def transform_is_possible(config: "Config") -> None:
         raise PrefError(f"{key} is not set: transform={transform!r} needs it, as a share below 1.")
 
 
-def topk_is_sound(config: "Config") -> None:
+def topk_is_valid(config: "Config") -> None:
     """Refuse cut-offs that are not whole numbers above 0."""
     final = config.final_config_dict
     if isinstance(final.get("topk"), tuple):  # --topk=5,10
         final["topk"] = list(final["topk"])
     topk = final.get("topk")
     cutoffs = topk if isinstance(topk, list) else [topk]
-    sound = all(isinstance(k, int) and not isinstance(k, bool) and 0 < k < 2**31 for k in cutoffs)
-    if not 0 < len(cutoffs) <= 100 or not sound:
+    valid = all(isinstance(k, int) and not isinstance(k, bool) and 0 < k < 2**31 for k in cutoffs)
+    if not 0 < len(cutoffs) <= 100 or not valid:
         raise PrefError(f"topk={shown(topk)} is not accepted: set it to at most 100 whole numbers above 0, as [5, 10].")
 
 
@@ -293,7 +293,7 @@ def settings_are_read_by_the_model(config: "Config") -> None:
 
 
 def method_is_possible(config: "Config") -> None:
-    """Refuse settings with which a method has nothing to learn or lacks what it needs."""
+    """Refuse settings with which a method has no loss or lacks a setting."""
     final, method = config.final_config_dict, method_of(config.model_class)
     if method is None:
         return
@@ -301,14 +301,14 @@ def method_is_possible(config: "Config") -> None:
     if missing:
         raise PrefError(f"{missing[0]} is not set: {method.name} needs it in a property file.")
     if final["lambda"] == 0 and final["ce_weight"] == 0:
-        raise PrefError("lambda and ce_weight are both 0: nothing would be learnt, set one above 0.")
+        raise PrefError("lambda and ce_weight are both 0, so there is no loss: set one of them above 0.")
     if "tawin_anchor" in method.setting_names and final["lambda"] > 0:
         _check_anchor(config)
     loss_type = config.external_config_dict.get("loss_type", "CE")
     if loss_type != "CE":
         raise PrefError(
-            f"loss_type={shown(loss_type)} does not go with {config.model}: leave it at 'CE', "
-            "the method brings its own loss."
+            f"loss_type={shown(loss_type)} is not possible with {config.model}: leave it at 'CE', "
+            "the method defines the loss."
         )
 
 
@@ -338,13 +338,13 @@ def prior_is_possible(config: "Config") -> None:
 
 
 def reference_is_there(config: "Config") -> None:
-    """Refuse ``reference: none`` where something compares with a reference model."""
+    """Refuse ``reference: none`` if a loss, a sampler or the objective needs a reference model."""
     final, method = config.final_config_dict, method_of(config.model_class)
     if method is None or final["reference"] != "none":
         return
     if _objective_part(config, "of_reference"):
         raise PrefError(
-            "objective: of_reference compares with a reference model, and reference is 'none': set it to "
+            "objective: of_reference needs a reference model, and reference is 'none': set reference to "
             "auto or to the path of a checkpoint."
         )
     if method.needs_reference(final):
@@ -366,13 +366,13 @@ def _check_anchor(config: "Config") -> None:
     anchor, negatives = final["tawin_anchor"], final["num_negatives"]
     if anchor == "auto" and not str(final["valid_metric"]).partition("@")[2].isdigit():
         raise PrefError(
-            "tawin_anchor='auto' takes the cut-off of valid_metric, and "
+            "tawin_anchor='auto' uses the cut-off of valid_metric, and "
             f"valid_metric={shown(final['valid_metric'])} has none: set tawin_anchor to a whole number."
         )
     if anchor != "auto" and anchor >= negatives:
         raise PrefError(
-            f"tawin_anchor={anchor} lies beyond the {negatives} negatives, ranks 0 to {negatives - 1}: set "
-            f"num_negatives to {2 * (anchor + 1)} or tawin_anchor to less."
+            f"tawin_anchor={anchor} is not below num_negatives={negatives}: set "
+            f"num_negatives to {2 * (anchor + 1)} or tawin_anchor to a smaller rank."
         )
 
 
@@ -384,14 +384,14 @@ def valid_metric_is_measured(config: "Config") -> None:
 
 
 def objective_is_measured(config: "Config") -> None:
-    """Refuse an ``objective`` that the validation does not measure."""
+    """Refuse an ``objective`` with metrics that the validation does not measure."""
     final = config.final_config_dict
     objective = final.get("objective")
     if not objective:
         return
     if not isinstance(objective, dict) or not all(isinstance(part, str) for part in objective):
         raise PrefError(
-            f"objective={shown(objective)} names no weights: write objective: {{weights: {{NDCG@10: 1.0}}}}."
+            f"objective={shown(objective)} has no weights: write objective: {{weights: {{NDCG@10: 1.0}}}}."
         )
     for part in objective.values():
         for metric, number in part.items() if isinstance(part, dict) else ():
@@ -406,8 +406,8 @@ def _check_cutoff(config: "Config", key: str, metric: str) -> None:
     topk = config.final_config_dict["topk"]
     needs = metric_information.get(name.lower())
     if needs is None:
-        return  # an unknown name, which another check reports
-    has_cutoffs = any(need.startswith(_CUT) for need in needs)
+        return  # another check reports unknown names
+    has_cutoffs = any(need.startswith(_CUTOFF_INPUTS) for need in needs)
     if has_cutoffs and k not in map(str, topk):
         more = f"add {k} to it or " if k.isdigit() else ""
         raise PrefError(
@@ -418,36 +418,36 @@ def _check_cutoff(config: "Config", key: str, metric: str) -> None:
 
 
 def evaluation_goes_with_the_model(config: "Config") -> None:
-    """Refuse an evaluation that the kind of model does not go with."""
+    """Refuse an evaluation that is not possible for the type of the model."""
     final = config.final_config_dict
     pairs = final.get("MODEL_INPUT_TYPE") == InputType.PAIRWISE
     if pairs and not (final.get("train_neg_sample_args") or {}).get("distribution"):
         raise PrefError(
-            f"train_neg_sample_args is empty, and {config.model} compares with negatives: set it to "
+            f"train_neg_sample_args is empty, but {config.model} is trained with negatives: set it to "
             "{distribution: uniform, sample_num: 1}."
         )
     if final["eval_type"] == EvaluatorType.RANKING and "labeled" in final["eval_args"]["mode"].values():
         raise PrefError(
-            "eval_args, mode: 'labeled' goes with value metrics such as AUC, not with ranking metrics such as "
+            "eval_args, mode: 'labeled' is for value metrics such as AUC, not for ranking metrics such as "
             f"{final['metrics'][0]}: set mode to full or uni100."
         )
     if final["MODEL_TYPE"] == ModelType.SEQUENTIAL and final["eval_args"]["order"] != "TO":
         raise PrefError(
-            f"eval_args, order: {final['eval_args']['order']!r} does not go with sequential models: set it to TO."
+            f"eval_args, order: {final['eval_args']['order']!r} is not possible for sequential models: set it to TO."
         )
 
 
 def settings_without_effect(config: "Config") -> list[str]:
-    """Return the settings that were given and that the model does not read: a warning, as files serve many models."""
+    """Return the given settings that the model does not read: only a warning, because models share config files."""
     given = {**config.file_config_dict, **config.variable_config_dict}
     unread = ["threshold", "repeatable"] if _is_sequential(config) else []
     if method_of(config.model_class) is not None:
         unread.append("train_neg_sample_args")  # negatives are drawn inside the step
-    return [key for key in unread if given.get(key)]
+    return [key for key in unread if given.get(key) and given[key] != config.internal_config_dict.get(key)]
 
 
 Check = Callable[["Config"], None]
-BEFORE_DEFAULTS: tuple[Check, ...] = (  # before RecBole fills in what is left out
+BEFORE_DEFAULTS: tuple[Check, ...] = (  # before RecBole sets its defaults
     keys_are_known,
     values_are_accepted,
     texts_and_numbers_fit,
@@ -455,15 +455,15 @@ BEFORE_DEFAULTS: tuple[Check, ...] = (  # before RecBole fills in what is left o
     gpu_id_names_devices,
     wandb_is_installed,
     sequential_defaults,
-    eval_args_are_sound,
+    eval_args_are_valid,
     time_column_is_loaded,
-    nested_settings_are_sound,
-    intervals_are_sound,
-    columns_are_sound,
+    nested_settings_are_valid,
+    intervals_are_valid,
+    columns_are_valid,
     encoding_exists,
     benchmark_has_three_parts,
     transform_is_possible,
-    topk_is_sound,
+    topk_is_valid,
     method_is_possible,
     prior_is_possible,
     reference_is_there,

@@ -107,7 +107,7 @@ def read_text_table(path, separator, skip_blank_lines=True):
     return pd.concat(text_parts(path, separator, skip_blank_lines=skip_blank_lines))
 
 
-def text_parts(path, separator, columns=None, skip_blank_lines=True):
+def text_parts(path, separator, columns=None, skip_blank_lines=True, rows=None):
     """Read a text table part by part.
 
     Args:
@@ -115,6 +115,7 @@ def text_parts(path, separator, columns=None, skip_blank_lines=True):
         separator (str): between cells; cells may be quoted where it is one character.
         columns (list of str, optional): names of the columns of a file without a header.
         skip_blank_lines (bool): otherwise a blank line is a row.
+        rows (int, optional): of a part; by default as many as ``PART_ROWS`` says.
 
     Yields:
         DataFrame: of str; the index counts the rows of the file.
@@ -132,7 +133,8 @@ def text_parts(path, separator, columns=None, skip_blank_lines=True):
             n_columns = _count_columns(path, separator, columns)
             parts = pd.read_csv(
                 file, header=0 if columns is None else None, names=columns, dtype=str, keep_default_na=False,
-                index_col=False, skip_blank_lines=skip_blank_lines, chunksize=4 * PART_ROWS // n_columns + 1, **options,
+                index_col=False, skip_blank_lines=skip_blank_lines, **options,
+                chunksize=rows or 4 * PART_ROWS // n_columns + 1,
             )  # fmt: skip
             while True:
                 with warnings.catch_warnings():
@@ -248,12 +250,13 @@ def read_parquet_file(path):
         return pd.read_parquet(path)
 
 
-def parquet_parts(path, columns):
+def parquet_parts(path, columns, rows=PART_ROWS):
     """Read a Parquet file part by part.
 
     Args:
         path (Path): the file.
-        columns (collection of str): those to read; all where the file lacks one of them.
+        columns (collection of str): those to read; all where there are none, or the file lacks one of them.
+        rows (int): of a part.
 
     Yields:
         DataFrame: the first has no rows; the index counts the rows of the file.
@@ -266,9 +269,9 @@ def parquet_parts(path, columns):
     with _reading_parquet(path):
         file, start = ParquetFile(path), 0
         names = file.schema_arrow.names
-        wanted = list(columns) if set(columns) <= set(names) else None
+        wanted = list(columns) if columns and set(columns) <= set(names) else None
         yield pd.DataFrame(columns=names, dtype=object)
-        for batch in file.iter_batches(PART_ROWS, columns=wanted):
+        for batch in file.iter_batches(rows, columns=wanted):
             part = batch.to_pandas(ignore_metadata=True)
             part.index = range(start, start + len(part))
             yield part

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import torch
 
-from recbole_pref import scoring
+from recbole_pref import losses, scoring
 from recbole_pref.model.batch import Batch
 
 
@@ -88,6 +88,17 @@ class Reference:
     def __init__(self, model: Any, normalized: bool, memory_mb: float | None) -> None:
         self.model, self.normalized, self.memory_mb = model, normalized, memory_mb
         self.cache: Cache | None = None
+        self._profiles: torch.Tensor | None = None
+
+    def forget(self) -> None:
+        """Forget what was computed, because the parameters of the model have changed."""
+        self.cache = self._profiles = None
+
+    def neighbour_gaps(self, ids: torch.Tensor) -> torch.Tensor:
+        """Return ``losses.neighbour_gaps`` of positives and negatives [c, 1 + K] by the item vectors: [c, K]."""
+        if self._profiles is None:
+            self._profiles = losses.neighbour_profiles(self._items.detach())
+        return losses.neighbour_gaps(self._profiles, ids[:, 0], ids[:, 1:])
 
     @property
     def _items(self) -> torch.Tensor:

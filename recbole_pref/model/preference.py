@@ -230,7 +230,13 @@ class PreferenceMixin(_Backbone):
         self.load_state_dict({**self.state_dict(), **state_dict})
         if self.reference is not None:
             self.reference.load_state_dict(state_dict)
-            self.step.reference.cache = None  # type: ignore[union-attr]  # prepare_training makes both
+        if self.step is not None and self.step.reference is not None:
+            self.step.reference.forget()
+
+    def renew_reference(self) -> None:
+        """Make the frozen reference a copy of the model as it is now (SPRec's self-play)."""
+        state = self.state_dict().items()
+        self.start_from({name: tensor.clone() for name, tensor in state if not name.startswith(_OF_REFERENCE)})
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Take parameters over, as torch.

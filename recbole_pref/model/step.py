@@ -284,14 +284,18 @@ class TrainingStep(nn.Module):
                 real_z = scoring.without_padding(log_z, picked[:, -1]).unsqueeze(1)
                 ids, pos, neg = ids[:, :-1], pos - real_z[:, 0], neg[:, :-1] - real_z
             ref = None if reference is None else reference.of(rows, ids)
-            total = total + self.settings["lambda"] * self._preference(pos, neg, ref)
+            total = total + self.settings["lambda"] * self._preference(ids, pos, neg, ref)
         return total
 
-    def _preference(self, pos: torch.Tensor, neg: torch.Tensor, ref: torch.Tensor | None) -> torch.Tensor:
+    def _preference(
+        self, ids: torch.Tensor, pos: torch.Tensor, neg: torch.Tensor, ref: torch.Tensor | None
+    ) -> torch.Tensor:
         """Return the method's loss of rows [c] for positive [c], negatives [c, K] and reference [c, 1 + K]."""
         arguments = [pos, neg]
         if ref is not None and self.method.compares_with_reference(self.settings):
             arguments += [ref[:, 0], ref[:, 1:]]
+        if self.method.compares_neighbours and self.reference is not None:
+            arguments.append(self.reference.neighbour_gaps(ids))
         result = self._loss(*arguments, **self.loss_settings)
         per_row, extras = result if isinstance(result, tuple) else (result, {})
         if per_row.shape != pos.shape:

@@ -1,6 +1,6 @@
-"""What every setting may be and where it matters: ``Setting``, two tables of them, queries over their attributes.
+"""The class ``Setting``, the tables of our settings and of RecBole's, and queries over their attributes.
 
-Defaults and explanations are in the property files (``properties/``), where people read them.
+Defaults and explanations are in the property files (``properties/``).
 """
 
 from dataclasses import fields
@@ -27,20 +27,20 @@ __all__ = [
 
 
 def setting_of(key: str) -> Setting | None:
-    """Return what is known of a key, of this package or of RecBole; None where nothing is."""
+    """Return the setting of this package or of RecBole with this key, or None."""
     return SETTINGS.get(key) or RECBOLE_SETTINGS.get(key)
 
 
 def check_setting(key: str, value: Any, name: str | None = None) -> None:
-    """Refuse a value that a setting does not accept; a key that no table has is left alone.
+    """Refuse a value that a setting does not accept; keys without a setting are not checked.
 
     Args:
         key: the setting.
         value: its value.
-        name: what the message calls it; by default the key.
+        name: name of the setting in the message; by default the key.
 
     Raises:
-        PrefError: names the setting, the value, what is accepted and the nearest choice.
+        PrefError: names the setting, the value, the accepted values and the nearest choice.
     """
     setting = setting_of(key)
     if setting is not None:
@@ -57,12 +57,12 @@ def settings_with(**attributes: Any) -> frozenset[str]:
 
 
 def attribute_of_settings(name: str) -> dict[str, Any]:
-    """Return an attribute of the settings for which it is not the default: dict by key."""
+    """Return the values of an attribute by key, for the settings in which it is not the default."""
     default = next(field.default for field in fields(Setting) if field.name == name)
     values = {key: getattr(setting, name) for key, setting in {**RECBOLE_SETTINGS, **SETTINGS}.items()}
     return {key: value for key, value in values.items() if value is not default and value != default}
 
 
 def settings_set_by(caller: str) -> frozenset[str]:
-    """Return the settings that a ``comparison`` or a ``sweep`` decides in place of the user."""
+    """Return the keys of the settings that a ``comparison`` or a ``sweep`` sets itself."""
     return frozenset(key for key, callers in attribute_of_settings("set_by").items() if caller in callers)

@@ -1,4 +1,4 @@
-"""The property files, which hold defaults and explanations, and how settings are read from text."""
+"""Read the property files (defaults and explanations) and parse settings from text."""
 
 import ast
 import copy
@@ -8,6 +8,7 @@ import re
 from enum import Enum
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -15,8 +16,11 @@ from recbole_pref.errors import PrefError
 from recbole_pref.methods import method_of
 from recbole_pref.settings import RECBOLE_SETTINGS, SETTINGS
 
+if TYPE_CHECKING:
+    from recbole_pref.config import Config
+
 _PACKAGE = Path(__file__).resolve().parents[1]
-# Keys that RecBole or the command line read and that stand in none of RecBole's property files.
+# Keys that RecBole or the command line read, but that are missing in RecBole's property files.
 _OTHER_KEYS = {
     "model", "dataset", "config_files", "nproc", "world_size", "ip", "port", "offset",
     "group_offset", "local_rank", "single_spec", "tail_ratio", "encoding", "numerical_features",
@@ -28,7 +32,7 @@ _OTHER_KEYS = {
 }  # fmt: skip
 
 
-def properties_dir():
+def properties_dir() -> Path:
     """Return the folder of the property files, in an installed package or a checkout."""
     for folder in (_PACKAGE / "properties", _PACKAGE.parent / "properties"):
         if (folder / "overall.yaml").is_file():
@@ -36,31 +40,34 @@ def properties_dir():
     raise PrefError("the property files of recbole_pref are missing: install the package again.")
 
 
-def stock_properties_dir():
+def stock_properties_dir() -> Path:
     """Return the folder of RecBole's own property files, without importing RecBole."""
-    return Path(importlib.util.find_spec("recbole").origin).parent / "properties"
+    spec = importlib.util.find_spec("recbole")
+    if spec is None or spec.origin is None:
+        raise PrefError("RecBole is not installed: run 'pip install --no-deps recbole==1.2.1'.")
+    return Path(spec.origin).parent / "properties"
 
 
-def shipped(file):
-    """Return the path of a file of this package (``recommended/LPO.yaml``) where there is no such file here."""
-    own = properties_dir() / file
-    return str(own) if not os.path.isfile(file) and own.is_file() else file
+def shipped(file: str) -> str:
+    """Return ``file`` if it exists, else the property file of this name (``recommended/LPO.yaml``) if there is one."""
+    packaged = properties_dir() / file
+    return str(packaged) if not os.path.isfile(file) and packaged.is_file() else file
 
 
-def defaults_of(cls, dataset):
-    """Return what gives a model class its defaults, in order.
+def defaults_of(cls: type, dataset: str) -> list[Path | dict[str, Any]]:
+    """Return the sources of the defaults of a model class, in order.
 
     Args:
-        cls (type): a model class; those of ours have ``preference_method``.
-        dataset (str): name of the data set.
+        cls: a model class; ours have the attribute ``preference_method``.
+        dataset: name of the data set.
 
     Returns:
-        list of Path or dict: existing property files, and the defaults of a method from outside; later ones win.
+        Property files that exist, and the defaults of a method from outside (a dict); later ones win.
     """
     ours, stock = properties_dir(), stock_properties_dir() / "model"
     method = method_of(cls)
     bases = [base.__name__ for base in reversed(cls.__mro__)]
-    files = []
+    files: list[Path | dict[str, Any]] = []
     if method is not None:
         # RecBole looked for <Method><Backbone>.yaml and so missed the backbone's own file.
         files += [stock / f"{base}.yaml" for base in bases]
@@ -72,22 +79,22 @@ def defaults_of(cls, dataset):
     return [file for file in files if isinstance(file, dict) or file.is_file()]
 
 
-def load_properties(config, cls, dataset):
-    """Merge our property files into a config's defaults, below everything the user sets."""
+def load_properties(config: "Config", cls: type, dataset: str) -> None:
+    """Merge our property files into the defaults of a configuration; the user's settings override them."""
     for defaults in defaults_of(cls, dataset):
         if isinstance(defaults, dict):
-            config.internal_config_dict.update(copy.deepcopy(defaults))  # RecBole fills in parts
+            config.internal_config_dict.update(copy.deepcopy(defaults))  # a copy: RecBole changes nested values
         else:
             config._update_internal_config_dict(str(defaults))
 
 
-def known_keys():
-    """Return every key that RecBole or this package reads: frozenset of str."""
-    return _stock_keys() | SETTINGS.keys()  # to which methods from outside add theirs
+def known_keys() -> frozenset[str]:
+    """Return every key that RecBole or this package reads."""
+    return _stock_keys() | SETTINGS.keys()  # methods from outside add keys to SETTINGS
 
 
 @lru_cache(maxsize=1)
-def _stock_keys():
+def _stock_keys() -> frozenset[str]:
     keys = set(RECBOLE_SETTINGS) | _OTHER_KEYS | _shared_keys()
     for root in (stock_properties_dir(), properties_dir()):
         for file in root.rglob("*.yaml"):
@@ -97,22 +104,23 @@ def _stock_keys():
 
 
 @lru_cache(maxsize=1)
-def keys_of_models():
-    """Return the keys that some of RecBole's models or of our methods read and others do not: frozenset of str."""
+def keys_of_models() -> frozenset[str]:
+    """Return the keys that only some of RecBole's models or of our methods read."""
     stock, ours = stock_properties_dir(), properties_dir()
     files = [*stock.glob("model/*.yaml"), *ours.glob("method/*.yaml"), *ours.glob("backbone/*.yaml")]
     return frozenset().union(*map(top_level_keys, files)) - _shared_keys()
 
 
-def _shared_keys():
-    """Return the keys that RecBole lists for every model: set of str."""
+def _shared_keys() -> set[str]:
+    """Return the keys that RecBole lists for every model."""
     from recbole.utils import argument_list
 
     kinds = ("general", "training", "evaluation", "dataset")
     return set().union(*(getattr(argument_list, f"{kind}_arguments") for kind in kinds))
 
 
-def top_level_keys(file):
+def top_level_keys(file: Path) -> set[str]:
+    """Return the top-level keys of a YAML file, without parsing its values."""
     return {
         line.partition(":")[0].strip()
         for line in file.read_text(encoding="utf-8").splitlines()
@@ -121,7 +129,7 @@ def top_level_keys(file):
 
 
 class FlowLoader(yaml.SafeLoader):
-    """Reads numbers such as 1e-3, as RecBole's loader of files does."""
+    """Parse numbers such as 1e-3 as RecBole's YAML loader does."""
 
 
 FlowLoader.add_implicit_resolver(
@@ -129,8 +137,8 @@ FlowLoader.add_implicit_resolver(
 )
 
 
-def _flow_value(text):
-    """Return the list or mapping that a text is in YAML, else the text."""
+def _flow_value(text: str) -> Any:
+    """Parse a text that is a list or a mapping in YAML's flow style; return any other text unchanged."""
     if text.strip()[:1] not in ("[", "{"):
         return text
     try:
@@ -139,10 +147,10 @@ def _flow_value(text):
         return text
 
 
-def parse_value(text):
-    """Turn the text of a setting into its value: numbers, lists, dicts, True, None, or the text.
+def parse_value(text: str) -> Any:
+    """Convert the text of a setting to a number, list, dict, bool or None; return any other text unchanged.
 
-    Lists and dicts may be written as in Python or as in a YAML file.
+    Lists and dicts may be written in Python or in YAML syntax.
     """
     lower = text.strip().lower()
     if lower in ("true", "false"):

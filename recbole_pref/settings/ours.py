@@ -1,4 +1,4 @@
-"""The settings of RecBole-Pref: a line here and a line in ``properties/`` make a new one."""
+"""The settings of RecBole-Pref. A new setting needs a line here and a line in ``properties/``."""
 
 from dataclasses import replace
 

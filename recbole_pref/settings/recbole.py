@@ -1,8 +1,9 @@
-"""RecBole's own settings that break late or silently when they are wrong, as a table; then the nested ones."""
+"""Checks of RecBole's own settings, for which RecBole reports errors late or not at all."""
 
 import math
 import re
-from typing import Any
+from collections.abc import Collection
+from typing import Any, NoReturn
 
 from recbole_pref.errors import PrefError, suggest
 from recbole_pref.settings.setting import (
@@ -19,7 +20,7 @@ from recbole_pref.settings.setting import (
     words,
 )
 
-_FEW = Setting(int, low=1, high=1024)  # each takes memory and time of its own
+_FEW = Setting(int, low=1, high=1024)  # each layer takes memory and time
 _DROPOUT = Setting(float, low=0.0, high=1.0, open_high=True)
 _OPTION = Setting(scope="option")
 _DERIVED = Setting(derived=True)
@@ -144,7 +145,7 @@ RECBOLE_SETTINGS: dict[str, Setting] = {
     "valid_neg_sample_args": _DERIVED,
     "test_neg_sample_args": _DERIVED,
     "valid_metric_bigger": _DERIVED,
-    # options of the command line, which would have no effect in a file
+    # options of the command line; they have no effect in a file
     "nproc": _OPTION,
     "world_size": _OPTION,
     "ip": _OPTION,
@@ -165,11 +166,11 @@ _LEAVE_OUT = ("valid_and_test", "valid_only", "test_only")
 
 
 def check_interval(key: str, interval: Any) -> None:
-    """Refuse what is not an interval such as ``[5,inf)``; RecBole ignores some and trips over others.
+    """Refuse a text that is not an interval such as ``[5,inf)``; RecBole ignores some of them and fails on others.
 
     Args:
-        key (str): the setting, for the message.
-        interval: one, or several with ``;`` between them, as a text.
+        key: the setting, for the message.
+        interval: a text with one interval, or with several that ``;`` separates.
 
     Raises:
         PrefError: names the key and the value.
@@ -178,12 +179,12 @@ def check_interval(key: str, interval: Any) -> None:
     ends = [[_number(end) for end in part.groups()] for part in parts if part]
     if not parts or len(ends) < len(parts) or not all(low <= high for low, high in ends):
         raise PrefError(
-            f"{key}={shown(interval)} is not accepted: set it to an interval such as '[5,inf)' or to several with "
-            "';' between them."
+            f"{key}={shown(interval)} is not accepted: set it to an interval such as '[5,inf)', or to several "
+            "that ';' separates."
         )
 
 
-def _number(text):
+def _number(text: str) -> float:
     try:
         return float(text)
     except ValueError:
@@ -191,19 +192,19 @@ def _number(text):
 
 
 def check_eval_args(args: Any) -> None:
-    """Refuse an ``eval_args`` that RecBole would trip over when it splits the data or evaluates.
+    """Refuse ``eval_args`` on which RecBole fails when it splits the data or evaluates.
 
     Raises:
-        PrefError: names the part and what it may be.
+        PrefError: names the part and its accepted values.
     """
     _check_parts("eval_args", args, ("split", "order", "group_by", "mode"))
     split = args.get("split", {"RS": [8, 1, 1]})
-    kind, how = next(iter(split.items())) if isinstance(split, dict) and len(split) == 1 else (None, None)
+    kind, rule = next(iter(split.items())) if isinstance(split, dict) and len(split) == 1 else (None, None)
     if kind not in ("LS", "RS", "TS"):
         _refuse_part("eval_args", "split", split, f"one of {_SPLITS}")
-    if kind == "LS" and how not in _LEAVE_OUT:
-        _refuse_part("eval_args", "split", split, "{LS: x} with x one of " + ", ".join(_LEAVE_OUT), how, _LEAVE_OUT)
-    if kind != "LS" and not _are_shares(how):
+    if kind == "LS" and rule not in _LEAVE_OUT:
+        _refuse_part("eval_args", "split", split, "{LS: x} with x one of " + ", ".join(_LEAVE_OUT), rule, _LEAVE_OUT)
+    if kind != "LS" and not _are_shares(rule):
         _refuse_part("eval_args", "split", split, f"{{{kind}: x}} with x {_SHARES}")
     if args.get("order", "RO") not in ("RO", "TO"):
         _refuse_part("eval_args", "order", args["order"], "TO (by time) or RO (random)")
@@ -218,17 +219,17 @@ def check_eval_args(args: Any) -> None:
             _refuse_part("eval_args", "mode", one, "full, labeled, uniN or popN such as uni100", one, words)
 
 
-def _are_shares(values):
+def _are_shares(values: Any) -> bool:
     if not isinstance(values, (list, tuple)) or len(values) != 3 or not all(map(is_finite, values)):
         return False
     return min(values) >= 0 and sum(values) > 0
 
 
 def check_negatives(args: Any) -> None:
-    """Refuse a ``train_neg_sample_args`` that RecBole's loader would trip over.
+    """Refuse ``train_neg_sample_args`` on which RecBole's data loader fails.
 
     Raises:
-        PrefError: names the part and what it may be.
+        PrefError: names the part and its accepted values.
     """
     parts = {
         "distribution": Setting(str, choices=("uniform", "popularity"), nullable=True),
@@ -245,10 +246,10 @@ def check_negatives(args: Any) -> None:
 
 
 def check_clipping(args: Any) -> None:
-    """Refuse a ``clip_grad_norm`` that is not made of the arguments of torch's function.
+    """Refuse a ``clip_grad_norm`` that does not consist of arguments of torch's ``clip_grad_norm_``.
 
     Raises:
-        PrefError: names the part and what it may be.
+        PrefError: names the part and its accepted values.
     """
     parts = {"max_norm": positive(), "norm_type": positive(), "error_if_nonfinite": flag()}
     _check_parts("clip_grad_norm", args, parts)
@@ -259,22 +260,22 @@ def check_clipping(args: Any) -> None:
 
 
 def check_discretization(methods: dict[str, Any]) -> None:
-    """Refuse a ``discretization`` that RecBole would trip over.
+    """Refuse a ``discretization`` on which RecBole fails.
 
     Raises:
-        PrefError: names the field and what is accepted.
+        PrefError: names the field and the accepted values.
     """
-    for field, how in methods.items():
-        sound = isinstance(how, dict) and how.get("method") in ("ED", "LD")
-        if not sound or (how["method"] == "ED" and not count().accepts(how.get("bucket"))):
+    for field, rule in methods.items():
+        valid = isinstance(rule, dict) and rule.get("method") in ("ED", "LD")
+        if not valid or (rule["method"] == "ED" and not count().accepts(rule.get("bucket"))):
             raise PrefError(
-                f"discretization, {field}: {shown(how)} is not accepted: set it to {{method: ED, bucket: 10}} or "
+                f"discretization, {field}: {shown(rule)} is not accepted: set it to {{method: ED, bucket: 10}} or "
                 "{method: LD}."
             )
 
 
 def check_columns(key: str, columns: dict[str, Any]) -> None:
-    """Refuse a ``load_col``, ``unload_col`` or ``unused_col`` that names no columns of files.
+    """Refuse a ``load_col``, ``unload_col`` or ``unused_col`` that is not a list of columns for each file.
 
     Raises:
         PrefError: names the key and the file.
@@ -287,14 +288,16 @@ def check_columns(key: str, columns: dict[str, Any]) -> None:
             )
 
 
-def _check_parts(key, args, known):
+def _check_parts(key: str, args: dict[str, Any], parts: Collection[str]) -> None:
     for part in args:
-        if part not in known:
+        if part not in parts:
             raise PrefError(
-                f"{key} has no part {shown(part)}: it may hold {', '.join(known)}.{suggest(part, known)}"
+                f"{key} has no part {shown(part)}: it may hold {', '.join(parts)}.{suggest(part, parts)}"
             )
 
 
-def _refuse_part(key, part, value, accepted, word=None, choices=()):
+def _refuse_part(
+    key: str, part: str, value: Any, accepted: str, word: Any = None, choices: Collection[str] = ()
+) -> NoReturn:
     hint = suggest(word, choices) if isinstance(word, str) else ""
     raise PrefError(f"{key}, {part}: {shown(value)} is not accepted: set it to {accepted}.{hint}")

@@ -1,4 +1,4 @@
-"""``Setting``: what one key of the configuration may be, and where it matters."""
+"""``Setting``: the accepted values and the uses of one key of the configuration."""
 
 import importlib
 from collections.abc import Collection, Iterator
@@ -8,40 +8,40 @@ from typing import Any
 
 from recbole_pref.errors import PrefError, suggest
 
-LARGEST = 2**63 - 1  # what torch and Python count with
+LARGEST = 2**63 - 1  # of torch.int64
 _LARGEST_FLOAT = 3.4e38  # torch's float32
 UNSET: Any = object()
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Everything the package knows about one key, apart from its default and explanation (``properties/``).
+    """All facts about one key, except its default and its explanation (``properties/``).
 
     Attributes:
-        kind: ``float``, ``int``, ``bool``, ``str``, ``list`` (of names) or ``dict`` (by names); None where RecBole
-            checks the value.
+        kind: ``float``, ``int``, ``bool``, ``str``, ``list`` (of names) or ``dict`` (with names as keys); None if
+            RecBole checks the value.
         low, high, open_low, open_high: range of a number. Numbers are finite.
-        choices: accepted words: for a ``str`` all of them, for other kinds in addition to values of the kind. A view
-            of a registry (``SAMPLERS.keys()``) follows what is added to it.
+        choices: accepted words. A ``str`` accepts only these; other kinds accept them in addition to their values.
+            A view of a registry (``SAMPLERS.keys()``) includes later additions.
         nullable: ``~``, an empty list and an empty mapping are accepted.
-        flag: True and False are accepted beside a text.
+        flag: True and False are accepted in addition to a text.
         filled: an empty text is refused.
-        scope: ``run`` (names a run or its machine, says nothing about what is trained), ``data``, ``training``,
-            ``evaluation``, or ``option`` (of the command line, has no effect in a file).
-        filters: leaves interactions out.
-        reloads_data: another value makes another data set of the same files.
-        names_column: the value is the name of a column; two columns need two names.
-        of_our_models: only ``<Method><Backbone>`` models read it; ``off`` is the value that turns it off.
-        shapes_reference: an automatically trained reference depends on it.
-        in_reference: the value that the training of a reference has, whatever the run's own is.
+        scope: ``run`` (a name or a machine setting that does not change the trained model), ``data``, ``training``,
+            ``evaluation``, or ``option`` (an option of the command line, without effect in a file).
+        filters: the setting removes interactions.
+        reloads_data: the data set must be loaded again when the value changes.
+        names_column: the value is the name of a column; two columns must not share a name.
+        of_our_models: only ``<Method><Backbone>`` models read the setting; ``off`` is the value that disables it.
+        shapes_reference: an automatically trained reference model depends on the value.
+        in_reference: the value with which a reference model is trained, whatever the value of the run is.
         free_on_resume: a resumed run may have another value.
-        derived: RecBole computes it, and would misread a given value.
-        same_in_table: the models of one comparison need the same value.
-        shared_by_table: a comparison fixes it for all models: the way to set it.
-        shared_by_trials: the trials of a sweep share it: what to do instead of searching it.
+        derived: RecBole computes the value; a value of the user's would be misread.
+        same_in_table: all models of a comparison need the same value.
+        shared_by_table: a comparison has one value for all models; the text says how to set it.
+        shared_by_trials: all trials of a sweep share the value; the text says what to do instead of a search.
         any_case: a word may be written in upper or lower case.
-        path: the value is a path, in which ``~`` is expanded.
-        set_by: who decides it in place of the user: ``comparison``, ``sweep``.
+        path: the value is a path; a leading ``~`` is expanded.
+        set_by: the callers that set it in place of the user: ``comparison``, ``sweep``.
     """
 
     kind: type | None = None
@@ -119,10 +119,11 @@ class Setting:
         """Refuse a value that is not allowed.
 
         Args:
-            name: what the message calls the setting.
+            name: name of the setting in the message.
+            value: the value to check.
 
         Raises:
-            PrefError: names the setting, the value, what is accepted and the nearest choice.
+            PrefError: names the setting, the value, the accepted values and the nearest choice.
         """
         if not self.accepts(value):
             hint = suggest(value, self.choices) if isinstance(value, str) else ""
@@ -130,12 +131,12 @@ class Setting:
 
 
 def words(*choices: str, **attributes: Any) -> Setting:
-    """Return a setting that accepts some words."""
+    """Return a setting that accepts only these words."""
     return Setting(str, choices=choices, **attributes)
 
 
 class Names(Collection[str]):
-    """The names in a registry, later additions included; its module is imported when they are asked for.
+    """The names in a registry, later additions included. The first use imports its module.
 
     Args:
         module: import path of the module.
@@ -203,24 +204,24 @@ def table(**attributes: Any) -> Setting:
     return Setting(dict, nullable=True, **attributes)
 
 
-def _is_name(value):
+def _is_name(value: Any) -> bool:
     return isinstance(value, str) and bool(value) and _is_line(value)
 
 
-def _is_line(text):
+def _is_line(text: str) -> bool:
     return len(text) <= 1000 and not set(text) & set("\0\n\r")
 
 
 def is_finite(value: Any) -> bool:
-    """Return whether a value is a number that torch's float32 holds."""
+    """Return whether a value is a number in the range of float32."""
     try:
         return isinstance(value, Real) and abs(float(value)) <= _LARGEST_FLOAT
-    except OverflowError:  # a whole number beyond what a float holds
+    except OverflowError:  # a whole number beyond the range of a float
         return False
 
 
 def shown(value: Any) -> str:
-    """Return how a message shows a value: its ``repr`` on one line, cut short when it is long."""
+    """Format a value for a message: its ``repr`` on one line, shortened if it is long."""
     try:
         text = " ".join(repr(value).split())
     except (ValueError, RecursionError):  # a number or a nesting that Python does not print
@@ -229,7 +230,7 @@ def shown(value: Any) -> str:
 
 
 def plain_value(value: Any) -> Any:
-    """Return a copy of a value of Python's own types: numpy scalars as numbers, tuples and arrays as lists."""
+    """Copy a value and convert it to plain Python types: numpy scalars to numbers, tuples and arrays to lists."""
     if isinstance(value, dict):
         return {plain_value(key): plain_value(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):

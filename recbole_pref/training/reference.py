@@ -16,7 +16,7 @@ from pathlib import Path
 import recbole
 from filelock import FileLock, Timeout
 
-from recbole_pref import checkpoint
+from recbole_pref import checkpoint, distributed
 from recbole_pref.errors import PrefError
 from recbole_pref.model import prior
 from recbole_pref.settings import attribute_of_settings, settings_with
@@ -100,11 +100,16 @@ def obtain(config, model, train_data, valid_data, train):
         return load_reference(path, config, model, fingerprint), f"reference loaded from {path}"
     key = _completed(reference_key(config, model.backbone_class, fingerprint), model)
     path = reference_path(config, key)
+    if not distributed.is_first():
+        distributed.wait()  # until the first process has the lock: what it trains is logged
     try:
         lock = locked(path, timeout=0)
     except Timeout:
         getLogger().info(f"waiting for the reference that another process trains: {path}")
-        lock = locked(path)
+        lock = None
+    if distributed.is_first():
+        distributed.wait()
+    lock = lock or locked(path)
     try:
         if path.is_file():
             try:
@@ -113,7 +118,7 @@ def obtain(config, model, train_data, valid_data, train):
                 getLogger().warning("%s It is trained again.", error)
         state_dict, summary = train(config, model.backbone_class, train_data, valid_data, path.stem)
         checkpoint.save({"state_dict": state_dict, "data": fingerprint, "key": key, **summary}, path)
-        return state_dict, f"reference trained and stored as {path}: {summary}"
+        return state_dict, f"reference trained and stored as {path}"
     finally:
         lock.release()
 

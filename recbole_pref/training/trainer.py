@@ -225,11 +225,12 @@ class TrainerMixin(EvaluationMixin):
         signals = []
 
         def train(*arguments):
-            state_dict, summary, heard = train_reference(*arguments)
+            with distributed.alone():
+                state_dict, summary, heard = train_reference(*arguments)
             signals.append(heard)
             return state_dict, summary
 
-        with _random_states_kept(train_data), distributed.alone(), _marked("reference"):
+        with _random_states_kept(train_data), _marked("reference"):
             try:
                 state_dict, told = reference.obtain(self.config, self.model, train_data, valid_data, train)
             except Interrupted:  # which names the reference's own checkpoint
@@ -269,11 +270,19 @@ class TrainerMixin(EvaluationMixin):
             self._save_last(epoch_idx)
         self._epoch_started = time.perf_counter() - (self._within.seconds if self._within else 0.0)
         if self.is_preference and loss_func is None:
+            self._renew_reference(epoch_idx)
             total = self._preference_epoch(epoch_idx, show_progress)
         else:
             total = self._recboles_epoch(epoch_idx, loss_func, show_progress)
         self.epoch_times.append(time.perf_counter() - self._epoch_started)
         return total
+
+    def _renew_reference(self, epoch_idx):
+        """Begin a round of ``reference_renewal`` epochs with a reference that is a copy of the policy."""
+        every = self.config["reference_renewal"]
+        if every and epoch_idx and epoch_idx % every == 0 and self._within is None and self.model.reference is not None:
+            self.model.renew_reference()
+            self._cache_reference(self._train_data)
 
     @property
     def best_epoch(self):
@@ -475,7 +484,10 @@ class TrainerMixin(EvaluationMixin):
         }
 
     def _without_prior(self):
-        return {name: tensor for name, tensor in self.model.state_dict().items() if not name.startswith("prior.")}
+        state_dict = self.model.state_dict()
+        if not self.is_preference or self.model.prior is None:
+            return state_dict
+        return {name: tensor for name, tensor in state_dict.items() if not name.startswith("prior.")}
 
     def _save_checkpoint(self, epoch, verbose=True, **kwargs):
         """Write the best checkpoint, as RecBole's trainer asks after an improvement."""
@@ -596,7 +608,7 @@ class TrainerMixin(EvaluationMixin):
         rank = distributed.world()[1]
         if rank:  # the stored states are the first process's
             torch.manual_seed(self.config["seed"] + 1000 * rank + self.start_epoch)
-        steps = f" and {state['within']['steps']} steps" if state.within else ""
+        steps = f" and {state.within.steps} steps" if state.within else ""
         ended = ", nothing is left to train" if self.start_epoch == self.epochs else ""
         done = len(self.epoch_times)
         self.logger.info(
@@ -733,4 +745,5 @@ def train_reference(config, backbone_class, train_data, valid_data, stem):
     state_dict = trainer.best_parameters()
     for file in trainer.store.files():
         file.unlink(missing_ok=True)
-    return state_dict, {"epochs": len(trainer.epoch_times), "valid": dict(result or {})}, trainer._signal
+    valid = {name: float(value) for name, value in (result or {}).items()}
+    return state_dict, {"epochs": len(trainer.epoch_times), "valid": valid}, trainer._signal

@@ -58,9 +58,10 @@ class Progress(Callback):
         ended = sum(other is trial or other.is_finished() for other in trials)
         score = (trial.last_result or {}).get("best_score")
         shown = f"best score {score:.4f}" if score is not None else "no score"
+        epochs = _epochs(trial)
         self._tell(
             f"[{min(ended, self.trials)}/{self.trials}] trial {trial.trial_id} {word} after "
-            f"{_epochs(trial)} epochs: {shown} {self._params(trial)}"
+            f"{epochs} epoch{'s' * (epochs != 1)}: {shown} {self._params(trial)}"
         )
 
     def _params(self, trial):

@@ -1,6 +1,4 @@
-"""Recommendations for people: item tokens in, item tokens and scores out.
-
-    python run_recbole_pref.py --predict=saved/...-best.pth --input=sequences.csv --output=top.csv --k=10
+"""A trained model that recommends: item tokens in, item tokens and scores, or vectors, out.
 
 A checkpoint of this package holds the settings, the weights and the items' tokens; the data set itself is
 needed only for given users, whose histories are read from it, and for models with item features.
@@ -12,7 +10,6 @@ from contextlib import contextmanager
 from functools import cached_property
 from logging import getLogger
 from numbers import Integral
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -22,7 +19,6 @@ from recbole.data.interaction import Interaction
 from recbole_pref import checkpoint, scoring
 from recbole_pref.config import Config
 from recbole_pref.data.dataset import in_order_of
-from recbole_pref.data.tables import read_parquet_file, read_text_table, without_fractions
 from recbole_pref.encoder.multimodal import Multimodal
 from recbole_pref.errors import PrefError, suggest
 from recbole_pref.methods import method_of
@@ -97,6 +93,10 @@ def _visible_gpus_kept():
             os.environ.pop("CUDA_VISIBLE_DEVICES", None)
         else:
             os.environ["CUDA_VISIBLE_DEVICES"] = before
+
+
+def _term_name(source):
+    return "repeat_bias" if isinstance(source, scoring.OfHistory) else type(source).__name__
 
 
 class Recommender:
@@ -188,7 +188,7 @@ class Recommender:
             raise PrefError(f"sequence {number} holds no item.")
         return ids
 
-    def recommend(self, sequences, k=10, exclude_seen=True, unknown="error", batch_size=1024):
+    def recommend(self, sequences, k=10, exclude_seen=True, unknown="error", batch_size=1024, first=1):
         """Return the best items for sequences of item tokens, the latest last.
 
         Args:
@@ -198,24 +198,17 @@ class Recommender:
             unknown (str): ``error`` or ``skip`` items that the model does not know; a sequence of such items
                 alone then gets no recommendations, and a warning tells how many there are.
             batch_size (int): sequences encoded at a time.
+            first (int): number of the first sequence, in messages.
 
         Returns:
             DataFrame: row (place of the sequence in the list, from 0), rank (from 1), item, score.
 
         Raises:
-            PrefError: an unknown item, an empty sequence (both with the number of the sequence, from 1), k above
+            PrefError: an unknown item, an empty sequence (both with the number of the sequence), k above
                 the number of items.
         """
         self._check_k(k)
-        if isinstance(sequences, str):
-            raise PrefError("sequences is a text: give a list of lists of item tokens.")
-        histories = [self._ids_of(sequence, number, unknown) for number, sequence in enumerate(sequences, 1)]
-        if self._reads_users and not self._warned:
-            self._warned = True
-            getLogger().warning(
-                f"{self._trained['model']} scores with a vector per user, and sequences name no user of the training "
-                "data: the vector of nobody is used. Given users of the data set have theirs (recommend_users)."
-            )
+        histories = self._histories_of(sequences, unknown, first)
         without = sum(not history for history in histories)
         if without:
             getLogger().warning(
@@ -223,7 +216,20 @@ class Recommender:
             )
         return self._recommend(histories, np.zeros(len(histories), np.int64), k, exclude_seen, batch_size)
 
-    def recommend_users(self, users, k=10, exclude_seen=True, unknown="error", batch_size=1024):
+    def _histories_of(self, sequences, unknown, first):
+        """Return the item ids of sequences of tokens, and warn once where a model knows its users: list of list."""
+        if isinstance(sequences, str):
+            raise PrefError("sequences is a text: give a list of lists of item tokens.")
+        histories = [self._ids_of(sequence, number, unknown) for number, sequence in enumerate(sequences, first)]
+        if self._reads_users and not self._warned:
+            self._warned = True
+            getLogger().warning(
+                f"{self._trained['model']} scores with a vector per user, and sequences name no user of the training "
+                "data: the vector of nobody is used. Given users of the data set have theirs (recommend_users)."
+            )
+        return histories
+
+    def recommend_users(self, users, k=10, exclude_seen=True, unknown="error", batch_size=1024, first=1):
         """Return the best items for users of the data set that the model was trained on.
 
         A user's history is everything that the data set holds, in time order, the items of validation and test
@@ -238,6 +244,7 @@ class Recommender:
             unknown (str): ``error`` or ``skip`` users without interactions in the data set; those then get no
                 recommendations, and a warning tells how many there are.
             batch_size (int): users at a time.
+            first (int): number of the first user, in messages.
 
         Returns:
             DataFrame: user, rank (from 1), item, score.
@@ -264,7 +271,7 @@ class Recommender:
         elif without:
             stranger = users[without[0]]
             raise PrefError(
-                f"user {without[0] + 1} is {stranger!r}, which has no interactions in the data set "
+                f"user {without[0] + first} is {stranger!r}, which has no interactions in the data set "
                 f"{self.config['dataset']!r}: remove it or skip unknown users (--unknown=skip, unknown='skip')."
                 f"{suggest(stranger, list(self._histories.ids)[1:5001])}"
             )
@@ -272,6 +279,80 @@ class Recommender:
         frame = self._recommend(histories, ids, k, exclude_seen, batch_size)
         frame.insert(0, "user", [users[row] for row in frame.pop("row")])
         return frame
+
+    # -- vectors
+
+    def terms_beside_vectors(self) -> dict[str, float]:
+        """Return what scores hold beside the dot product of a user's and an item's vector: name to its weight.
+
+        ``repeat_bias`` is added to the items of the sequence, so lists without them do not need it. Item features are
+        part of the item vectors and need nothing.
+
+        Raises:
+            PrefError: a backbone whose scores are not products of vectors.
+        """
+        if self.model.backbone is None:
+            raise PrefError(
+                f"{self._trained['model']} has no vectors of sequences: its scores are not products of them with item "
+                "vectors; choose SASRec, GRU4Rec or Caser."
+            )
+        history = torch.zeros(1, self.max_length, dtype=torch.int64, device=self.device)
+        history[0, 0] = 1
+        with torch.no_grad():
+            return {_term_name(term.source): float(term.weight) for term in self.model.terms(history)}
+
+    def _check_vectors(self, dot_product_only):
+        beside = ", ".join(f"{name} (weight {weight:.3g})" for name, weight in self.terms_beside_vectors().items())
+        if beside and not dot_product_only:
+            raise PrefError(
+                f"scores of {self._trained['model']} are dot products and, beside them, {beside}, which vectors cannot "
+                "hold: leave it out (--dot_product_only, dot_product_only=True) or add it to the scores yourself."
+            )
+
+    @torch.no_grad()
+    def item_vectors(self, dot_product_only: bool = False) -> tuple[list[str], np.ndarray]:
+        """Return the tokens of the n items and their vectors, float32 [n, H].
+
+        A user's score of an item is the dot product of their vectors; item features are part of the item's.
+
+        Args:
+            dot_product_only: leave out what scores hold beside the dot product (``terms_beside_vectors``).
+
+        Raises:
+            PrefError: a backbone without vectors; scores that hold more than the dot product.
+        """
+        self._check_vectors(dot_product_only)
+        return list(self.tokens[1:]), self.model.item_embedding.weight[1:].float().cpu().numpy()
+
+    @torch.no_grad()
+    def user_vectors(
+        self,
+        sequences: list[list[str]],
+        unknown: str = "error",
+        dot_product_only: bool = False,
+        batch_size: int = 1024,
+    ) -> np.ndarray:
+        """Return the vectors of R sequences of item tokens, the latest last: float32 [R, H].
+
+        Args:
+            sequences: as :meth:`recommend` takes them.
+            unknown: ``error`` or ``skip`` items that the model does not know; a sequence of such items alone has a
+                vector of zeros.
+            dot_product_only: see :meth:`item_vectors`.
+            batch_size: sequences encoded at a time.
+
+        Raises:
+            PrefError: what :meth:`recommend` and :meth:`item_vectors` refuse.
+        """
+        self._check_vectors(dot_product_only)
+        histories = self._histories_of(sequences, unknown, 1)
+        vectors = np.zeros((len(histories), self.model.item_embedding.weight.shape[1]), np.float32)
+        numbers = np.flatnonzero([len(history) > 0 for history in histories])
+        for start in range(0, len(numbers), batch_size):
+            part = numbers[start : start + batch_size]
+            batch = self._interaction([histories[number] for number in part], np.zeros(len(part), np.int64))
+            vectors[part] = self.model.encode(batch).float().cpu().numpy()
+        return vectors
 
     @cached_property
     def _histories(self):
@@ -341,113 +422,3 @@ class Recommender:
                 scores[torch.from_numpy(row), torch.from_numpy(np.concatenate(seen))] = -torch.inf
             best.append(scores.topk(k, dim=1))
         return torch.cat([b.values for b in best]).cpu(), torch.cat([b.indices for b in best]).cpu()
-
-
-def _ending(path, option):
-    """Return how a table's name ends, ``.csv`` or ``.parquet``, or refuse it."""
-    ending = Path(path).suffix.lower()
-    if ending not in (".csv", ".parquet"):
-        raise PrefError(f"{option}={str(path)!r} is no CSV or Parquet file: name one that ends in .csv or .parquet.")
-    return ending
-
-
-def read_sequences(path):
-    """Read sequences of item tokens, or users, from a CSV or Parquet file.
-
-    Either a column ``items`` (tokens separated by spaces) and, optionally, ``user``; or columns ``user`` and
-    ``item``, one interaction a row in time order; or ``user`` as the only column.
-
-    Returns:
-        tuple: names (list of str, the users, or the numbers of the rows from 1), sequences (list of list of str,
-        None for users alone).
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise PrefError(f"input={str(path)!r} {'is a folder' if path.is_dir() else 'does not exist'}: name a file.")
-    ending = _ending(path, "input")
-    try:
-        frame = read_parquet_file(path) if ending == ".parquet" else _read_csv(path)
-    except PrefError as error:
-        raise PrefError(
-            f"input is no table with one header line and as many fields in each row (a field with commas goes in "
-            f"quotes, the items of a sequence are separated by spaces): {error}"
-        ) from None
-    columns = [name for name in ("user", "item", "items") if name in frame]
-    alone = list(frame) == ["user"]  # beside other columns, one of them may be a misspelt 'items'
-    if not alone and columns not in (["items"], ["user", "items"], ["user", "item"]):
-        raise PrefError(
-            f"input={str(path)!r} has the columns {', '.join(map(str, frame))}: it needs 'items', or 'user' and "
-            "'item', or 'user' alone."
-        )
-    named = [name for name in columns if name != "items"]
-    for name in named:
-        frame[name] = without_fractions(frame[name])
-    empty = frame[columns].isna().any(axis=1) | frame[named].eq("").any(axis=1)
-    if empty.any():
-        raise PrefError(f"input={str(path)!r}: row {int(empty.argmax()) + 1} is not complete: remove it.")
-    if alone:
-        return list(map(str, frame["user"])), None
-    if columns[-1] == "items":
-        names = frame["user"] if "user" in frame else range(1, len(frame) + 1)
-        return list(map(str, names)), [_tokens(value, path, row) for row, value in enumerate(frame["items"], start=1)]
-    grouped = frame.astype(str).groupby("user", sort=False)["item"].agg(list)
-    return list(grouped.index), list(grouped)
-
-
-def _read_csv(path):
-    """Return the table of a CSV file; before its end a blank line is a row where rows go by their numbers."""
-    frame = read_text_table(path, ",", skip_blank_lines=False)
-    blank = frame.eq("").all(axis=1)
-    if list(frame) == ["items"]:
-        blank &= blank[::-1].cummin()[::-1]
-    return frame[~blank].reset_index(drop=True)
-
-
-def _tokens(value, path, row):
-    """Return the item tokens of a cell: list of str."""
-    if isinstance(value, str):
-        return value.split()
-    if isinstance(value, (list, np.ndarray)) and all(isinstance(token, (str, int, np.integer)) for token in value):
-        return list(map(str, value))
-    raise PrefError(
-        f"input={str(path)!r}: row {row} of 'items' is neither a text of tokens between spaces nor a list of them."
-    )
-
-
-def predict_file(model_file, source, target, k=10, exclude_seen=True, unknown="error", data_path=None, device="cpu"):
-    """Recommend for every sequence or user of a file and write user, rank, item and score.
-
-    Args:
-        model_file (path-like): checkpoint.
-        source (path-like): see ``read_sequences``.
-        target (path-like): CSV or Parquet file to write.
-        k, exclude_seen, unknown: see ``Recommender.recommend`` and ``Recommender.recommend_users``.
-        data_path, device: see ``Recommender``.
-
-    Returns:
-        DataFrame: what was written; ``user`` is the number of the row, from 1, where the file names none.
-
-    Raises:
-        PrefError: what those refuse, or a target that is one of the files to read or neither CSV nor Parquet.
-    """
-    for option, path in (("predict", model_file), ("input", source)):
-        if os.path.exists(path) and os.path.exists(target) and os.path.samefile(path, target):
-            raise PrefError(f"output={str(target)!r} is the file of --{option}: name another one.")
-    ending = _ending(target, "output")
-    device = usable_device(device)
-    names, sequences = read_sequences(source)
-    recommender = Recommender(model_file, device, data_path)
-    if sequences is None:
-        frame = recommender.recommend_users(names, k, exclude_seen, unknown)
-    else:
-        frame = recommender.recommend(sequences, k, exclude_seen, unknown)
-        frame.insert(0, "user", [names[row] for row in frame.pop("row")])
-
-    def write(file):
-        if ending == ".parquet":
-            frame.to_parquet(file, index=False)
-        else:
-            file.write(frame.to_csv(index=False).encode())
-
-    checkpoint.write_atomically(target, write, "output")
-    return frame

@@ -1,0 +1,154 @@
+"""What a server of recommendations needs: item vectors, indexes of them, and the query encoder as one program.
+
+=====================  ==================================================================================
+file                   content
+=====================  ==================================================================================
+item_vectors.npy       float32 [n, H]
+item_tokens.json       the n items' tokens, in the order of the vectors
+query_encoder.pt2      ``torch.export`` program: item ids [B, L] int64, lengths [B] int64 -> vectors [B, H]
+exact.faiss            FAISS index of inner products, exact (where ``faiss-cpu`` is installed)
+hnsw.faiss             the same, approximate, as a graph
+settings.json          sizes, model and versions; written last
+=====================  ==================================================================================
+
+The id of an item is its place in ``item_tokens.json`` plus 1; 0 pads sequences on the right.
+"""
+
+import copy
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from recbole_pref.checkpoint import write_atomically
+from recbole_pref.environment import environment, write_result
+from recbole_pref.errors import PrefError
+from recbole_pref.predict import Recommender, read_sequences
+
+_QUERIES = 1000  # with which the HNSW index is measured
+_TOP = 10
+# Of the HNSW graph: edges per item, candidates kept while building and while searching.
+_NEIGHBOURS, _BUILD, _SEARCH = 32, 200, 128
+
+
+class QueryEncoder(torch.nn.Module):
+    """The encoder of a trained model as a function of tensors alone.
+
+    Args:
+        model (PreferenceMixin): with a backbone entry; shares its parameters.
+    """
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        model = copy.copy(model)
+        model._modules = dict(model._modules)  # the table below replaces the encoder's own in this copy alone
+        weight = model.item_embedding.weight.detach()
+        model.item_embedding = torch.nn.Embedding.from_pretrained(weight, padding_idx=0)
+        self.model = model.eval()
+
+    def forward(self, item_ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        """Return vectors [B, H] of sequences [B, L] of item ids, padded with 0 on the right, and their lengths [B]."""
+        model = self.model
+        if model.backbone.encode_all is None:
+            nobody = torch.zeros_like(lengths)
+            fields = {model.ITEM_SEQ: item_ids, model.ITEM_SEQ_LEN: lengths, model.USER_ID: nobody}
+            return model.backbone.encode(model, fields)
+        states = model.backbone.encode_all(model, item_ids)  # [B, L, H]
+        last = (lengths - 1).view(-1, 1, 1).expand(-1, 1, states.shape[2])
+        return states.gather(1, last).squeeze(1)
+
+
+def export(
+    checkpoint: str | Path,
+    folder: str | Path,
+    queries: str | Path | None = None,
+    dot_product_only: bool = False,
+    data_path: str | None = None,
+) -> str:
+    """Write what a server needs into a folder; see the table above.
+
+    Args:
+        checkpoint: a trained model.
+        folder: to write; files of an earlier export are replaced.
+        queries: file of sequences with which the HNSW index is measured (``read_sequences``); by default sequences of
+            one item.
+        dot_product_only: leave out what vectors cannot hold (``Recommender.terms_beside_vectors``).
+        data_path: see ``Recommender``.
+
+    Returns:
+        str: what was written, in words.
+
+    Raises:
+        PrefError: a model without vectors, or whose scores hold more than a dot product; a file that cannot be read or
+            written.
+    """
+    folder = Path(folder)
+    recommender = Recommender(checkpoint, data_path=data_path)
+    tokens, vectors = recommender.item_vectors(dot_product_only)
+    sequences = _queries(queries, tokens)
+    program = _program(recommender)
+
+    _write(folder, "item_vectors.npy", lambda file: np.save(file, vectors))
+    _write(folder, "item_tokens.json", lambda file: file.write(json.dumps(tokens, ensure_ascii=False).encode()))
+    _write(folder, "query_encoder.pt2", lambda file: torch.export.save(program, file))
+    users = recommender.user_vectors(sequences, "skip", dot_product_only)
+    recall = _write_indexes(folder, vectors, users)
+    config = recommender.config
+    settings = {
+        "model": config["model"], "dataset": config["dataset"], "checkpoint": str(checkpoint),
+        "n_items": len(tokens), "vector_size": vectors.shape[1], "max_length": recommender.max_length,
+        "left_out": recommender.terms_beside_vectors(), "hnsw_recall": recall, "environment": environment("cpu"),
+    }  # fmt: skip
+    write_result(folder / "settings.json", settings, "export")
+    lines = [f"{len(tokens)} item vectors of size {vectors.shape[1]} and the query encoder: {folder}"]
+    if recall is None:
+        lines.append("no index was written: install faiss-cpu for one (pip install 'recbole-pref[serve]')")
+    else:
+        of = f"{len(users)} sequences" + ("" if queries else " of one item (--input measures with yours)")
+        lines.append(f"recall@{min(_TOP, len(tokens))} of hnsw.faiss against exact.faiss: {recall:.4f}, {of}")
+    return "\n".join(lines)
+
+
+def _queries(file, tokens):
+    """Return the sequences of a file, or some of one item: list of list of str, at most ``_QUERIES``."""
+    if file is None:
+        return [[tokens[place]] for place in np.linspace(0, len(tokens) - 1, min(_QUERIES, len(tokens)), dtype=int)]
+    sequences = read_sequences(file)[1]
+    if not sequences:
+        raise PrefError(
+            f"input={str(file)!r} holds no sequence of items: name a file with 'items', or 'user' and 'item'."
+        )
+    return sequences[:_QUERIES]
+
+
+def _program(recommender):
+    """Return the query encoder as a program for any number of sequences."""
+    ids = torch.ones(2, recommender.max_length, dtype=torch.int64)
+    batch = torch.export.Dim("batch")
+    with torch.no_grad():
+        return torch.export.export(
+            QueryEncoder(recommender.model), (ids, torch.tensor([1, recommender.max_length])),
+            dynamic_shapes={"item_ids": {0: batch}, "lengths": {0: batch}},
+        )  # fmt: skip
+
+
+def _write(folder, name, write):
+    write_atomically(folder / name, write, "export")
+
+
+def _write_indexes(folder, vectors, users):
+    """Write both indexes and return the recall of the approximate one for the users' vectors, None without FAISS."""
+    try:
+        import faiss
+    except ImportError:
+        return None
+    exact = faiss.IndexFlatIP(vectors.shape[1])
+    graph = faiss.IndexHNSWFlat(vectors.shape[1], _NEIGHBOURS, faiss.METRIC_INNER_PRODUCT)
+    graph.hnsw.efConstruction, graph.hnsw.efSearch = _BUILD, _SEARCH
+    found = []
+    for name, index in (("exact.faiss", exact), ("hnsw.faiss", graph)):
+        index.add(vectors)
+        _write(folder, name, lambda file, index=index: file.write(faiss.serialize_index(index).tobytes()))
+        found.append(index.search(users, min(_TOP, len(vectors)))[1])
+    return float(np.mean([len(np.intersect1d(*lists)) / len(lists[0]) for lists in zip(*found)]))

@@ -1,0 +1,10 @@
+"""Recommendations for people, from a checkpoint.
+
+    python run_recbole_pref.py --predict=saved/...-best.pth --input=sequences.csv --output=top.csv --k=10
+"""
+
+from recbole_pref.predict.files import PIECE_ROWS, Predicted, predict_file
+from recbole_pref.predict.reading import read_sequences
+from recbole_pref.predict.recommender import Recommender
+
+__all__ = ["PIECE_ROWS", "Predicted", "Recommender", "predict_file", "read_sequences"]

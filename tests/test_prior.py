@@ -1,0 +1,167 @@
+"""The linear prior: scores and gradients, its three weights, checkpoints, resume, refusals."""
+
+import numpy as np
+import pytest
+import torch
+
+from recbole_pref import checkpoint, scoring
+from recbole_pref.config import Config
+from recbole_pref.errors import PrefError
+from recbole_pref.model.linear import LinearModel
+from recbole_pref.model.prior import OfPrior, Prior
+from recbole_pref.predict import Recommender
+from recbole_pref.quick_start import build_run, load_data_and_model, run_recbole_pref
+from tests.test_models import NO_DROPOUT, all_rows
+
+IN_TRAINING = {"prior": "TALE", "prior_in_training": True, "prior_weight": "learned"}
+
+
+def made_prior(n_items=12, tau_inf=3.0, seed=0):
+    """Return a prior with random weights."""
+    linear = LinearModel(n_items, tau_inf)
+    weights = np.random.default_rng(seed).normal(size=(n_items, n_items)).astype(np.float32)
+    weights[0] = weights[:, 0] = 0.0
+    linear.set_weights(weights)
+    return Prior.of(linear)
+
+
+def histories(rows=9, width=6, n_items=12):
+    generator = torch.Generator().manual_seed(1)
+    lengths = torch.randint(1, width + 1, (rows,), generator=generator)
+    items = torch.randint(1, n_items, (rows, width), generator=generator)
+    return items.masked_fill(torch.arange(width) >= lengths.unsqueeze(1), 0)
+
+
+def test_scores_are_the_decayed_sum_over_its_standard_deviation():
+    prior, rows = made_prior(), histories()
+    for row, got in zip(rows, prior.scores(rows)):
+        items = [item for item in row.tolist() if item]
+        expected = sum(
+            np.exp(-age / 3.0) * prior.linear.weights[item].double().numpy() for age, item in enumerate(items[::-1])
+        )
+        expected = torch.from_numpy(expected / expected[1:].std())
+        torch.testing.assert_close(got.double(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_fused_loss_and_the_gradient_of_the_weight_equal_whole_scores():
+    torch.manual_seed(0)
+    prior, rows = made_prior(), histories()
+    hidden, items = (torch.randn(n, 5, requires_grad=True) for n in (9, 12))
+    weight = torch.tensor(0.7, requires_grad=True)
+    targets = torch.randint(1, 12, (9,))
+    ids, uniform = torch.stack([targets, torch.zeros_like(targets)], 1), torch.full((9,), 1 / 9)
+    scores = hidden @ items.t() + weight * prior.scores(rows)
+    plain = torch.nn.functional.cross_entropy(scores, targets)
+    fused = scoring.catalogue_loss(
+        hidden, items, lambda part, chosen, log_z, picked: log_z - picked[:, 0], lambda part, s, z: ids[part], uniform,
+        4, (scoring.Term(weight, OfPrior(prior, rows)),),
+    )  # fmt: skip
+    torch.testing.assert_close(fused, plain, rtol=1e-5, atol=1e-6)
+    leaves = [hidden, items, weight]
+    for mine, theirs in zip(torch.autograd.grad(fused, leaves), torch.autograd.grad(plain, leaves)):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
+    picked = scoring.item_scores(hidden, items, ids[:, :1], (scoring.Term(weight, OfPrior(prior, rows)),))
+    torch.testing.assert_close(picked, scores.gather(1, ids[:, :1]), rtol=1e-5, atol=1e-5)
+
+
+def test_a_weight_of_zero_is_no_prior_bit_for_bit(tiny_dataset):
+    plain = run_recbole_pref("LPOSASRec", config_dict=tiny_dataset)
+    zero = run_recbole_pref("LPOSASRec", config_dict={**tiny_dataset, "prior": "TALE", "prior_weight": 0})
+    assert zero["test_result"] == plain["test_result"] and zero["history"] == plain["history"]
+    states = [checkpoint.load(result["checkpoint"])["state_dict"] for result in (plain, zero)]
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_auto_chooses_the_best_weight_on_the_validation_set_and_stores_it(tiny_dataset):
+    plain = run_recbole_pref("CESASRec", config_dict=tiny_dataset)
+    settings = {**tiny_dataset, "prior": "TALE"}
+    result = run_recbole_pref("CESASRec", config_dict=settings)
+    assert result["history"] == plain["history"]  # training does not see it
+    assert result["best_valid_score"] > plain["best_valid_score"]  # items follow each other in these data
+    config, model, _, train_data, valid_data, test_data = load_data_and_model(result["checkpoint"])
+    assert not model.training and model.prior_weight > 0
+    run = build_run(config, log=False)
+    run.trainer.model.load_state_dict(model.state_dict())
+    assert run.trainer.evaluate(test_data, load_best_model=False) == pytest.approx(result["test_result"])
+    again = run_recbole_pref("CESASRec", config_dict={**settings, "resume": True})
+    assert again["test_result"] == result["test_result"]
+
+
+def test_a_given_weight_of_another_models_checkpoint(tiny_dataset):
+    linear = run_recbole_pref("TALE", config_dict=tiny_dataset)
+    settings = {**tiny_dataset, "prior": linear["checkpoint"], "prior_weight": 1e4}
+    result = run_recbole_pref("CESASRec", config_dict=settings)
+    # So heavy a prior ranks as the linear model alone.
+    assert result["test_result"]["ndcg@10"] == pytest.approx(linear["test_result"]["ndcg@10"], abs=2e-3)
+
+
+@pytest.mark.parametrize("model", ["CEGRU4Rec", "SDPOSASRec", "LPOCaser"])
+def test_in_training_the_weight_is_learned_and_the_run_resumes_bit_for_bit(tiny_dataset, tmp_path, model):
+    settings = {**tiny_dataset, **IN_TRAINING, "epochs": 3, "keep_last": 9}
+    whole = run_recbole_pref(model, config_dict={**settings, "checkpoint_dir": str(tmp_path / "whole")})
+    assert whole["history"][-1]["prior_weight"] != 1.0
+    part = {**settings, "checkpoint_dir": str(tmp_path / "part")}
+    run_recbole_pref(model, config_dict={**part, "epochs": 1})
+    resumed = run_recbole_pref(model, config_dict={**part, "resume": True})
+    assert resumed["test_result"] == whole["test_result"]
+    mine, theirs = (checkpoint.load(result["checkpoint"])["state_dict"] for result in (resumed, whole))
+    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+
+
+def test_the_recommender_ranks_with_the_prior(tiny_dataset):
+    result = run_recbole_pref("CESASRec", config_dict={**tiny_dataset, **NO_DROPOUT, **IN_TRAINING})
+    _, model, _, train_data, _, _ = load_data_and_model(result["checkpoint"])
+    recommender = Recommender(result["checkpoint"])
+    assert recommender.model.prior is not None
+    rows = all_rows(train_data)[torch.tensor([0])]
+    tokens = [recommender.tokens[item] for item in rows[model.ITEM_SEQ][0].tolist() if item]
+    best = recommender.recommend([tokens], k=3, exclude_seen=False)
+    scores = model.full_sort_predict(rows)[0, 1:]
+    assert best["score"].tolist() == pytest.approx(scores.topk(3).values.tolist(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        ({"prior": "TALE", "prior_in_training": True}, "prior_weight='auto' is chosen after training"),
+        ({"prior": "TALE", "prior_weight": "learned"}, "set prior_in_training: True as well"),
+        ({"prior": "TAIL"}, "prior='TAIL' is neither one of SLIST, TALE, EASE, none nor a file.*Did you mean 'TALE'"),
+    ],
+)
+def test_what_cannot_work_is_refused(tiny_dataset, settings, words):
+    with pytest.raises(PrefError, match=words):
+        Config("CESASRec", config_dict={**tiny_dataset, **settings})
+    with pytest.raises(PrefError, match="does not work with CENARM|is neither|prior_weight"):
+        Config("CENARM", config_dict={**tiny_dataset, "prior": "TALE"})
+
+
+def test_a_split_without_validation_rows_has_no_best_weight(tiny_dataset):
+    settings = {**tiny_dataset, "prior": "TALE", "eval_args": {"split": {"LS": "test_only"}}}
+    with pytest.raises(PrefError, match="prior_weight='auto' needs validation rows"):
+        run_recbole_pref("CESASRec", config_dict=settings)
+
+
+def test_the_reference_is_renewed_by_rounds(tiny_dataset):
+    settings = {**tiny_dataset, "epochs": 3, "reference_renewal": 2, "eval_step": 1}
+    run = build_run(Config("SPRecSASRec", config_dict=settings), log=False)
+    seen = []
+
+    def look(epoch, score):
+        model = run.model
+        same = torch.equal(model.item_embedding.weight, model.reference.item_embedding.weight)
+        seen.append((same, model.reference.item_embedding.weight.clone()))
+
+    run.trainer.fit(run.train_data, run.valid_data, callback_fn=look)
+    assert torch.equal(seen[0][1], seen[1][1]) and not torch.equal(seen[1][1], seen[2][1])
+
+
+def test_hanorec_gets_the_gap_of_the_items_neighbours(tiny_dataset):
+    run = build_run(Config("HaNoRecSASRec", config_dict=tiny_dataset), log=False)
+    run.trainer.start(run.train_data, run.valid_data)
+    batch = next(iter(run.trainer._loader))
+    seen = []
+    loss = run.model.step._loss
+    run.model.step._loss = lambda *arguments, **settings: seen.append(arguments) or loss(*arguments, **settings)
+    run.model.calculate_loss(batch)
+    assert len(seen[0]) == 5 and seen[0][4].shape == seen[0][1].shape and (seen[0][4] > 0).any()
