@@ -27,9 +27,9 @@ from recbole_pref.tune import (
     _check_corners,
     _cross_entropy_score,
     _fixed_settings,
-    _store_or_compare,
     _objective,
     _shared,
+    _store_or_compare,
     tune,
 )
 from recbole_pref.tune.algorithms import make_scheduler, make_searcher
