@@ -387,6 +387,31 @@ def _write_curves_once():
     trainer.get_tensorboard = lambda logger: original(logger) if distributed.is_first() else _NoCurves()
 
 
+class _FlatSettings(dict):
+    """The settings of a configuration by flat names, as wandb shows them, with what RecBole reads as attributes."""
+
+    def __init__(self, config):
+        from recbole_pref.checkpoint import to_plain
+
+        self.wandb_project = config["wandb_project"]
+        parts = list(to_plain(config.final_config_dict, other=str).items())
+        while parts:
+            name, value = parts.pop(0)
+            if isinstance(value, dict) and value:
+                parts = [(f"{name}.{key}", part) for key, part in value.items()] + parts
+            else:
+                self[name] = value
+
+
+def _give_wandb_settings():
+    def setup(original, self):
+        if self.log_wandb:
+            self.config = _FlatSettings(self.config)
+        original(self)
+
+    _replace("utils.wandblogger", "WandbLogger", "setup", setup, calls_original=True)
+
+
 def _draw_with_generators():
     import numpy
 
@@ -604,6 +629,13 @@ PATCHES = (
         "RecBole writes them in the first process",
         _always,
         _write_curves_once,
+    ),
+    Patch(
+        "wandb_settings",
+        "utils/wandblogger.py:39 gives wandb the Config object, of which it shows no settings",
+        "RecBole passes final_config_dict",
+        _always,
+        _give_wandb_settings,
     ),
     Patch(
         "search_generator",

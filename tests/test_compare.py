@@ -23,6 +23,7 @@ from recbole_pref.cli import main
 from recbole_pref.compare import notes, progress, tables
 from recbole_pref.compare import runs as run_module
 from recbole_pref.compare.plan import Task, plan_runs
+from recbole_pref.data.convert import convert
 from recbole_pref.errors import PrefError
 from recbole_pref.evaluation import evidence
 from recbole_pref.records import Run
@@ -235,7 +236,7 @@ def test_runs_on_other_data_make_no_table():
         return Run(name, {}, id=name, data=data)
 
     compare.check_same_data([record("a", 9), record("b", 9)])  # training rows differ between kinds of models
-    with pytest.raises(PrefError, match="the runs b and a saw other data .n_items: 8 != 9.: .* delete the older"):
+    with pytest.raises(PrefError, match="the runs b and a were trained on different data .n_items: 8 != 9.: .* delete the older"):
         compare.check_same_data([record("a", 9), record("b", 8)])
 
 
@@ -546,7 +547,7 @@ def test_cross_entropy_is_trained_once_for_itself_and_for_those_that_start_from_
     (stored,) = (tmp_path / "reference").glob("*.pth")
     for model in ("SDPOSASRec", "SimPOSASRec"):
         assert f"reference {stored}" in logs[model]
-    assert "leave out the training of the references" in done.text and "reference that is not" not in done.text
+    assert "exclude the training of the reference models" in done.text and "reference that is not" not in done.text
 
 
 def test_who_starts_from_a_running_one_waits_and_no_other(tiny_dataset, tmp_path):
@@ -752,13 +753,13 @@ def test_mistakes_end_before_anything_is_trained(settings, tmp_path):
         compare.compare("CESASRec", seeds="3,-5", **shared)
     with pytest.raises(PrefError, match="2020.inter"):  # a name of digits, which YAML reads as a number
         compare.compare("CESASRec", **{**shared, "dataset": 2020, "output": None})
-    with pytest.raises(PrefError, match="run_stem is set by the comparison itself"):
+    with pytest.raises(PrefError, match="run_stem is set by the comparison"):
         compare.compare("CESASRec,LPOSASRec run_stem=a", **shared)
-    with pytest.raises(PrefError, match="result_file is set by the comparison itself"):
+    with pytest.raises(PrefError, match="result_file is set by the comparison"):
         compare.compare("CESASRec", **{**shared, "config_dict": {**settings, "result_file": "r.json"}})
     filters = ("user_inter_num_interval=[6,inf)", "tail_ratio=0.9", "metric_decimal_place=2")
     for same in ("mask_history=True", "head_ratio=0.8", *filters):
-        with pytest.raises(PrefError, match=f"{same.partition('=')[0]}.*one table needs the same"):
+        with pytest.raises(PrefError, match=f"{same.partition('=')[0]}.*one table needs the same value"):
             compare.compare(f"CESASRec,LPOSASRec {same}", **shared)
     assert not folder.exists()
 
@@ -792,3 +793,21 @@ def test_a_run_is_trained_by_one_process_at_a_time(tmp_path, monkeypatch):
     (tmp_path / "runs" / "a-seed1-0.json").write_text("{}")  # which the other process has written meanwhile
     run_module.train_and_record(task)
     assert len(trained) == 2
+
+
+def test_models_without_sequences_are_compared_on_converted_data(settings, tmp_path):
+    lines = [f"u{user},i{item},{1_600_000_000 + time}" for user in range(30)
+             for time, item in enumerate(np.random.default_rng(user).permutation(12)[:6])]  # fmt: skip
+    (tmp_path / "log.csv").write_text("\n".join(["user_id,item_id,timestamp", *lines]) + "\n")
+    convert(tmp_path / "log.csv", "table", "shop", tmp_path)
+    more = {"data_path": str(tmp_path), "eval_args": SPLIT, "epochs": 1, "mask_history": True}
+    more["load_col"] = {"inter": ["user_id", "item_id"]}
+    done = compare.compare("CESASRec,BPR", "shop", 1, config_dict={**settings, **more}, output=tmp_path / "out")
+    assert not done.failed and [row["label"] for row in done.rows] == ["CESASRec", "BPR"]
+
+
+def test_the_data_of_every_entry_are_checked_before_the_first_is_trained(settings, tmp_path):
+    models = "CESASRec,LPOSASRec load_col={'inter':['user_id','item_id','timestamp'],'item':['item_id','price']}"
+    with pytest.raises(PrefError, match="tiny.item', which does not exist"):
+        compare.compare(models, "tiny", 1, config_dict=settings, output=tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -453,7 +453,7 @@ def refused(settings, match, **more):
         (["i0\t1 2", "nobody\t1 2"], r"tiny\.text, line 3: item 'nobody' is neither"),
         (["i0\t1 2", "i3\t1 2", "i0\t1 2"], r"tiny\.text, line 4: item 'i0' is already in line 2"),
         (["i0\t1 2", "i1\t1 1e39"], r"tiny\.text, line 3: .*not a finite 32-bit number"),
-        (["i0\t1 2", "i1"], r"tiny\.text, line 3: 1 columns where the header names 2"),
+        (["i0\t1 2", "i1"], r"tiny\.text, line 3: 1 columns, but the header names 2"),
     ],
 )
 def test_wrong_lines_are_refused_with_file_and_line(shop, tmp_path, lines, match):

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from recbole_pref import samplers
+from recbole_pref.config import Config
 from recbole_pref.errors import PrefError
+from recbole_pref.quick_start import build_run
 from recbole_pref.samplers import (
     SAMPLERS,
     NegativeSampler,
@@ -581,6 +583,13 @@ def test_what_cannot_work_is_refused(changes, match):
 def test_a_call_that_lacks_something_is_refused(name, changes, given, match):
     with pytest.raises(PrefError, match=match):
         make(name, **changes).sample(torch.tensor([7]), **given)
+
+
+def test_small_catalogues_need_room_for_the_longest_history_alone(tiny_dataset):
+    # 40 items, MAX_ITEM_LIST_LENGTH 39, and nobody has more than 17: 20 negatives are left.
+    settings = {**tiny_dataset, "MAX_ITEM_LIST_LENGTH": 39, "num_negatives": 20, "exclude_history": True}
+    run = build_run(Config("SDPOSASRec", config_dict={**settings, "neg_candidates": "all"}), log=False)
+    assert run.model.step.sampler.k == 20
 
 
 def test_a_million_items_are_no_burden():

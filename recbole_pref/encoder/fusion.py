@@ -13,6 +13,9 @@ from torch.nn import functional as F
 
 from recbole_pref.errors import PrefError
 
+# Rows of a tile: every tile reads the weights of its expert, and an expert's last one may be nearly empty.
+_TILE = 128
+
 
 class Routing(NamedTuple):
     """The experts that a mixture chose: router logits [N, E], their softmax [N, E], experts [N, k]."""
@@ -73,6 +76,45 @@ def dispatch(
     inverse = torch.empty_like(order)
     inverse[order] = torch.arange(len(order), device=order.device)
     per_choice = outputs[inverse].view(n_rows, top_k, -1)  # [N, k, H]
+    return torch.einsum("nk,nkh->nh", gates.to(per_choice.dtype), per_choice)
+
+
+def dispatch_in_tiles(
+    rows: torch.Tensor,
+    gates: torch.Tensor,
+    experts: torch.Tensor,
+    n_experts: int,
+    run_tiles: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+) -> torch.Tensor:
+    """Return what :func:`dispatch` returns, with shapes that do not depend on the choices.
+
+    The host of an accelerator would have to wait for the sizes of the experts' blocks. Here each expert's rows fill
+    tiles of ``_TILE`` rows, the last one in part, and there are as many tiles as any choices can need.
+
+    Args:
+        rows, gates, experts, n_experts: as in ``dispatch``.
+        run_tiles (callable): ``(experts [t], tiles [t, n, D]) -> [t, n, H]``, each tile through its expert.
+
+    Returns:
+        Tensor: [N, H].
+    """
+    n_rows, top_k = experts.shape
+    chosen = experts.flatten()  # [N k]
+    counts = expert_counts(experts, n_experts)  # [E]
+    order = torch.argsort(chosen, stable=True)
+    count = torch.arange(len(order), device=order.device)
+    nth = torch.empty_like(order)  # of a choice among those of its expert
+    nth[order] = count - (counts.cumsum(0) - counts)[chosen[order]]
+    needed = (counts + _TILE - 1) // _TILE
+    ends = needed.cumsum(0)  # tiles up to and with each expert's
+    place = (ends - needed)[chosen] * _TILE + nth  # [N k] of a choice among the rows of all tiles
+    n_tiles = len(order) // _TILE + n_experts
+    expert_of = torch.searchsorted(ends, torch.arange(n_tiles, device=order.device), right=True)
+    source = torch.zeros(n_tiles * _TILE, dtype=order.dtype, device=order.device)  # row 0 fills what is left
+    source[place] = count // top_k
+    tiles = rows[source].view(n_tiles, _TILE, -1)
+    done = run_tiles(expert_of.clamp_max(n_experts - 1), tiles)  # [t, n, H]
+    per_choice = done.flatten(0, 1)[place].view(n_rows, top_k, -1)  # [N, k, H]
     return torch.einsum("nk,nkh->nh", gates.to(per_choice.dtype), per_choice)
 
 
@@ -177,13 +219,22 @@ class ExpertFusion(nn.Module):
         inner = F.gelu(F.linear(block, self.weight_in[expert], self.bias_in[expert]))  # [n, F]
         return F.linear(inner, self.weight_out[expert], self.bias_out[expert])
 
+    def run_tiles(self, experts: torch.Tensor, tiles: torch.Tensor) -> torch.Tensor:
+        """Return the outputs [t, n, H] of tiles [t, n, M H], each of the expert in ``experts`` [t]."""
+        inner = torch.baddbmm(self.bias_in[experts].unsqueeze(1), tiles, self.weight_in[experts].transpose(1, 2))
+        outer = self.weight_out[experts].transpose(1, 2)  # [t, F, H]
+        return torch.baddbmm(self.bias_out[experts].unsqueeze(1), F.gelu(inner), outer)
+
     def forward(self, parts: torch.Tensor) -> tuple[torch.Tensor, Routing]:
         """Return fused vectors [N, H] of modalities [N, M, H], and their ``Routing``."""
         rows = self.norm(parts.flatten(1))  # [N, M H]
         logits = self.router(rows)  # [N, E]
         gates, experts, probs = route(logits, self.top_k)
-        correction = dispatch(rows, gates, experts, self.n_experts, self.run_expert)  # [N, H]
-        return parts.sum(dim=1) + correction, Routing(logits, probs, experts)
+        if rows.device.type == "cpu":
+            added = dispatch(rows, gates, experts, self.n_experts, self.run_expert)  # [N, H]
+        else:
+            added = dispatch_in_tiles(rows, gates, experts, self.n_experts, self.run_tiles)
+        return parts.sum(dim=1) + added, Routing(logits, probs, experts)
 
 
 FUSIONS: dict[str, type[nn.Module]] = {"sum": SumFusion, "concat": ConcatFusion, "moe": ExpertFusion}

@@ -61,6 +61,7 @@ class TrainerMixin(EvaluationMixin):
         self._valid_result: dict[str, float] | None = None  # metrics of the last validation
         self._reference_result: dict[str, float] | None = None  # metrics of the reference, if the objective uses them
         self._loader: Any = None  # PackedLoader or RowLoader of a preference model
+        self.has_started = False  # whether the first epoch, or the next one of a resumed run, can begin
         self._saving = False
         self._saved_epoch: int | None = None  # start_epoch of the last checkpoint of this process
         self._resumed: ResumeState | None = None
@@ -183,6 +184,7 @@ class TrainerMixin(EvaluationMixin):
             self._continue_from(self._resumed)
         if self.is_preference:
             self._cache_reference(train_data)
+        self.has_started = True
 
     def train_epoch(self, epoch_idx: int = 0) -> float:
         """Train one epoch after ``start`` and return the sum of its losses."""
