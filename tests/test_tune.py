@@ -27,9 +27,9 @@ from recbole_pref.tune import (
     _check_corners,
     _cross_entropy_score,
     _fixed_settings,
-    _store_or_compare,
     _objective,
     _shared,
+    _store_or_compare,
     tune,
 )
 from recbole_pref.tune.algorithms import make_scheduler, make_searcher
@@ -153,8 +153,8 @@ def settings(tiny_dataset):
         ({"space": {**SPACE, "tau": -1}}, {}, "tau=-1 is not accepted"),
         ({"space": {"dropout_prob": {"uniform": [0.1, 0.5]}}}, {}, "LPOSASRec has no setting dropout_prob.*attn_dropout_prob"),
         ({"space": {"gamma": {"uniform": [0.1, 1]}}}, {}, "^tune: space: LPOSASRec has no setting gamma"),
-        ({"space": {"hidden_size": {"choice": [8, 16]}}, "scheduler": "pbt"}, {}, "'pbt' .* where hidden_size differs"),
-        ({"space": {"learner": {"choice": ["adam", "sgd"]}}, "scheduler": "pbt"}, {}, "'pbt' .* where learner differs"),
+        ({"space": {"hidden_size": {"choice": [8, 16]}}, "scheduler": "pbt"}, {}, "'pbt' .* if hidden_size differs"),
+        ({"space": {"learner": {"choice": ["adam", "sgd"]}}, "scheduler": "pbt"}, {}, "'pbt' .* if learner differs"),
         ({"space": {"model": {"choice": ["LPOSASRec", "CESASRec"]}}}, {}, "model is the same for all trials.*--compare"),
         ({"space": {"objective": {"choice": ["NDCG@10", "Hit@10"]}}}, {}, "objective is the same for all trials"),
         ({"space": {"gpu_id": {"choice": [0, 1]}}}, {}, "gpu_id is the same for all trials.*--gpus_per_trial"),
