@@ -43,7 +43,8 @@ MODES = {
     "plots": "draw the charts and the report of a comparison again",
     "list": "print methods, backbones and settings",
 }
-_FLAGS = ("--debug", "--quiet", "--keep_seen", "--dot_product_only", "--help", "--version")  # options without a value
+# Options without a value.
+_FLAGS = ("--debug", "--quiet", "--keep_seen", "--dot_product_only", "--estimate", "--help", "--version")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -89,6 +90,7 @@ def _add_options(parser, mode):
         add("--resume", nargs="?", const="True", type=path,
             help="continue: from the newest checkpoint, from the one with this path, or a sweep")  # fmt: skip
     if mode == "train":
+        add("--estimate", action="store_true", help="print memory and time of the run from a few steps; train nothing")
         add("--nproc", type=int, default=1, help="processes on this machine that train together (1)")
         add("--world_size", type=int, default=-1, help="processes on all machines; -1 for nproc")
         add("--ip", default="localhost", help="address of the machine with the first process (localhost)")
@@ -347,6 +349,11 @@ def _train(options, settings):
 
     with explained():
         _check_settings(model, dataset, options.config_files, settings)
+        if options.estimate:
+            from recbole_pref.estimate import estimate
+
+            print(estimate(model, dataset, options.config_files, settings).text())
+            return 0
         result = run(
             model,
             dataset,

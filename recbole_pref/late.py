@@ -10,7 +10,7 @@ from typing import Any
 
 
 class LateModule(types.ModuleType):
-    """Stands for a module that is imported when one of its names is used, so that ``--help`` need not wait for it."""
+    """A module that is imported when one of its names is first used, so that ``--help`` answers at once."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(importlib.import_module(self.__name__), name)

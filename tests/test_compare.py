@@ -236,7 +236,7 @@ def test_runs_on_other_data_make_no_table():
         return Run(name, {}, id=name, data=data)
 
     compare.check_same_data([record("a", 9), record("b", 9)])  # training rows differ between kinds of models
-    with pytest.raises(PrefError, match="the runs b and a saw other data .n_items: 8 != 9.: .* delete the older"):
+    with pytest.raises(PrefError, match="the runs b and a were trained on different data .n_items: 8 != 9.: .* delete the older"):
         compare.check_same_data([record("a", 9), record("b", 8)])
 
 
@@ -547,7 +547,7 @@ def test_cross_entropy_is_trained_once_for_itself_and_for_those_that_start_from_
     (stored,) = (tmp_path / "reference").glob("*.pth")
     for model in ("SDPOSASRec", "SimPOSASRec"):
         assert f"reference {stored}" in logs[model]
-    assert "leave out the training of the references" in done.text and "reference that is not" not in done.text
+    assert "exclude the training of the reference models" in done.text and "reference that is not" not in done.text
 
 
 def test_who_starts_from_a_running_one_waits_and_no_other(tiny_dataset, tmp_path):
@@ -753,13 +753,13 @@ def test_mistakes_end_before_anything_is_trained(settings, tmp_path):
         compare.compare("CESASRec", seeds="3,-5", **shared)
     with pytest.raises(PrefError, match="2020.inter"):  # a name of digits, which YAML reads as a number
         compare.compare("CESASRec", **{**shared, "dataset": 2020, "output": None})
-    with pytest.raises(PrefError, match="run_stem is set by the comparison itself"):
+    with pytest.raises(PrefError, match="run_stem is set by the comparison"):
         compare.compare("CESASRec,LPOSASRec run_stem=a", **shared)
-    with pytest.raises(PrefError, match="result_file is set by the comparison itself"):
+    with pytest.raises(PrefError, match="result_file is set by the comparison"):
         compare.compare("CESASRec", **{**shared, "config_dict": {**settings, "result_file": "r.json"}})
     filters = ("user_inter_num_interval=[6,inf)", "tail_ratio=0.9", "metric_decimal_place=2")
     for same in ("mask_history=True", "head_ratio=0.8", *filters):
-        with pytest.raises(PrefError, match=f"{same.partition('=')[0]}.*one table needs the same"):
+        with pytest.raises(PrefError, match=f"{same.partition('=')[0]}.*one table needs the same value"):
             compare.compare(f"CESASRec,LPOSASRec {same}", **shared)
     assert not folder.exists()
 

@@ -141,7 +141,7 @@ def test_mistakes_are_named(settings, match):
     "settings, match",
     [
         ({"valid_metric": "GAUC", "metrics": ["GAUC"]}, "valid_metric='GAUC' has none: set tawin_anchor"),
-        ({"tawin_anchor": 20}, "tawin_anchor=20 lies beyond the 20 negatives.*num_negatives to 42"),
+        ({"tawin_anchor": 20}, "tawin_anchor=20 is not below num_negatives=20: set num_negatives to 42"),
     ],
 )
 def test_a_window_of_tawin_outside_its_group_is_refused(settings, match):

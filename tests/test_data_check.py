@@ -49,7 +49,7 @@ def test_equal_times_are_reported(tmp_path):
     for unit in (1, 0.3):  # whole numbers or not
         same = [GOOD[0], *(f"{user}\tx\t{time * unit}" for user, time in zip("aabbbc", (5, 5, 7, 5, 7, 5)))]
         note = check(tmp_path, same)[-1]
-        assert "2 interactions have the time of another one" in note and "the order of the file" in note
+        assert "2 interactions have the same user and time" in note and "in the order of the file" in note
 
 
 def test_ml_100k_passes():
@@ -62,10 +62,10 @@ def test_ml_100k_passes():
     [
         (changed(1, "user_id\titem_id:token\ttimestamp:float"), "line 1: column 'user_id'"),
         (changed(1, "user_id:tokn\titem_id:token\ttimestamp:float"), "'token'"),
-        (changed(1, "user_id:token\tuser_id:token\ttimestamp:float"), "twice"),
+        (changed(1, "user_id:token\tuser_id:token\ttimestamp:float"), "two columns have the name"),
         (changed(1, "user:token\titem_id:token\ttimestamp:float"), "no column 'user_id'.*'user'"),
         (changed(1, "user_id:token\titem_id:token\ttimestamp:token"), "must be of type float"),
-        (changed(4, "a\tz"), "line 4: 2 columns where the header names 3"),
+        (changed(4, "a\tz"), "line 4: 2 columns, but the header names 3"),
         (changed(4, "a\tz\t3\t9"), "line 4: 4 columns"),
         (changed(4, ""), "line 4: 1 columns"),
         (changed(5, "b\tx\tnoon"), "line 5: 'timestamp' is 'noon'"),
@@ -77,7 +77,7 @@ def test_ml_100k_passes():
         (b"", "is empty"),
         ("\n".join(GOOD).encode() + b"\n\xff\tx\t1\n", "line 8: the text is not utf-8"),
         ("\n".join(GOOD).encode() + b"\nc\0\tx\t1\n", "line 8: there is a NUL byte"),
-        ([HEAD, "a\tx\t1", "b\ty\t2"], "every one of the 2 users"),
+        ([HEAD, "a\tx\t1", "b\ty\t2"], "each of the 2 users"),
     ],
 )
 def test_damage_is_named_with_its_line(tmp_path, lines, match):
@@ -91,7 +91,7 @@ def test_a_missing_data_set_names_its_neighbour(tmp_path):
     (tmp_path / "lastfm").mkdir()
     with pytest.raises(PrefError, match="'lastfmm'.*Did you mean 'lastfm'"):
         check_atomic_files(str(tmp_path / "lastfmm"), "lastfmm", config_of(tmp_path))
-    with pytest.raises(PrefError, match="which is no folder.*Did you mean 'ml-100k'"):
+    with pytest.raises(PrefError, match="which is not a folder.*Did you mean 'ml-100k'"):
         check_atomic_files(str(tmp_path / "no" / "ml-100"), "ml-100", config_of(tmp_path))
 
 
@@ -116,7 +116,7 @@ def test_vectors_are_numbers(tmp_path):
     load = {"inter": ["user_id", "item_id", "timestamp", "v"]}
     check(tmp_path, [*lines[:2], lines[2][:-3], *lines[3:]], load_col=load)
     wrong = [*lines[:2], f"{lines[2][:-3]}1 x 2", *lines[3:]]
-    with pytest.raises(PrefError, match="line 3: 'v' holds a value that is no number"):
+    with pytest.raises(PrefError, match="line 3: 'v' holds a value that is not a number"):
         check(tmp_path, wrong, load_col=load)
     check(tmp_path, wrong)
 
@@ -223,7 +223,7 @@ def test_item_files_that_pass_and_that_are_missing(tmp_path):
     (tmp_path / "d" / "d.item").write_text("item_id:token\tprice:float\nx\t1\ny\t\nx\t2\n")
     repeated, dropped = check(tmp_path, GOOD, load_col=load)
     assert "1 rows repeat a 'item_id'" in repeated
-    assert "2 interactions are with a 'item_id' that has no row" in dropped
+    assert "2 interactions have a 'item_id' without a row" in dropped
     assert len(check(tmp_path, GOOD, load_col=load, filter_inter_by_user_or_item=False)) == 1
 
 

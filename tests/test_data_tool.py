@@ -212,7 +212,7 @@ def test_an_event_log_keeps_events_and_extra_columns(tmp_path, capsys):
     assert rows(tmp_path) == [["b", "x"]]
     capsys.readouterr()
     for option, message in (
-        ("--keep=event:bought", "event:bought chooses no row of .*; that column holds buy, cart, view"),
+        ("--keep=event:bought", "event:bought selects no row of .*; the column holds buy, cart, view"),
         ("--keep=kind:buy", "no column 'kind' .--keep."),
         ("--extra_columns=cost", "no column 'cost' .--extra_columns."),
         ("--extra_columns=user_id", "would be written twice"),
@@ -240,7 +240,7 @@ def test_a_missing_data_set_of_the_literature_comes_with_its_command(tmp_path, m
     config = Config("CESASRec", name, config_dict={"data_path": str(tmp_path), "state": "ERROR", "gpu_id": ""})
     with pytest.raises(PrefError) as caught:
         check_atomic_files(config["data_path"], name, config)
-    assert "get " in str(caught.value) and "https://" in str(caught.value)
+    assert "download " in str(caught.value) and "https://" in str(caught.value)
     _, *words = shlex.split(re.search("run '(.*)'", str(caught.value))[1])
     (file,) = (Path(word.partition("=")[2]) for word in words if word.startswith("--input"))
     file.parent.mkdir(exist_ok=True)
@@ -379,7 +379,7 @@ def test_mistakes_in_item_features_leave_nothing_behind(tmp_path, name, text, ma
         ("a x\nb y\na z\n", {"format": "sequences"}, "line 3: user 'a' is already in line 1"),
         ("a x\nb y NA\n", {"format": "sequences"}, "line 2: item_id is 'NA', which RecBole reads as missing"),
         ("a x\n\nb NA\n", {"format": "pairs"}, "line 3: item_id is 'NA'"),
-        ("user_id,item_id,item_id,timestamp\na,x,y,1\n", {"format": "table"}, "'item_id' is named twice"),
+        ("user_id,item_id,item_id,timestamp\na,x,y,1\n", {"format": "table"}, "two columns have the name 'item_id'"),
         ("user_id,item_id,timestamp\na,x,1\n", {"format": "table", "separator": "\n"}, "separator='.n' is not accepted"),
         ("user_id,item_id,timestamp\na,x,03/04/2024\na,y,13/04/2024\n", {"format": "table"}, "line 3.*nor a date .YYYY"),
         ("user_id,item_id,timestamp\na,x,2024-01-01\na,y,now\n", {"format": "table"}, "line 3.*'now'"),
@@ -407,7 +407,7 @@ def test_mistakes_in_item_features_leave_nothing_behind(tmp_path, name, text, ma
         ('\n{"user_id": null, "parent_asin": "x", "timestamp": 1, "rating": 1}', {"format": "amazon-reviews"}, "line 2: user_id is empty"),
         ('{"user_id": "\\ud800", "parent_asin": "x", "timestamp": 1, "rating": 1}', {"format": "amazon-reviews"}, "line 1: there is half"),
         ("a x\n", {"format": "sequences", "user": "u"}, "user='u' is an option of format='table'"),
-        ("a,b\n", {"format": "amazon-ratings-2014"}, "first line has 2 cells where 4"),
+        ("a,b\n", {"format": "amazon-ratings-2014"}, "first line has 2 cells, but 4"),
         ("{}\n", {"format": "amazon-reviews"}, "line 1: there is neither"),
         ('{"reviewerID": 1, "asin": 2}\n', {"format": "amazon-reviews"}, "line 1: there is no 'unixReviewTime'"),
         ("[1\n", {"format": "amazon-reviews"}, "line 1: this is not a JSON object"),

@@ -261,7 +261,7 @@ def test_a_copy_can_get_features_again(shop, tmp_path, capsys):
 def test_a_broken_item_file_is_named_with_its_line(shop, tmp_path, capsys):
     path = tmp_path / "dataset/tiny/tiny.item"
     path.write_text("item_id:token\ttitle:token_seq\ni0\tA\ni1\n", encoding="utf-8")
-    refused(capsys, "tiny.item, line 3: 1 columns where the header names 2", "--encoder=my_encoders:letters")
+    refused(capsys, "tiny.item, line 3: 1 columns, but the header names 2", "--encoder=my_encoders:letters")
     path.write_text("title:token_seq\nA\n", encoding="utf-8")
     refused(capsys, "tiny.item, line 1: there is no column item_id", "--encoder=my_encoders:letters")
     path.write_bytes(b"item_id:token\ttitle:token_seq\ni0\t\xe9t\xe9\n")

@@ -263,7 +263,7 @@ def test_sequences_of_unknown_items_alone_get_nothing(recommender, caplog):
         ("user;items\na;1\n", "columns user;items"),
         ("user,item\nann,i1\n,i2\n", "row 2 is not complete"),
         ("user,item\nann,i1\nbob,\n", "row 2 is not complete"),
-        ("user,user\na,b\n", "'user' is named twice"),
+        ("user,user\na,b\n", "two columns have the name 'user'"),
     ],
 )
 def test_tables_that_would_be_misread_are_refused(tmp_path, text, match):

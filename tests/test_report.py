@@ -191,7 +191,7 @@ def test_settings_versions_data_and_commands(tmp_path):
     assert versions == {key: str(value) for key, value in ENVIRONMENT.items() if key != "command"}
     assert ["n_items", "401"] in page.tables[-1]
     assert ENVIRONMENT["command"] in page.text
-    assert "No test of significance" in page.text
+    assert "There is no test of significance" in page.text
 
 
 def test_without_comparison_json_the_table_comes_from_the_runs(tmp_path):
@@ -248,7 +248,7 @@ def test_runs_that_cannot_be_compared_and_failed_runs_are_told(tmp_path):
     (tmp_path / "comparison.json").write_text(json.dumps(table))
     text = Page(report.write_report(tmp_path)).text
     assert "different data" not in text and other.is_file()
-    assert f"{table['test']} No test of significance was made." in text
+    assert f"{table['test']} There is no test of significance." in text
 
 
 def test_a_missing_package_is_named_in_the_page(written, monkeypatch):

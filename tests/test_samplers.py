@@ -568,10 +568,10 @@ def test_what_cannot_work_is_refused(changes, match):
 @pytest.mark.parametrize(
     "name, changes, given, match",
     [
-        ("topk", {}, {}, "neg_sampler='topk' got no scores of the policy"),
-        ("reference_pool", {}, {}, "got no scores of the reference"),
-        ("fixed", {}, {}, "neg_sampler='fixed' got no row numbers"),
-        ("uniform", {"exclude_history": True}, {}, "exclude_history=True got no histories"),
+        ("topk", {}, {}, "neg_sampler='topk' needs the scores of the policy"),
+        ("reference_pool", {}, {}, "needs the scores of the reference"),
+        ("fixed", {}, {}, "neg_sampler='fixed' needs row numbers"),
+        ("uniform", {"exclude_history": True}, {}, "exclude_history=True needs the histories"),
         (
             "uniform",
             {"exclude_history": True, "max_history": 5},

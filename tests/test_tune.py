@@ -27,9 +27,9 @@ from recbole_pref.tune import (
     _check_corners,
     _cross_entropy_score,
     _fixed_settings,
-    _keep,
     _objective,
     _shared,
+    _store_or_compare,
     tune,
 )
 from recbole_pref.tune.algorithms import make_scheduler, make_searcher
@@ -98,7 +98,7 @@ def wrong(**changes):
         ({}, "space is empty"),
         (wrong(spce=1), "Did you mean 'space'"),
         (wrong(space={"tua": {"uniform": [0, 1]}}), "tua is not a setting.*Did you mean 'tau'"),
-        (wrong(space={"tau": {"uniform": [2, 1]}}), "low end that is not below"),
+        (wrong(space={"tau": {"uniform": [2, 1]}}), "set a low end below the high end"),
         (wrong(space={"tau": {"uniform": [1]}}), r"takes \[low, high\]"),
         (wrong(space={"tau": {"loguniform": [0, 1]}}), "above 0"),
         (wrong(space={"tau": {"quniform": [0.1, 1, 5]}}), "needs a step"),
@@ -119,7 +119,7 @@ def wrong(**changes):
         (wrong(scheduler={"name": "hyperband", "reduction_factor": 1}), "reduction_factor=1 .* above 1"),
         (wrong(scheduler={"name": "median", "min_trials": float("inf")}), "min_trials=inf"),
         (wrong(scheduler={"name": "pbt", "quantile": 0.9}), "quantile=0.9 .* at most 0.5"),
-        (wrong(space={"tau": {"grid": [0.1, 1]}}, search="optuna"), "grid does not go with"),
+        (wrong(space={"tau": {"grid": [0.1, 1]}}, search="optuna"), "grid is not possible with"),
         (wrong(space={"tau": {"grid": [0.1, 1]}}, scheduler="pbt"), "'pbt' changes settings"),
         (wrong(num_samples=0), "num_samples=0"),
         ("missing.yaml", "cannot be read"),
@@ -161,9 +161,9 @@ def settings(tiny_dataset):
         ({"space": {"objective": {"choice": ["NDCG@10", "Hit@10"]}}}, {}, "objective is the same for all trials"),
         ({"space": {"gpu_id": {"choice": [0, 1]}}}, {}, "gpu_id is the same for all trials.*--gpus_per_trial"),
         ({"objective": KEPT}, {"ce_weight": 0}, "objective: baseline: .*ce_weight"),
-        ({"space": {"run_stem": {"choice": ["a", "b"]}}}, {}, "set by the sweep itself"),
+        ({"space": {"run_stem": {"choice": ["a", "b"]}}}, {}, "set by the sweep"),
         ({"objective": "TailNDCG@7"}, {}, "add 7 to it"),
-        ({"objective": {"maximize": "TailNDCG@10"}}, {}, "is not understood"),
+        ({"objective": {"maximize": "TailNDCG@10"}}, {}, "is not valid"),
         ({"objective": {**KEPT, "baseline": "LPO"}}, {}, "baseline='LPO' .* CE or a number"),
         ({"objective": {**KEPT, "baseline": None}}, {}, "baseline=None"),
         ({"objective": {**KEPT, "percent_below": "1%"}}, {}, "percent_below='1%'"),
@@ -326,8 +326,8 @@ def test_a_baseline_serves_again_with_the_same_settings_alone(settings, tmp_path
 
 def test_trials_have_the_defaults_that_the_sweep_began_with(settings, tmp_path):
     began = {"settings": {"epochs": 4}, "space": {"tau": [1, 2]}, "num_samples": 3, "defaults": "first"}
-    _keep(tmp_path / "sweep.json", began, resumed=False)
-    _keep(tmp_path / "sweep.json", began, resumed=True)
+    _store_or_compare(tmp_path / "sweep.json", began, resumed=False)
+    _store_or_compare(tmp_path / "sweep.json", began, resumed=True)
     for change, words in (
         ({"defaults": "second"}, "other defaults"),
         ({"settings": {"epochs": 4, "hidden_size": 32}}, "another hidden_size"),
@@ -336,10 +336,10 @@ def test_trials_have_the_defaults_that_the_sweep_began_with(settings, tmp_path):
         ({"num_samples": 9}, "num_samples: 3, not 9"),
     ):
         with pytest.raises(PrefError, match=f"--resume.* began with {words}.*--name"):
-            _keep(tmp_path / "sweep.json", {**began, **change}, resumed=True)
+            _store_or_compare(tmp_path / "sweep.json", {**began, **change}, resumed=True)
     shared = {"model": "LPOSASRec", "dataset": "tiny", "settings": settings, "threads": 1, "references": {},
               "reference_dir": None, "defaults": "those of an edited file", "data": None}  # fmt: skip
-    with pytest.raises(PrefError, match="not those that the sweep began with"):
+    with pytest.raises(PrefError, match="the defaults changed after the sweep began"):
         _train({"tau": 0.3}, shared, tmp_path)
 
 
@@ -416,7 +416,7 @@ def test_several_gpus_and_foreign_settings_on_the_command_line(settings, tmp_pat
         raise PrefError("started")
 
     monkeypatch.setattr("recbole_pref.tune._start_ray", started)
-    monkeypatch.setattr("recbole_pref.tune._keep", lambda path, began, resumed: seen.append(began["settings"]))
+    monkeypatch.setattr("recbole_pref.tune._store_or_compare", lambda path, inputs, resumed: seen.append(inputs["settings"]))
     assert cli.main([*words, "--gpu_id=0,1,2,3"]) == 2
     assert "started" in capsys.readouterr().err and seen[0]["gpu_id"] == [0, 1, 2, 3]
     assert cli.main([*words, "--lpo_space=logit"]) == 2

@@ -1,12 +1,13 @@
-"""Compare models over seeds: run what is missing, test the differences, write the table.
+"""Compare models over seeds: train the missing runs, test the differences, write the tables.
 
-A run that was killed continues from its last checkpoint, a finished one is not repeated.
+An interrupted run continues from its last checkpoint; finished runs are not repeated.
 """
 
 import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from recbole_pref import checkpoint
 from recbole_pref.compare import runs as _runs
@@ -17,7 +18,7 @@ from recbole_pref.compare.tables import columns_of, comparison_csv, comparison_t
 from recbole_pref.environment import write_result
 from recbole_pref.errors import PrefError, suggest
 from recbole_pref.evaluation import evidence
-from recbole_pref.records import Run, read_run, run_path
+from recbole_pref.records import LISTS, Run, read_run, run_path
 from recbole_pref.records.significance import TESTS
 from recbole_pref.records.summary import summarize, table_metrics
 from recbole_pref.settings import settings_set_by
@@ -30,14 +31,14 @@ class Comparison:
     """What :func:`compare` returns.
 
     Attributes:
-        folder: where table, runs and checkpoints are.
+        folder: folder of tables, runs and checkpoints.
         rows: see :func:`recbole_pref.records.summary.summarize`.
-        failed: run to the reason it has no result.
+        failed: the reason of failure by run.
         text: the Markdown table.
     """
 
     folder: Path
-    rows: list[dict]
+    rows: list[dict[str, Any]]
     failed: dict[str, str]
     text: str
 
@@ -47,30 +48,30 @@ def compare(
     dataset: str,
     seeds: int | str | list[int] = 5,
     config_file_list: list[str] | None = None,
-    config_dict: dict | None = None,
+    config_dict: dict[str, Any] | None = None,
     output: str | Path | None = None,
     baseline: str | None = None,
     processes: int = 1,
     test: str = "t-test",
     columns: list[str] | None = None,
 ) -> Comparison:
-    """Run every model with every seed, test the differences over users, write tables.
+    """Train every model with every seed, test the differences over users, write tables.
 
     Args:
-        models: as :func:`parse_entries` reads, or entries.
+        models: entries, or a text for :func:`parse_entries`.
         dataset: data set name.
         seeds: see :func:`parse_seeds`.
         config_file_list: YAML files for all entries.
-        config_dict: settings for all entries; those of an entry win.
+        config_dict: settings for all entries; the settings of an entry override them.
         output: folder; by default ``compare/<dataset>``.
-        baseline: label the others are tested against; by default the first.
-        processes: runs at a time; torch's threads (``OMP_NUM_THREADS``) are shared among them.
+        baseline: the label with which the others are compared; by default the first.
+        processes: number of parallel runs; they share torch's threads (``OMP_NUM_THREADS``).
         test: ``t-test`` or ``bootstrap``.
-        columns: metrics (``NDCG@10``, ``Tail NDCG@10``) and costs (``seconds_per_epoch``) that the tables show and
-            test; by default all metrics at the cut-off of ``valid_metric`` and all costs.
+        columns: metrics (``NDCG@10``, ``Tail NDCG@10``) and costs (``seconds_per_epoch``) of the tables and tests;
+            by default all metrics at the cut-off of ``valid_metric`` and all costs.
 
     Raises:
-        PrefError: no entry, one given twice or a mistake in any, before anything is trained; runs on different data.
+        PrefError: an entry is missing, repeated or invalid (before any training), or runs are on different data.
     """
     entries = parse_entries(models) if isinstance(models, str) else list(models)
     labels = [entry.label for entry in entries]
@@ -86,7 +87,7 @@ def compare(
         raise PrefError(f"--processes={processes} is not accepted: set it to 1 or more.")
     for key in sorted(settings_set_by("comparison")):
         if any(key in settings for settings in (config_dict or {}, *(entry.settings for entry in entries))):
-            raise PrefError(f"--compare: {key} is set by the comparison itself: remove it.")
+            raise PrefError(f"--compare: {key} is set by the comparison: remove it.")
     dataset = str(dataset)
     folder = Path(output or Path("compare", dataset)).absolute()
     tasks = plan_runs(entries, dataset, seeds, config_file_list, config_dict or {}, folder, columns)
@@ -96,21 +97,27 @@ def compare(
     return _write(tasks, folder, baseline, test, columns, failed)
 
 
-def _write(tasks: list[Task], folder, baseline, test, columns, failed):
-    """Write tables of what there is; return the Comparison."""
-    runs = {}
+def _write(
+    tasks: list[Task], folder: Path, baseline: str, test: str, columns: list[str] | None, failed: dict[str, str]
+) -> Comparison:
+    """Write the tables of the finished runs."""
+    runs: dict[str, dict[int, Run]] = {}
     for task in tasks:
         if task.record.is_file():
             run = load_record(folder, task.id)
             run.arrays = evidence.by_user(run.arrays)
             runs.setdefault(task.label, {})[task.seed] = run
+    for path in sorted((folder / "runs").glob(f"{LISTS}*.json")):  # of other systems: recbole-pref-evaluate
+        run = load_record(folder, path.stem)
+        run.arrays = evidence.by_user(run.arrays)
+        runs.setdefault(run.label, {})[run.seed] = run
     if not runs:
-        named = {reason: [name for name in failed if failed[name] == reason] for reason in failed.values()}
-        reasons = "; ".join(f"{', '.join(names)}: {reason}" for reason, names in named.items())
+        by_reason = {reason: [name for name in failed if failed[name] == reason] for reason in failed.values()}
+        reasons = "; ".join(f"{', '.join(names)}: {reason}" for reason, names in by_reason.items())
         raise PrefError(f"--compare: no run was finished ({reasons}).")
     every = [run for by_seed in runs.values() for run in by_seed.values()]
     done = [run.id for run in every]
-    failed = {name: reason for name, reason in failed.items() if name not in done}  # another process may do a run
+    failed = {name: reason for name, reason in failed.items() if name not in done}  # others may finish runs
     check_same_data(every)
     first = next(iter((runs.get(baseline) or next(iter(runs.values()))).values()))
     metrics, costs = columns_of(columns, first, table_metrics(first))
@@ -136,10 +143,10 @@ def _write(tasks: list[Task], folder, baseline, test, columns, failed):
 
 
 def load_record(folder: str | Path, name: str) -> Run:
-    """Return a finished run of a comparison, whose arrays must be there.
+    """Return a finished run of a comparison with its arrays.
 
     Raises:
-        PrefError: a damaged file; the message names it.
+        PrefError: names a damaged or missing file.
     """
     path = run_path(folder, name)
     run = read_run(path)
@@ -150,7 +157,7 @@ def load_record(folder: str | Path, name: str) -> Run:
 
 
 def check_same_data(runs: list[Run]) -> None:
-    """Refuse runs of other users or items in one table; training rows may differ between kinds of models.
+    """Refuse runs on different users or items in one table; training rows may differ between kinds of models.
 
     Raises:
         PrefError: names the runs and what differs.
@@ -160,6 +167,6 @@ def check_same_data(runs: list[Run]) -> None:
         different = checkpoint.compare_fingerprints(saved, first)
         if different:
             raise PrefError(
-                f"the runs {run.id} and {runs[0].id} saw other data ({'; '.join(different)}): the data "
-                "file or its filters changed; name another --output, or delete the older ones in 'runs'."
+                f"the runs {run.id} and {runs[0].id} were trained on different data ({'; '.join(different)}): the "
+                "data file or its filters changed; set another --output, or delete the older runs in 'runs'."
             )

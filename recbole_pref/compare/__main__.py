@@ -1,7 +1,8 @@
-"""``python -m recbole_pref.compare``: the worker server of a comparison, or one run of it again."""
+"""``python -m recbole_pref.compare``: start the worker server of a comparison, or repeat one run."""
 
 import sys
 
 from recbole_pref.compare.runs import main
 
-sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main())

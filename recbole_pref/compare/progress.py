@@ -1,4 +1,4 @@
-"""What is shown while a comparison runs: each run with its score and log, and the time left."""
+"""Report the progress of a comparison: each run with its score and log, and the remaining time."""
 
 import sys
 import time
@@ -16,38 +16,38 @@ _INTERVAL = 30.0  # seconds between two tables
 class _State:
     task: Task
     start: float
-    epochs: int = 0  # all that the run has done
-    resumed: int = 0  # those of an earlier process
+    epochs: int = 0  # finished epochs
+    resumed: int = 0  # epochs of an earlier process
     score: float | None = None
     validated: float = 0.0
     end: float | None = None
 
 
 class Progress:
-    """Prints a line when a run starts or ends, and from time to time a table of the runs in progress.
+    """Print a line when a run starts or ends, and every 30 seconds a table of the runs in progress.
 
     Args:
-        tasks: the runs that are missing.
-        processes: runs at a time.
+        tasks: the missing runs.
+        processes: number of parallel runs.
     """
 
-    def __init__(self, tasks: list[Task], processes: int):
+    def __init__(self, tasks: list[Task], processes: int) -> None:
         self.tasks, self.processes = tasks, processes
-        self.states = {}  # id -> _State of each run that has started
+        self.states: dict[str, _State] = {}  # by ID, for runs that have started
         self.shown_at = time.monotonic()
 
     def started(self, task: Task) -> None:
-        """Show that a run has started."""
+        """Report that a run has started."""
         self.states[task.id] = _State(task, time.monotonic())
         self._print(f"{task.label} seed {task.seed} started, log: {task.log}")
 
     def validated(self, name: str, epochs: int, resumed: int, score: float) -> None:
-        """Note the best validation score of a run, its epochs, and how many of these an earlier process did."""
+        """Store the best validation score of a run, its finished epochs, and those of an earlier process."""
         state = self.states[name]
         state.epochs, state.resumed, state.score, state.validated = epochs, resumed, score, time.monotonic()
 
     def ended(self, task: Task, reason: str | None = None) -> None:
-        """Show that a run has ended, with its score or the reason of its failure."""
+        """Report that a run has ended, with its score or the reason of its failure."""
         state = self.states[task.id]
         state.end = time.monotonic()
         head = f"{task.label} seed {task.seed}"
@@ -61,7 +61,7 @@ class Progress:
         )
 
     def tick(self) -> None:
-        """Show the table when it is time."""
+        """Print the table if 30 seconds have passed since the last one."""
         if time.monotonic() - self.shown_at >= _INTERVAL:
             self.shown_at = time.monotonic()
             self._print(self.table())
@@ -78,12 +78,13 @@ class Progress:
         return f"{head}{self._left()}\n{table}"
 
     def seconds_left(self) -> float | None:
-        """Estimate the time left, or return None before any run has done an epoch.
+        """Estimate the remaining time, or return None before any run has finished an epoch.
 
-        A run is expected to take as many epochs as the ended ones of its label did, otherwise all its epochs, at the
-        pace of its label, otherwise the mean pace.
+        The expected number of epochs of a run is the mean of the ended runs of its label, or else its largest number.
+        The expected time per epoch is the mean of its label, or else of all runs.
         """
-        paces, lengths = {}, {}
+        paces: dict[str, list[float]] = {}
+        lengths: dict[str, list[float]] = {}
         for state in self.states.values():
             if state.epochs > state.resumed:
                 pace = (state.validated - state.start) / (state.epochs - state.resumed)
@@ -92,7 +93,7 @@ class Progress:
                 lengths.setdefault(state.task.label, []).append(state.epochs)
         if not paces:
             return None
-        usual = [pace for own in paces.values() for pace in own]
+        usual = [pace for group in paces.values() for pace in group]
         left = []
         for task in self.tasks:
             state = self.states.get(task.id) or _State(task, 0.0)
@@ -101,24 +102,24 @@ class Progress:
                 left.append(epochs * _mean(paces.get(task.label, usual)))
         return sum(left) / min(self.processes, len(left)) if left else 0.0
 
-    def _count(self):
+    def _count(self) -> int:
         return sum(state.end is not None for state in self.states.values())
 
-    def _left(self):
+    def _left(self) -> str:
         left = self.seconds_left()
         return "" if not left else f", at most about {_clock(left)} left"
 
-    def _print(self, text):
+    def _print(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
-def _mean(values):
+def _mean(values: list[float]) -> float:
     return sum(values) / len(values)
 
 
-def _shown(score):
+def _shown(score: float | None) -> str:
     return "–" if score is None else f"{score:.4f}"
 
 
-def _clock(seconds):
+def _clock(seconds: float) -> str:
     return str(timedelta(seconds=int(seconds)))

@@ -1,8 +1,8 @@
-"""The runs of a comparison: a process for each, forked from one that has imported everything.
+"""Train the runs of a comparison in processes that a worker server forks.
 
-Importing takes seconds, a fork some milliseconds. A process per run keeps runs apart: a crash does not end the others,
-and the peak memory that a run reports is that of its own process. The worker server only imports: it runs no torch
-operation and never touches a GPU, so that its children start OpenMP and CUDA themselves.
+The server has imported all modules: imports take seconds, a fork takes milliseconds. With a process per run, a crash
+does not end other runs, and each run can measure its peak memory. The server only imports modules. It runs no torch
+operation and uses no GPU, so that its children can start OpenMP and CUDA.
 """
 
 import importlib
@@ -14,9 +14,10 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -35,32 +36,35 @@ from recbole_pref.quick_start import build_run
 from recbole_pref.records import Run
 from recbole_pref.training import reference
 
-# What every run imports while it starts, for its optimizer and its log.
+# Modules that every run imports when it starts, for its optimizer and its log.
 _LATER = ("torch._dynamo", "torch.utils.tensorboard")
-_TICK = 0.2  # seconds between two looks at what has ended
+Report: TypeAlias = Callable[..., None]
+_TICK = 0.2  # seconds between two checks for ended runs
 
 # -- in the process of the comparison
 
 
 @sigterm_as_ctrl_c()
 def run_missing(tasks: list[Task], folder: Path, processes: int) -> dict[str, str]:
-    """Run the tasks without a result, some at a time.
+    """Run the tasks without a result, ``processes`` at a time.
 
     Returns:
-        Name of each run that failed to the reason.
+        The reason of failure by run.
 
     Raises:
         PrefError: the folder cannot be written.
         KeyboardInterrupt: SIGINT or SIGTERM arrived; the runs have stored their state.
     """
     missing = [task for task in tasks if not task.record.is_file()]
-    missing.sort(key=lambda task: task.offers is None)  # what others start from comes first
+    missing.sort(key=lambda task: task.provides is None)  # first the runs that serve as references
     for path in (folder, folder / "runs", folder / "logs", folder / "tasks"):
         _make_folder(path, folder)
     if not missing:
         return {}
     progress = Progress(missing, processes)
-    waiting, running, failed = list(missing), {}, {}
+    waiting = list(missing)
+    running: dict[str, Task] = {}
+    failed: dict[str, str] = {}
     server = _Server(folder, threads_per_process(processes))
     try:
         while waiting or running:
@@ -87,13 +91,13 @@ def run_missing(tasks: list[Task], folder: Path, processes: int) -> dict[str, st
     return failed
 
 
-def ready(waiting: list[Task], running: list[Task]) -> Task | None:
-    """Return the first task whose reference is not being trained by a running one, or None."""
-    offered = [task.offers for task in running if task.offers]
-    return next((task for task in waiting if task.asks not in offered), None)
+def ready(waiting: list[Task], running: Iterable[Task]) -> Task | None:
+    """Return the first task whose reference model no running task is training, or None."""
+    in_training = [task.provides for task in running if task.provides]
+    return next((task for task in waiting if task.needs not in in_training), None)
 
 
-def _make_folder(path, output):
+def _make_folder(path: Path, output: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -102,27 +106,27 @@ def _make_folder(path, output):
         raise PrefError(f"--output={str(output)!r}: {str(path)!r} cannot be written: name another folder.")
 
 
-def _reason(code, log):
-    """Return why a run left no result: its own sentence, or the signal that ended it."""
+def _reason(code: int, log: Path) -> str:
+    """Return why a run has no result: its error message, or the signal that ended it."""
     if code < 0:
-        return f"killed by signal {-code} (perhaps out of memory); the same command resumes it"
+        return f"killed by signal {-code} (perhaps out of memory); run the same command again to resume it"
     return _last_line(log) or f"exit code {code}"
 
 
-def _last_line(log):
+def _last_line(log: Path) -> str:
     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() if log.is_file() else []
     return lines[-1].removeprefix("recbole-pref: ") if lines else ""
 
 
 class _Server:
-    """The worker server, seen from the comparison.
+    """The worker server, as used by the process of the comparison.
 
     Args:
-        folder: of the comparison, the working folder of the runs.
-        threads: of torch in each run.
+        folder: the comparison folder, which is the working folder of the runs.
+        threads: number of torch's threads in each run.
     """
 
-    def __init__(self, folder, threads):
+    def __init__(self, folder: Path, threads: int) -> None:
         self.log = folder / "logs" / "workers.log"
         variables = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": python_path(sys.path)}
         with open(self.log, "wb") as log:
@@ -130,35 +134,37 @@ class _Server:
                 [sys.executable, "-m", "recbole_pref.compare"],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=variables, cwd=folder,
             )  # fmt: skip
-        self.messages = queue.SimpleQueue()
+        self.messages: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         threading.Thread(target=self._listen, daemon=True).start()
 
-    def _listen(self):
+    def _listen(self) -> None:
+        assert self.process.stdout is not None
         for line in self.process.stdout:
             self.messages.put(json.loads(line))
         reason = _last_line(self.log) or "no message"
         self.messages.put({"error": f"the process that starts the runs has ended ({reason})"})
 
-    def start(self, task):
-        """Let the server start a run."""
+    def start(self, task: Task) -> None:
+        """Start a run in the server."""
+        assert self.process.stdin is not None
         file = task.write()
         with suppress(BrokenPipeError):  # the listener reports it
             self.process.stdin.write(f"{file}\n")
             self.process.stdin.flush()
 
-    def message(self):
-        """Return the next message, empty where none has come for a while: dict.
+    def message(self) -> dict[str, Any]:
+        """Return the next message, or an empty dict after a short time without one.
 
-        A run sends ``name``, ``epochs``, ``resumed`` and ``score`` after each validation, the server ``ended`` and
-        ``code`` when a run has ended, and the listener ``error`` when the server has.
+        A run sends ``name``, ``epochs``, ``resumed`` and ``score`` after each validation. The server sends ``ended``
+        and ``code`` when a run has ended. The listener sends ``error`` when the server has ended.
         """
         try:
             return self.messages.get(timeout=_TICK)
         except queue.Empty:
             return {}
 
-    def close(self):
-        """End the server; runs that are still training store their state before."""
+    def close(self) -> None:
+        """End the server. Active runs first store their state."""
         self.process.terminate()
         self.process.wait()
 
@@ -167,15 +173,15 @@ class _Server:
 
 
 def preload() -> None:
-    """Import what this module does not import but every run does."""
+    """Import the modules that every run needs and that this module does not import."""
     for name in _LATER:
         importlib.import_module(name)
 
 
 def serve() -> int:
-    """Fork a process for each task file that standard input names, until it ends or SIGTERM arrives.
+    """Fork a process for each task file that standard input names, until the input ends or SIGTERM arrives.
 
-    Then runs that are still training get SIGTERM, on which they store their state.
+    Then send SIGTERM to active runs, which store their state.
 
     Returns:
         Exit code, in the server and in each child.
@@ -183,9 +189,10 @@ def serve() -> int:
     # Ctrl-C at the terminal reaches the whole group; the comparison then sends SIGTERM.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     preload()
-    stopped = []
+    stopped: list[bool] = []
     signal.signal(signal.SIGTERM, lambda *_: stopped.append(True))
-    running, text, told = {}, b"", False  # process ID -> name of the run
+    running: dict[int, str] = {}  # names of the runs by process ID
+    text, signalled = b"", False
     while True:
         if not stopped and select.select([0], [], [], _TICK)[0]:
             part = os.read(0, 2**16)
@@ -196,8 +203,8 @@ def serve() -> int:
                 if pid == 0:
                     return _work(file)
                 running[pid] = Path(file).stem
-        if stopped and not told:
-            told = True
+        if stopped and not signalled:
+            signalled = True
             for pid in running:
                 os.kill(pid, signal.SIGTERM)
         while running:
@@ -209,15 +216,15 @@ def serve() -> int:
             return 0
 
 
-def _send(pipe, **message):
+def _send(pipe: int, **message: Any) -> None:
     with suppress(BrokenPipeError):  # the comparison was killed
-        os.write(pipe, json.dumps(message).encode() + b"\n")  # short enough to be written at once
+        os.write(pipe, json.dumps(message).encode() + b"\n")  # short enough for an atomic write
 
 
-def _work(file):
-    """Do one run in a child of the server; return the exit code."""
+def _work(file: str) -> int:
+    """Train one run in a child of the server; return the exit code."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    sys.orig_argv = [sys.executable, "-m", "recbole_pref.compare", file]  # which does this run alone
+    sys.orig_argv = [sys.executable, "-m", "recbole_pref.compare", file]  # the command that repeats only this run
     task = Task.read(file)
     pipe = os.dup(1)
     log = os.open(task.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
@@ -225,13 +232,13 @@ def _work(file):
     for source, target in ((nothing, 0), (log, 1), (log, 2)):
         os.dup2(source, target)
 
-    def report(**message):
+    def report(**message: Any) -> None:
         _send(pipe, name=task.id, **message)
 
     return _run(task, report)
 
 
-def _run(task, report=None):
+def _run(task: Task, report: Report | None = None) -> int:
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     try:
         with explained():
@@ -243,55 +250,56 @@ def _run(task, report=None):
 
 
 def main() -> int:
-    """Serve, or do the run whose task file the command line names; return the exit code."""
+    """Serve, or train the run whose task file the command line names; return the exit code."""
     files = sys.argv[1:]
     return _run(Task.read(files[0])) if files else serve()
 
 
-def train_and_record(task: Task, report: Callable | None = None) -> None:
-    """Do one run of a comparison and write ``runs/<id>.npz`` and, last, ``runs/<id>.json``.
+def train_and_record(task: Task, report: Report | None = None) -> None:
+    """Train one run of a comparison and write ``runs/<id>.npz`` and, last, ``runs/<id>.json``.
 
     Args:
         task: the run.
-        report: is called after each validation with ``epochs``, ``resumed`` and ``score``.
+        report: a function that receives ``epochs``, ``resumed`` and ``score`` after each validation.
 
     Raises:
-        PrefError: another process does this run; what stops a run.
+        PrefError: another process trains this run, or training fails.
     """
     folder = Path(task.folder)
-    try:  # freed when the process ends, however it ends
-        held = FileLock(folder / "tasks" / f"{task.id}.lock").acquire(timeout=0)
+    try:  # the lock is released when the process ends
+        lock = FileLock(folder / "tasks" / f"{task.id}.lock").acquire(timeout=0)
     except Timeout:
         raise PrefError(
-            f"{task.id} is being trained by another process on this folder: wait for that comparison or stop it, "
-            "then give the same command again."
+            f"{task.id} is being trained by another process in this folder: wait for that comparison or stop it, "
+            "then run the same command again."
         ) from None
-    with held:
-        if not task.record.is_file():  # which another comparison may have written by now
+    with lock:
+        if not task.record.is_file():  # another comparison may have written it
             _train_and_record(task, folder, report)
 
 
-def _train_and_record(task, folder, report=None):
-    stored = folder / "checkpoints" / task.id
+def _train_and_record(task: Task, folder: Path, report: Report | None = None) -> None:
+    checkpoints = folder / "checkpoints" / task.id
     settings = {
         "reference_dir": str(folder / "reference"),
         **task.settings,
-        "checkpoint_dir": str(stored),
+        "checkpoint_dir": str(checkpoints),
         "run_stem": task.id,
     }
     config = Config(task.model, task.dataset, config_dict=settings)
     if digest_of_defaults(config) != task.defaults:
         raise PrefError(
-            "a property file or plugin was edited after the comparison began: give the same command again, which makes "
-            "new runs with it."
+            "a property file or plugin was edited after the comparison began: run the same command again for "
+            "new runs."
         )
     run = build_run(config)
     trainer = run.trainer
-    newest = checkpoint.newest_good(stored, task.id) if stored.is_dir() else None
+    newest = checkpoint.newest_good(checkpoints, task.id) if checkpoints.is_dir() else None
     if newest:
         trainer.resume_checkpoint(*newest)
 
-    def validated(epoch_idx, score):
+    def validated(epoch_idx: int, score: float) -> None:
+        assert report is not None
         report(epochs=epoch_idx + 1, resumed=trainer.start_epoch, score=float(trainer.best_valid_score))
 
     try:
@@ -326,5 +334,5 @@ def _train_and_record(task, folder, report=None):
         checkpoint=str(Path("checkpoints", task.id, Path(trainer.saved_model_file).name)),
         arrays=arrays,
     ).write(folder)
-    for path in stored.glob("*-last-*.pth"):
+    for path in checkpoints.glob("*-last-*.pth"):
         path.unlink()

@@ -1,7 +1,8 @@
-"""Results as readable text."""
+"""Format results as text, LaTeX and CSV."""
 
 import csv
 import io
+from typing import Any
 
 from tabulate import tabulate
 
@@ -18,12 +19,12 @@ _LATEX = str.maketrans(
 _GROUPS = {"Overall": None, "Head": "head", "Tail": "tail"}  # row of a result -> group
 
 
-def result_table(result: dict, model: str, dataset: str) -> str:
-    """Return the test result as a table: a row per group, a column per metric and cut-off.
+def result_table(result: dict[str, Any], model: str, dataset: str) -> str:
+    """Return the test result as a table with a row per group and a column per metric and cut-off.
 
     Args:
-        result: of ``run_recbole_pref``.
-        model, dataset: for the title.
+        result: the result of ``run_recbole_pref``.
+        model, dataset: names in the title.
     """
     test = dict(result["test_result"] or {})
     if not test:
@@ -49,7 +50,7 @@ def result_table(result: dict, model: str, dataset: str) -> str:
 
 
 def column_key(column: str) -> str:
-    """Return the key that a column's name stands for: ``tailndcg@10`` for ``Tail NDCG@10``."""
+    """Return the metric key of a column name: ``tailndcg@10`` for ``Tail NDCG@10``."""
     return column.lower().replace(" ", "")
 
 
@@ -57,13 +58,13 @@ def columns_of(columns: list[str] | None, run: Run, metrics: list[str]) -> tuple
     """Return the metrics and the costs of a table.
 
     Args:
-        columns: names of metrics and costs in any spelling; None for all. A metric without its cut-off is the one
-            at the cut-off of ``metrics``.
+        columns: names of metrics and costs in any spelling; None for all. A metric without a cut-off has the
+            cut-off of ``metrics``.
         run: a run of the table.
-        metrics: keys that a table shows by default.
+        metrics: keys of the metrics in a table by default.
 
     Raises:
-        PrefError: a column that the run does not have.
+        PrefError: the run does not have a column.
     """
     if columns is None:
         return metrics, list(COSTS)
@@ -74,23 +75,23 @@ def columns_of(columns: list[str] | None, run: Run, metrics: list[str]) -> tuple
             costs.append(key)
             continue
         group, name, cutoff = parse_key(key)
-        own = [other for other in run.test_result if parse_key(other)[:2] == (group, name)]
-        own = [other for other in own if cutoff in (None, parse_key(other).cutoff)]
-        best = next((other for other in own if other in metrics), own[0] if own else None)
+        candidates = [other for other in run.test_result if parse_key(other)[:2] == (group, name)]
+        candidates = [other for other in candidates if cutoff in (None, parse_key(other).cutoff)]
+        best = next((other for other in candidates if other in metrics), candidates[0] if candidates else None)
         if best is None:
             raise PrefError(f"--columns={column!r} was not measured: choose from {', '.join(run.test_result)}.")
         chosen.append(best)
     return chosen or metrics, costs
 
 
-def comparison_table(rows: list[dict], metrics: list[str], form: str, costs: list[str] | None = None) -> str:
+def comparison_table(rows: list[dict[str, Any]], metrics: list[str], form: str, costs: list[str] | None = None) -> str:
     """Return the table of a comparison as text.
 
     Args:
         rows: see :func:`recbole_pref.records.summary.summarize`.
         metrics: columns.
         form: ``latex``, where the best means are bold, or a format of the tabulate package such as ``github``.
-        costs: further columns, keys of ``COSTS``; by default all.
+        costs: additional columns, keys of ``COSTS``; by default all.
     """
     costs = list(COSTS) if costs is None else costs
     header = ["model", "seeds", *map(display_name, metrics), *(COSTS[cost][0] for cost in costs)]
@@ -104,10 +105,10 @@ def comparison_table(rows: list[dict], metrics: list[str], form: str, costs: lis
     lines = [[cell.translate(_LATEX) for cell in line] for line in lines]
     best = [best_shown(rows, metric) for metric in metrics] if len(rows) > 1 else []
     for line in lines:
-        for place, value in enumerate(best, start=2):
-            mean, space, rest = line[place].partition(" ")
+        for column, value in enumerate(best, start=2):
+            mean, space, rest = line[column].partition(" ")
             if value and mean == value:
-                line[place] = rf"\textbf{{{mean}}}{space}{rest}"
+                line[column] = rf"\textbf{{{mean}}}{space}{rest}"
     header = [name.translate(_LATEX) for name in header]
     return "\n".join([
         r"% needs \usepackage{booktabs}", r"\begin{tabular}{l" + "r" * (len(header) - 1) + "}", r"\toprule",
@@ -116,14 +117,14 @@ def comparison_table(rows: list[dict], metrics: list[str], form: str, costs: lis
     ])  # fmt: skip
 
 
-def _cell(cell, metric):
+def _cell(cell: dict[str, Any], metric: str) -> str:
     text = shown(cell["mean"])
     if text and cell["std"] is not None:
         text += f" ± {cell['std']:.4f}"
     return f"{text} {mark(cell, metric)}".rstrip()
 
 
-def latex_table(rows: list[dict], metrics: list[str], costs: list[str], note: str, dataset: str) -> str:
+def latex_table(rows: list[dict[str, Any]], metrics: list[str], costs: list[str], note: str, dataset: str) -> str:
     """Return the table of a comparison as a LaTeX float with the note in its caption."""
     caption = note.translate(_LATEX) + (" Bold: the best mean." if len(rows) > 1 else "")
     return "\n".join([
@@ -132,8 +133,8 @@ def latex_table(rows: list[dict], metrics: list[str], costs: list[str], note: st
     ])  # fmt: skip
 
 
-def rows_as_csv(rows: list[dict]) -> str:
-    """Return dicts as CSV, a column for each of their keys in the order in which they come."""
+def rows_as_csv(rows: list[dict[str, Any]]) -> str:
+    """Return dicts as CSV, with a column for each key in the order of first appearance."""
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)))
     writer.writeheader()
@@ -141,8 +142,8 @@ def rows_as_csv(rows: list[dict]) -> str:
     return text.getvalue()
 
 
-def comparison_csv(rows: list[dict], metrics: list[str]) -> str:
-    """Return the table of a comparison as CSV, every number in full; see :func:`comparison_table`."""
+def comparison_csv(rows: list[dict[str, Any]], metrics: list[str]) -> str:
+    """Return the table of a comparison as CSV with unrounded numbers; see :func:`comparison_table`."""
     parts = ("mean", "std", "difference", "p")
     lines = []
     for row in rows:

@@ -60,7 +60,7 @@ class Config(RecBoleConfig):
         except _RECBOLE_ERRORS as error:
             raise PrefError(" ".join(str(error).split()) or repr(error)) from error
 
-    def _load_internal_config_dict(self, model: str, cls: type, dataset: str) -> None:
+    def _load_internal_config_dict(self, model: str, cls: Any, dataset: str) -> None:
         super()._load_internal_config_dict(model, cls, dataset)
         if method_of(cls) is None:
             # Evaluate baselines with the same defaults as our models, which read them in compat.py.

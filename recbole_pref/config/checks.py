@@ -391,7 +391,7 @@ def objective_is_measured(config: "Config") -> None:
         return
     if not isinstance(objective, dict) or not all(isinstance(part, str) for part in objective):
         raise PrefError(
-            f"objective={shown(objective)} has no weights: write objective: {{weights: {{NDCG@10: 1.0}}}}."
+            f"objective={shown(objective)} names no weights: write objective: {{weights: {{NDCG@10: 1.0}}}}."
         )
     for part in objective.values():
         for metric, number in part.items() if isinstance(part, dict) else ():

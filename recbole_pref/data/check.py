@@ -1,14 +1,18 @@
-"""Atomic files are checked before RecBole reads them: one sentence with file and line, not a traceback.
+"""Checks of atomic files before RecBole reads them. An error is one sentence with file and line.
 
-A sound file is read once, by pandas' C parser, and RecBole gets the table that was checked. Only a file with a fault
-is read as text, to find the line. Lines are counted from 1, the header's.
+A valid file is read once, by pandas' C parser, and RecBole receives the table that was checked. A file with an error
+is read again as text, to find the line. The header is line 1.
 """
+
+from __future__ import annotations  # pandas is imported late
 
 import codecs
 import os
 import re
+from collections.abc import Iterable
 from io import BytesIO
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,27 +22,32 @@ from recbole_pref.errors import PrefError, suggest
 from recbole_pref.late import LateModule
 from recbole_pref.settings import check_interval, shown
 
-pd, recbole_utils = LateModule("pandas"), LateModule("recbole.utils")
+if TYPE_CHECKING:
+    import pandas as pd
+    from recbole import utils as recbole_utils
+    from recbole.config import Config
+else:
+    pd, recbole_utils = LateModule("pandas"), LateModule("recbole.utils")
 
 TYPES = ("token", "token_seq", "float", "float_seq")
 
-# What pandas, and so RecBole, reads as a missing value.
+# The cells that pandas, and so RecBole, reads as missing values.
 MISSING = frozenset(
     ["", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>",
      "N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null"]
 )  # fmt: skip
 
 
-def check_atomic_files(data_path, dataset, config):
-    """Check the files of a data set that RecBole is going to load.
+def check_atomic_files(data_path: str | os.PathLike[str], dataset: str, config: Config) -> list[str]:
+    """Check the files of a data set before RecBole loads them.
 
     Args:
-        data_path (str): the data set's own folder.
-        dataset (str): its name.
+        data_path: the folder of the data set.
+        dataset: the name of the data set.
         config: RecBole configuration, for field names and separators.
 
     Returns:
-        list of str: notes for the log, about data that work but may surprise.
+        Notes for the log about valid data that may surprise.
 
     Raises:
         PrefError: a missing or malformed file; names file, line and remedy.
@@ -46,33 +55,36 @@ def check_atomic_files(data_path, dataset, config):
     folder = Path(data_path)
     parts = config["benchmark_filename"]
     names = [f"{dataset}.{part}.inter" for part in parts] if parts else [f"{dataset}.inter"]
-    wanted = config["load_col"]
-    if wanted is not None and not wanted.get("inter"):
+    columns = config["load_col"]
+    if columns is not None and not columns.get("inter"):
         raise PrefError(
             "load_col names no columns of the interaction file: add inter: [user_id, item_id, timestamp]."
         )
     reading.release()
-    notes, frames, fields, sources = [], [], {}, {"inter"}
+    notes: list[str] = []
+    frames: list[pd.DataFrame] = []
+    fields: dict[str, str] = {}
+    sources = {"inter"}
     for name in names:
         if not os.path.isfile(folder / name):
             raise PrefError(_missing(folder, name, dataset))
-        frame, found = _check_interactions(folder / name, config, bool(parts), fields)
+        frame, more = _check_interactions(folder / name, config, bool(parts), fields)
         frames.append(frame)
-        notes += found
+        notes += more
     if parts and config["MODEL_TYPE"] == recbole_utils.ModelType.SEQUENTIAL:
         notes += _check_lists([folder / name for name in names], frames, config)
     for source in ("user", "item"):
         path = folder / f"{dataset}.{source}"
         if os.path.isfile(path):
-            if wanted is None or wanted.get(source):
+            if columns is None or columns.get(source):
                 notes += _check_features(path, source, config, frames, fields)
                 sources.add(source)
-        elif wanted is not None and wanted.get(source):
+        elif columns is not None and columns.get(source):
             raise PrefError(
                 f"load_col names columns of {str(path)!r}, which does not exist: remove {source!r} from "
                 "load_col or add the file."
             )
-    for source in set(wanted or ()) - {"inter", "user", "item"}:
+    for source in set(columns or ()) - {"inter", "user", "item"}:
         if not os.path.isfile(folder / f"{dataset}.{source}"):
             raise PrefError(
                 f"load_col names columns of {shown(f'{dataset}.{source}')}, which does not exist in "
@@ -89,8 +101,8 @@ def check_atomic_files(data_path, dataset, config):
     return notes
 
 
-def _check_named_fields(dataset, config, fields, sources):
-    """Refuse settings that name columns which are not loaded, or use them as what they are not."""
+def _check_named_fields(dataset: str, config: Config, fields: dict[str, str], sources: set[str]) -> None:
+    """Refuse settings that name columns that are not loaded or that have another type."""
     for setting in (
         "val_interval", "threshold", "normalize_field", "numerical_features", "discretization", "preload_weight",
         "alias_of_user_id", "alias_of_item_id",
@@ -99,42 +111,42 @@ def _check_named_fields(dataset, config, fields, sources):
         for field in [*named, *(named.values() if setting == "preload_weight" and named else ())]:
             if field not in fields:
                 raise PrefError(
-                    f"{setting} names {shown(field)}, which is no column that is loaded for dataset={dataset!r}: add "
+                    f"{setting} names {shown(field)}, which is not loaded for dataset={dataset!r}: add "
                     f"it to load_col or remove it.{suggest(field, fields)}"
                 )
     for source, names in (config["unused_col"] or {}).items():
         ids = {config["USER_ID_FIELD"], config["ITEM_ID_FIELD"]} & set(names or ())
         if source not in sources or ids:
-            fault = f"drops {shown(sorted(ids)[0])}, without which there is no data set" if ids else "is not loaded"
-            raise PrefError(f"unused_col, {source}: {fault}; remove it there.")
-    for field, wanted in (config["val_interval"] or {}).items():
+            fault = f"removes {shown(sorted(ids)[0])}, which every data set needs" if ids else "is not loaded"
+            raise PrefError(f"unused_col, {source}: {fault}; remove it from unused_col.")
+    for field, accepted in (config["val_interval"] or {}).items():
         if fields[field] == "float":
-            check_interval(f"val_interval, {field}", wanted)
-        elif fields[field] != "token" or not isinstance(wanted, (list, tuple)):
+            check_interval(f"val_interval, {field}", accepted)
+        elif fields[field] != "token" or not isinstance(accepted, (list, tuple)):
             remedy = "set it to a list of values" if fields[field] == "token" else "sequences cannot be filtered"
-            raise PrefError(f"val_interval, {field}: {shown(wanted)} is not accepted: {remedy}.")
-    for field, wanted in (config["threshold"] or {}).items():
-        if fields[field] != "float" or field == config["TIME_FIELD"] or not isinstance(wanted, (int, float)):
+            raise PrefError(f"val_interval, {field}: {shown(accepted)} is not accepted: {remedy}.")
+    for field, least in (config["threshold"] or {}).items():
+        if fields[field] != "float" or field == config["TIME_FIELD"] or not isinstance(least, (int, float)):
             raise PrefError(
-                f"threshold, {field}: {shown(wanted)} is not accepted: name a column of type float that is not "
+                f"threshold, {field}: {shown(least)} is not accepted: name a column of type float that is not "
                 "TIME_FIELD, and a number."
             )
     length = config["ITEM_LIST_LENGTH_FIELD"]
     sequential = config["MODEL_TYPE"] == recbole_utils.ModelType.SEQUENTIAL
     if length in fields and sequential and not config["benchmark_filename"]:
-        raise PrefError(f"ITEM_LIST_LENGTH_FIELD={length!r} is a column of the files as well: give it another name.")
+        raise PrefError(f"ITEM_LIST_LENGTH_FIELD={length!r} is also a column of the files: set it to another name.")
 
 
-def check_split(train, valid, test, n_items):
-    """Refuse data of which filters and split left nothing.
+def check_split(train: int, valid: int, test: int, n_items: int) -> None:
+    """Refuse data without rows after filters and split.
 
     Args:
-        train, valid, test (int): rows of each part; an empty validation part is RecBole's way of
-            training without one, so only training and test must have rows.
-        n_items (int): items with padding.
+        train, valid, test: rows of each part. Training and test need rows; RecBole trains without validation
+            if the validation part is empty.
+        n_items: number of items, padding included.
 
     Raises:
-        PrefError: names the settings that filter and split.
+        PrefError: names the settings of the filters and of the split.
     """
     for part, rows in (("training", train), ("test", test)):
         if rows == 0:
@@ -150,29 +162,31 @@ def check_split(train, valid, test, n_items):
         )
 
 
-def _missing(folder, name, dataset):
+def _missing(folder: Path, name: str, dataset: str) -> str:
     parent = folder.parent
-    near = ["ml-100k", *known_names()]  # the first of which RecBole brings
+    candidates = ["ml-100k", *known_names()]  # RecBole ships ml-100k
     if os.path.isdir(parent):
-        near += [path.name for path in parent.iterdir() if path.is_dir()]
+        candidates += [path.name for path in parent.iterdir() if path.is_dir()]
     where = f"data_path is {shown(str(parent))}"
     if not os.path.isdir(parent):
-        where += ", which is no folder"
+        where += ", which is not a folder"
     remedy = "convert your data with recbole-pref-data or set data_path"
     if dataset in known_names():
-        remedy, near = how_to_get(dataset, str(parent)), []
+        remedy, candidates = how_to_get(dataset, str(parent)), []
     if os.path.isdir(folder):
         others = sorted(path.name for path in folder.iterdir() if path.suffix == ".inter")
         if others:
             remedy += f"; the folder holds {', '.join(others[:3])}"
-        near = []
+        candidates = []
     return (
         f"dataset={dataset!r} was not found: there is no file {shown(str(folder / name))} ({where}); "
-        f"{remedy}.{suggest(dataset, near)}"
+        f"{remedy}.{suggest(dataset, candidates)}"
     )
 
 
-def _check_interactions(path, config, benchmark, fields):
+def _check_interactions(
+    path: Path, config: Config, benchmark: bool, fields: dict[str, str]
+) -> tuple[pd.DataFrame, list[str]]:
     data, columns, separator = _begin(path, config["field_separator"], config["encoding"])
     sequential = config["MODEL_TYPE"] == recbole_utils.ModelType.SEQUENTIAL
     needed = {"USER_ID_FIELD": "token", "ITEM_ID_FIELD": "token"}
@@ -181,8 +195,8 @@ def _check_interactions(path, config, benchmark, fields):
         lists = _list_field(config)
         if benchmark and lists not in columns:
             raise PrefError(
-                f"{path}, line 1: there is no column {shown(lists)} with the items before each target, which "
-                f"pre-split files need: rename a column or set LIST_SUFFIX.{suggest(lists, columns)}"
+                f"{path}, line 1: there is no column {shown(lists)} with the items before each target; "
+                f"pre-split files need it: rename a column or set LIST_SUFFIX.{suggest(lists, columns)}"
             )
     loaded = _loaded("inter", columns, config)
     for setting, kind in needed.items():
@@ -202,7 +216,9 @@ def _check_interactions(path, config, benchmark, fields):
     return frame, notes if benchmark else notes + _notes(path, frame, config, sequential)
 
 
-def _check_features(path, source, config, interactions, fields):
+def _check_features(
+    path: Path, source: str, config: Config, interactions: list[pd.DataFrame], fields: dict[str, str]
+) -> list[str]:
     data, columns, separator = _begin(path, config["field_separator"], config["encoding"])
     setting = f"{source.upper()}_ID_FIELD"
     field = config[setting]
@@ -220,13 +236,13 @@ def _check_features(path, source, config, interactions, fields):
     notes = _unknown_columns(path, source, columns, config) + _absent_values(path, frame, config)
     same = int(frame[field].duplicated().sum())
     if same:
-        notes.append(f"{path}: {same} rows repeat a {shown(field)}; the first row of each counts")
+        notes.append(f"{path}: {same} rows repeat a {shown(field)}; only the first row of each is used")
     if loaded and config["filter_inter_by_user_or_item"]:
         lost = sum(int((~frame_of[field].isin(frame[field])).sum()) for frame_of in interactions)
         if lost:
             notes.append(
-                f"{lost} interactions are with a {shown(field)} that has no row in {path}; RecBole drops them "
-                "unless filter_inter_by_user_or_item is false"
+                f"{lost} interactions have a {shown(field)} without a row in {path}; RecBole removes them "
+                "unless filter_inter_by_user_or_item is False"
             )
     if loaded and source == "item" and not config["benchmark_filename"]:
         unused = len(set(frame[field]).difference(*(frame_of[field] for frame_of in interactions)))
@@ -238,19 +254,28 @@ def _check_features(path, source, config, interactions, fields):
     return notes
 
 
-def _checked(path, data, columns, loaded, separator, config, ids, required):
-    """Return the loaded columns of a file, free of faults; RecBole gets the same table where the C parser read it.
+def _checked(
+    path: Path,
+    data: bytes,
+    columns: dict[str, str],
+    loaded: set[str],
+    separator: str,
+    config: Config,
+    ids: Iterable[str],
+    required: str | None,
+) -> pd.DataFrame:
+    """Return the loaded columns of a valid file. If the C parser could read it, RecBole receives the same table.
 
     Args:
-        data (bytes): the file's text, see ``_content``.
-        loaded (set of str): the columns that RecBole loads.
-        ids (iterable of str): token columns that may not be left empty.
-        required (str or None): a float column that may not be left empty.
+        data: the text of the file, see ``_content``.
+        loaded: the columns that RecBole loads.
+        ids: token columns without missing values.
+        required: a float column without missing values.
 
     Raises:
-        PrefError: names the line of the first fault.
+        PrefError: names the line of the first error.
     """
-    frame = _sound(data, columns, loaded, separator, ids, required)
+    frame = _parsed(data, columns, loaded, separator, ids, required)
     if frame is not None:
         reading.hold(path, columns, config["field_separator"], config["encoding"], frame)
     else:
@@ -262,8 +287,10 @@ def _checked(path, data, columns, loaded, separator, config, ids, required):
     return frame
 
 
-def _sound(data, columns, loaded, separator, ids, required):
-    """Return the loaded columns of a file without faults, or None where there may be one."""
+def _parsed(
+    data: bytes, columns: dict[str, str], loaded: set[str], separator: str, ids: Iterable[str], required: str | None
+) -> pd.DataFrame | None:
+    """Return the loaded columns of a file with the C parser, or None if the file may have an error."""
     if not reading.one_byte(separator) or b'"' in data or not _is_regular(data, separator, len(columns)):
         return None
     try:
@@ -276,7 +303,7 @@ def _sound(data, columns, loaded, separator, ids, required):
     return None if any(frame[field].isna().any() for field in ids) or frame.empty else frame
 
 
-def _is_regular(data, separator, width):
+def _is_regular(data: bytes, separator: str, width: int) -> bool:
     """Return whether every line has ``width`` cells."""
     characters, step = np.frombuffer(data, np.uint8), 2**24
     parts = [characters[begin : begin + step] for begin in range(0, len(characters), step)]
@@ -286,13 +313,13 @@ def _is_regular(data, separator, width):
     return bool(((marks.reshape(-1, width) == ord("\n")) == (np.arange(width) == width - 1)).all())
 
 
-def _list_field(config):
-    """Return the column of pre-split files that holds the items before each target."""
+def _list_field(config: Config) -> str:
+    """Return the column of pre-split files with the items before each target."""
     return f"{config['ITEM_ID_FIELD']}{config['LIST_SUFFIX']}"
 
 
-def _check_lists(paths, frames, config):
-    """Refuse item lists of pre-split files that are empty or padded; return a note on those that are cut."""
+def _check_lists(paths: list[Path], frames: list[pd.DataFrame], config: Config) -> list[str]:
+    """Refuse empty or padded item lists in pre-split files; return notes about lists that are truncated."""
     field, separator, longest = _list_field(config), config["seq_separator"], config["MAX_ITEM_LIST_LENGTH"]
     no_zero = not any((frame[config["ITEM_ID_FIELD"]] == "0").any() for frame in frames)
     notes = []
@@ -308,37 +335,39 @@ def _check_lists(paths, frames, config):
         long = int((lists.str.count(re.escape(separator)) >= longest).sum())
         if long:
             notes.append(
-                f"{path}: {long} lists are longer than MAX_ITEM_LIST_LENGTH={longest}; their latest items are kept"
+                f"{path}: {long} lists are longer than MAX_ITEM_LIST_LENGTH={longest}; only their latest items are used"
             )
     return notes
 
 
-def read_atomic(path, separator=None, encoding=None):
-    """Read an atomic file whole, as RecBole does: quotation marks around a cell are undone.
+def read_atomic(
+    path: Path, separator: str | None = None, encoding: str | None = None
+) -> tuple[pd.DataFrame, dict[str, str]]:
+    """Read a whole atomic file as RecBole does; quotation marks around a cell are removed.
 
     Args:
-        path (Path): the file.
-        separator (str, optional): between columns, by default a tab.
-        encoding (str, optional): by default utf-8.
+        path: the file.
+        separator: separator of the columns, by default a tab.
+        encoding: encoding of the text, by default utf-8.
 
     Returns:
-        tuple: DataFrame of str, whose row 0 is line 2, and dict of column to type.
+        The cells as text (row 0 is line 2), and the types of the columns by name.
 
     Raises:
-        PrefError: it cannot be read or is malformed; names file, line and remedy.
+        PrefError: the file cannot be read or is malformed; names file, line and remedy.
     """
     data, columns, separator = _begin(path, separator, encoding)
     return _table(path, data, columns, separator), columns
 
 
-def _begin(path, separator, encoding):
-    """Return a file's text (``_content``), its columns (``_header``) and the separator, which is never None."""
+def _begin(path: Path, separator: str | None, encoding: str | None) -> tuple[bytes, dict[str, str], str]:
+    """Return the text (``_content``) and the columns (``_header``) of a file, and the separator or its default."""
     separator, data = separator or "\t", _content(path, encoding)
     return data, _header(path, data, separator), separator
 
 
-def _content(path, encoding):
-    """Return a file's text as UTF-8 bytes with one newline after each line, whatever it was stored as."""
+def _content(path: Path, encoding: str | None) -> bytes:
+    """Return the text of a file, converted to UTF-8 bytes with one newline after each line."""
     encoding = encoding or "utf-8"
     codec = codecs.lookup(encoding).name
     try:
@@ -361,17 +390,17 @@ def _content(path, encoding):
         )
     if b"\0" in data:
         line = data.count(b"\n", 0, data.index(b"\0")) + 1
-        raise PrefError(f"{path}, line {line}: there is a NUL byte; the file is damaged or no text.")
+        raise PrefError(f"{path}, line {line}: there is a NUL byte; the file is damaged or not a text file.")
     if b"\r" in data:
         data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
     if not data or data.isspace():
         raise PrefError(f"{path} is empty: its first line must name the columns as name:type.")
-    if data.endswith(b"\n\n") or not data.endswith(b"\n"):  # empty lines at the end do no harm
+    if data.endswith(b"\n\n") or not data.endswith(b"\n"):  # ignore empty lines at the end
         data = data.rstrip(b"\n") + b"\n"
     return data
 
 
-def _header(path, data, separator):
+def _header(path: Path, data: bytes, separator: str) -> dict[str, str]:
     """Return the columns of a file: dict of name to type."""
     line = data[: data.index(b"\n")].decode("utf-8")
     columns = {}
@@ -386,23 +415,23 @@ def _header(path, data, separator):
                 f"{', '.join(TYPES)}.{hint}"
             )
         if name in columns:
-            raise PrefError(f"{path}, line 1: column {shown(name)} stands there twice; rename one.")
+            raise PrefError(f"{path}, line 1: two columns have the name {shown(name)}; rename one.")
         columns[name] = kind
     return columns
 
 
-def _equal_times(users, times):
-    """Return how many interactions have the user and the time of another one, the first of each not counted."""
+def _equal_times(users: np.ndarray, times: np.ndarray) -> int:
+    """Return the number of interactions that repeat the user and the time of an earlier interaction."""
     since = times - times.min()
     span = since.max() + 1
     if (since % 1 == 0).all() and span * (users.max() + 1) < 2**63:
-        keys = np.sort(users * int(span) + since.astype(np.int64))  # several times faster than to sort by two columns
+        keys = np.sort(users * int(span) + since.astype(np.int64))  # several times faster than a sort by two columns
         return int((keys[1:] == keys[:-1]).sum())
     order = np.lexsort((times, users))
     return int(((np.diff(users[order]) == 0) & (np.diff(times[order]) == 0)).sum())
 
 
-def _check_field(path, columns, setting, field, kind):
+def _check_field(path: Path, columns: dict[str, str], setting: str, field: str, kind: str) -> None:
     if field not in columns:
         raise PrefError(
             f"{path}, line 1: there is no column {shown(field)} ({setting}); rename a column or set "
@@ -414,36 +443,36 @@ def _check_field(path, columns, setting, field, kind):
         )
 
 
-def _loaded(source, columns, config):
-    """Return the columns that RecBole loads of a file: set of names."""
+def _loaded(source: str, columns: dict[str, str], config: Config) -> set[str]:
+    """Return the names of the columns that RecBole loads from a file."""
     load = config["load_col"]
-    wanted = None if load is None else load.get(source, [])
-    names = set(columns) if wanted is None or wanted == "*" else set(columns) & set(wanted)
+    selected = None if load is None else load.get(source, [])
+    names = set(columns) if selected is None or selected == "*" else set(columns) & set(selected)
     return names - set((config["unload_col"] or {}).get(source) or [])
 
 
-def _selector(source, config):
-    """Return the name of the setting that chooses a file's columns."""
+def _selector(source: str, config: Config) -> str:
+    """Return the name of the setting that selects the columns of a file."""
     return "unload_col" if (config["unload_col"] or {}).get(source) else "load_col"
 
 
-def _unknown_columns(path, source, columns, config):
-    wanted = (config["load_col"] or {}).get(source) or []
-    unknown = [] if wanted == "*" else [name for name in wanted if name not in columns]
+def _unknown_columns(path: Path, source: str, columns: dict[str, str], config: Config) -> list[str]:
+    selected = (config["load_col"] or {}).get(source) or []
+    unknown = [] if selected == "*" else [name for name in selected if name not in columns]
     return [
-        f"{path} has no column {shown(name)}, which load_col names; it is left out.{suggest(name, columns)}"
+        f"{path} has no column {shown(name)}, which load_col names; it is ignored.{suggest(name, columns)}"
         for name in unknown
     ]
 
 
-def _table(path, data, columns, separator):
-    """Return the rows as text: DataFrame of str, [rows, columns]."""
+def _table(path: Path, data: bytes, columns: dict[str, str], separator: str) -> pd.DataFrame:
+    """Return the cells as text: [rows, columns]."""
     cells = _cells_per_line(data, separator)
     wrong = np.flatnonzero(cells != len(columns))
     if len(wrong):
         raise PrefError(
-            f"{path}, line {wrong[0] + 1}: {cells[wrong[0]]} columns where the header names "
-            f"{len(columns)}; mend or remove the line."
+            f"{path}, line {wrong[0] + 1}: {cells[wrong[0]]} columns, but the header names "
+            f"{len(columns)}; correct or remove the line."
         )
     frame = pd.read_csv(
         BytesIO(data), sep=separator, dtype=str, keep_default_na=False, quoting=3, names=list(columns),
@@ -455,20 +484,20 @@ def _table(path, data, columns, separator):
     return frame
 
 
-def _cells_per_line(data, separator):
+def _cells_per_line(data: bytes, separator: str) -> np.ndarray:
     """Return the number of cells of each line: int64 [lines]."""
-    separator = separator.encode()
-    if len(separator) > 1:
-        return np.array([line.count(separator) + 1 for line in data.split(b"\n")[:-1]])
+    mark = separator.encode()
+    if len(mark) > 1:
+        return np.array([line.count(mark) + 1 for line in data.split(b"\n")[:-1]])
     characters = np.frombuffer(data, np.uint8)  # [bytes]
     ends = np.flatnonzero(characters == ord("\n"))  # [lines]
-    lines = np.searchsorted(ends, np.flatnonzero(characters == ord(separator)))  # [separators]
+    lines = np.searchsorted(ends, np.flatnonzero(characters == ord(mark)))  # [separators]
     return np.bincount(lines, minlength=len(ends)) + 1
 
 
-def _check_quotes(path, frame):
-    # RecBole reads a cell that starts with a quotation mark up to the next one, over line ends too, and
-    # takes what is between them: "" and "NA" are missing values.
+def _check_quotes(path: Path, frame: pd.DataFrame) -> None:
+    # RecBole reads a cell that starts with a quotation mark up to the next mark, also across lines, and removes
+    # both marks: "" and "NA" are missing values.
     for name in frame:
         cells = frame[name]
         opened = cells[cells.str.startswith('"')]
@@ -476,14 +505,16 @@ def _check_quotes(path, frame):
         if not closed.all():
             row = opened.index[~closed.to_numpy()][0]
             raise PrefError(
-                f"{path}, line {row + 2}: {shown(name)} is {shown(cells[row])}, a quotation mark that is opened and "
-                "not closed; remove it."
+                f"{path}, line {row + 2}: {shown(name)} is {shown(cells[row])}, a quotation mark without a closing "
+                "one; remove it."
             )
         frame.loc[opened.index, name] = opened.str[1:-1].str.replace('""', '"')
 
 
-def _check_numbers(path, frame, columns, loaded, required):
-    """Turn loaded float columns of ``frame`` into numbers; only ``required`` may not be left empty."""
+def _check_numbers(
+    path: Path, frame: pd.DataFrame, columns: dict[str, str], loaded: set[str], required: str | None
+) -> None:
+    """Convert the loaded float columns of ``frame`` to numbers; only ``required`` must not have missing values."""
     for field in (field for field in columns if columns[field] == "float" and field in loaded):
         texts = frame[field]
         values = pd.to_numeric(texts, errors="coerce").to_numpy(dtype=float)
@@ -493,25 +524,26 @@ def _check_numbers(path, frame, columns, loaded, required):
         at = np.flatnonzero(wrong)
         if len(at):
             raise PrefError(
-                f"{path}, line {at[0] + 2}: {shown(field)} is {shown(texts.iloc[at[0]])}, which is no finite number; "
-                "mend or remove the line."
+                f"{path}, line {at[0] + 2}: {shown(field)} is {shown(texts.iloc[at[0]])}, which is not a finite "
+                "number; correct or remove the line."
             )
         frame[field] = values
 
 
-def _check_vectors(path, frame, columns, loaded, separator):
-    """Refuse values of loaded float_seq columns that are no numbers."""
+def _check_vectors(path: Path, frame: pd.DataFrame, columns: dict[str, str], loaded: set[str], separator: str) -> None:
+    """Refuse loaded float_seq columns with values that are not numbers."""
     for field in (field for field in columns if columns[field] == "float_seq" and field in loaded):
-        values = frame[field].fillna("").str.split(separator).explode()  # the index stays that of the row
+        values = frame[field].fillna("").str.split(separator).explode()  # the index is the row
         wrong = values.index[(pd.to_numeric(values, errors="coerce").isna() & (values != "")).to_numpy()]
         if len(wrong):
             raise PrefError(
-                f"{path}, line {wrong[0] + 2}: {shown(field)} holds a value that is no number; mend or remove the line."
+                f"{path}, line {wrong[0] + 2}: {shown(field)} holds a value that is not a number; correct or "
+                "remove the line."
             )
 
 
-def _absent_values(path, frame, config):
-    """Return a note on each token of val_interval that is in no row."""
+def _absent_values(path: Path, frame: pd.DataFrame, config: Config) -> list[str]:
+    """Return a note for each token of val_interval that no row has."""
     return [
         f"val_interval, {field}: no row of {path} has {shown(value)}"
         for field, values in (config["val_interval"] or {}).items()
@@ -521,10 +553,10 @@ def _absent_values(path, frame, config):
     ]
 
 
-def _check_ids(path, frame, field):
+def _check_ids(path: Path, frame: pd.DataFrame, field: str) -> None:
     at = np.flatnonzero(frame[field].isin(MISSING))
     if len(at):
-        # RecBole drops rows without an id, and the wrong rows when users and items both lack some.
+        # RecBole removes rows without an id, and wrong rows if both users and items have missing ids.
         text = frame[field].iloc[at[0]]
         fault = f"is {text!r}, which RecBole reads as missing" if text else "is empty"
         raise PrefError(
@@ -532,7 +564,7 @@ def _check_ids(path, frame, field):
         )
 
 
-def _notes(path, frame, config, sequential):
+def _notes(path: Path, frame: pd.DataFrame, config: Config, sequential: bool) -> list[str]:
     notes = []
     user, time = config["USER_ID_FIELD"], config["TIME_FIELD"]
     users = pd.factorize(frame[user])[0]
@@ -540,16 +572,16 @@ def _notes(path, frame, config, sequential):
     single = int((counts == 1).sum())
     if sequential and single == len(counts):
         raise PrefError(
-            f"{path}: every one of the {len(counts)} users has a single interaction, so there is no "
+            f"{path}: each of the {len(counts)} users has a single interaction, so there is no "
             "sequence to learn from."
         )
     if sequential and single:
-        notes.append(f"{single} of {len(counts)} users have a single interaction and are never trained on")
+        notes.append(f"{single} of {len(counts)} users have a single interaction and are not used in training")
     if time in frame and frame[time].dtype == np.float64:
         same = _equal_times(users, frame[time].to_numpy())
         if same:
             notes.append(
-                f"{same} interactions have the time of another one of the same user; among those the order of the file "
-                "counts"
+                f"{same} interactions have the same user and time as another interaction; they are used in the order "
+                "of the file"
             )
     return notes

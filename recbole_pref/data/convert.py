@@ -1,11 +1,13 @@
-"""Turn what people have into RecBole's atomic files: ``recbole-pref-data``.
+"""Convert interaction files to RecBole's atomic files: ``recbole-pref-data``.
 
-What reads and sorts is imported where it is used, so that ``--help`` answers at once.
+The modules that read and sort are imported late, so that ``--help`` is fast.
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from recbole_pref.errors import PrefError, suggest
 
@@ -19,7 +21,7 @@ examples:
       --item_features=Beauty_item2attributes.json
   # "user item" per line in time order, as SASRec publishes its data
   recbole-pref-data --format=pairs --input=Video.txt --name=video --output=dataset
-  # a CSV, TSV or Parquet file with columns of your own
+  # a CSV, TSV or Parquet file with any column names
   recbole-pref-data --format=table --input=log.csv --user=uid --item=sku --time=ts --name=shop \\
       --output=dataset --min_user=5 --min_item=5
   # a file without a header: name its columns
@@ -28,9 +30,9 @@ examples:
   # an event log: carts and purchases only, with the event as a column of the result
   recbole-pref-data --format=table --input=events.csv --user=visitorid --item=itemid --name=retailrocket \\
       --keep=event:addtocart,transaction --extra_columns=event --output=dataset
-  # MovieLens 1M; 10M, 20M and later alike
+  # MovieLens 1M; 10M, 20M and later in the same way
   recbole-pref-data --format=movielens --input=ml-1m/ratings.dat --name=ml-1m --output=dataset
-  # Amazon: ratings without header, or reviews as JSON lines, with metadata; .gz is read as it is
+  # Amazon: ratings without header, or reviews as JSON lines, with metadata; files may be compressed (.gz)
   recbole-pref-data --format=amazon-ratings-2014 --input=ratings_Beauty.csv --name=beauty --output=dataset \\
       --min_user=5 --min_item=5
   recbole-pref-data --format=amazon-reviews --input=reviews_Beauty_5.json.gz --name=beauty --output=dataset \\
@@ -38,58 +40,60 @@ examples:
 """
 
 
-def check_name(option, name, written=True):
-    """Refuse what cannot be the name of a data set of the user's.
+def check_name(option: str, name: str, written: bool = True) -> None:
+    """Refuse a name that a new data set cannot have.
 
     Args:
-        option (str): what gave the name, for the message.
-        name (str): of a folder and the files in it.
-        written (bool): whether files are written under it.
+        option: the option with the name, for the message.
+        name: name of the data set, of its folder and of its files.
+        written: whether files with this name are written.
 
     Raises:
-        PrefError: it cannot name a folder, or names one that RecBole does not look for.
+        PrefError: the name cannot be the name of a folder, or RecBole would not read the folder.
     """
     if name in ("", ".", "..") or Path(name).name != name:
         raise PrefError(f"{option}={name!r} cannot name a folder: use letters, digits, - and _.")
     if name == "ml-100k" and written:
-        raise PrefError(f"{option}={name!r} would never be read, as RecBole brings that one: choose another name.")
+        raise PrefError(
+            f"{option}={name!r} would never be read, because RecBole ships this data set: choose another name."
+        )
 
 
 def convert(
-    input,
-    format,
-    name,
-    output="dataset",
-    min_user=0,
-    min_item=0,
-    rating_min=None,
-    drop_duplicates=False,
-    item_features=None,
-    dry_run=False,
-    force=False,
-    **table,
-):
-    """Write ``output/name/name.inter`` (and ``.item``) and return what is in it.
+    input: str | os.PathLike[str],
+    format: str,
+    name: str,
+    output: str | os.PathLike[str] = "dataset",
+    min_user: int = 0,
+    min_item: int = 0,
+    rating_min: float | None = None,
+    drop_duplicates: bool = False,
+    item_features: str | os.PathLike[str] | None = None,
+    dry_run: bool = False,
+    force: bool = False,
+    **table: Any,
+) -> dict[str, Any]:
+    """Write ``output/name/name.inter`` (and ``.item``) and return statistics of the data.
 
     Args:
-        input (path-like): the source file.
-        format (str): one of ``FORMATS``.
-        name (str): the data set's name.
-        output (path-like): the folder of data sets, RecBole's ``data_path``.
-        min_user, min_item (int): k-core filter, 0 for none.
-        rating_min (float, optional): keep ratings of at least this much.
-        drop_duplicates (bool): keep the first of several interactions of a user with an item.
-        item_features (path-like, optional): see ``read_item_features``.
-        dry_run (bool): read and describe only.
-        force (bool): replace existing files.
+        input: the source file.
+        format: one of ``FORMATS``.
+        name: the name of the data set.
+        output: the folder of data sets, RecBole's ``data_path``.
+        min_user, min_item: k-core filter; 0 disables it.
+        rating_min: the lowest rating to keep.
+        drop_duplicates: keep only the first interaction of each user with each item.
+        item_features: a file, see ``read_item_features``.
+        dry_run: write no files.
+        force: replace existing files.
         **table: options of the format ``table``, see ``formats.read_table``.
 
     Returns:
-        dict: see ``interactions.summarize``; with item features also ``items_with_features``, and
-        ``items_without_interactions`` where an item file of earlier has such.
+        The statistics of ``interactions.summarize``; with item features also ``items_with_features``, and
+        ``items_without_interactions`` if an existing item file has such items.
 
     Raises:
-        PrefError: a mistake in the options or the file, with its line.
+        PrefError: an error in the options or in the file, with its line.
     """
     from recbole_pref.data import interactions
     from recbole_pref.data.formats import READERS, collect
@@ -133,38 +137,40 @@ def convert(
     if features is None:
         summary.update(_check_item_file(folder / f"{name}.item", items))
     else:
-        known = read_item_features(features, set(items)).set_index("item_id:token")
-        summary["items_with_features"] = sum(item in known.index for item in items)
-        # RecBole drops the interactions of items without a row, so that every item gets one.
-        tables.append(known.reindex(items, fill_value="").reset_index())
+        rows = read_item_features(features, set(items)).set_index("item_id:token")
+        summary["items_with_features"] = sum(item in rows.index for item in items)
+        # RecBole removes the interactions of items without a row, so every item needs one.
+        tables.append(rows.reindex(items, fill_value="").reset_index())
     if not dry_run:
         interactions.write(dict(zip(files, tables)))
     return summary
 
 
-def _check_item_file(path, items):
-    """Return how many items of an item file that stays have no interactions: dict, empty where there are none.
+def _check_item_file(path: Path, items: list[str]) -> dict[str, int]:
+    """Return the number of items without interactions in an existing item file; empty if there are none.
 
     Raises:
-        PrefError: it lacks an item, whose interactions RecBole would drop.
+        PrefError: the file has no row for an item; RecBole would remove its interactions.
     """
     from recbole_pref.data.check import read_atomic
 
-    frame, columns = read_atomic(path) if path.is_file() else (None, ())
+    if not path.is_file():
+        return {}
+    frame, columns = read_atomic(path)
     if "item_id" not in columns:
         return {}
-    known = set(frame["item_id"])
-    missing = [item for item in items if item not in known]
+    described = set(frame["item_id"])
+    missing = [item for item in items if item not in described]
     if missing:
         raise PrefError(
             f"{path} belongs to other data: it has no row for item {missing[0]!r}; remove it or pass --item_features "
             "and --force to replace it."
         )
-    unused = len(known) - len(items)
+    unused = len(described) - len(items)
     return {"items_without_interactions": unused} if unused else {}
 
 
-def _shown(key, value):
+def _shown(key: str, value: int | float | None) -> str:
     if value is None:
         return "none"
     if isinstance(value, int):
@@ -172,56 +178,56 @@ def _shown(key, value):
     return f"{value:.2f}" if key == "mean_length" else f"{value:.3%}" if key == "density" else f"{value:.1%}"
 
 
-def _list(text):
+def _list(text: str) -> list[str]:
     return [part.strip() for part in text.split(",")]
 
 
-def _condition(text):
+def _condition(text: str) -> tuple[str, list[str]]:
     column, colon, values = text.partition(":")
     if not column or not values:
         raise argparse.ArgumentTypeError(f"{text!r} is not of the form column:value,value")
     return column, _list(values)
 
 
-def build_parser():
+def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog="recbole-pref-data",
-        description="Turn interaction data into RecBole's atomic files.",
+        description="Convert interaction data to RecBole's atomic files.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--input", required=True, help="source file; .gz is read as it is")
+    add("--input", required=True, help="source file; may be compressed (.gz)")
     add("--format", required=True, help=", ".join(FORMATS))
     add("--name", required=True, help="name of the data set")
     add("--output", default="dataset", help="folder of data sets (RecBole's data_path)")
-    add("--min_user", type=int, default=0, help="k-core: interactions a user must have")
-    add("--min_item", type=int, default=0, help="k-core: interactions an item must have")
-    add("--rating_min", type=float, help="keep ratings of at least this much")
-    add("--drop_duplicates", action="store_true", help="keep the first of repeated user-item pairs")
+    add("--min_user", type=int, default=0, help="k-core: least number of interactions of a user")
+    add("--min_item", type=int, default=0, help="k-core: least number of interactions of an item")
+    add("--rating_min", type=float, help="lowest rating to keep")
+    add("--drop_duplicates", action="store_true", help="keep only the first interaction of each user with each item")
     add("--item_features", metavar="FILE", help="JSON {item: [attribute, ...]}, Amazon metadata, or a CSV with item_id")
-    add("--dry_run", action="store_true", help="read and describe only")
+    add("--dry_run", action="store_true", help="print the statistics, but write no files")
     add("--force", action="store_true", help="replace existing files")
     add("--debug", action="store_true", help="show the traceback of an error")
     table = parser.add_argument_group("format table", argument_default=argparse.SUPPRESS)
     add = table.add_argument
     add("--user", help="column of the user (user_id)")
     add("--item", help="column of the item (item_id)")
-    add("--time", help="column of the time (timestamp); empty where the order of the rows stands for it")
+    add("--time", help="column of the time (timestamp); empty to use the order of the rows")
     add("--rating", help="column of the rating")
     add("--separator", help="separator of the columns, such as ';' or '::'")
-    add("--columns", type=_list, metavar="NAMES", help="the file has no header: names of all its columns; user, item, "
-        "rating and time are used as such")  # fmt: skip
-    add("--keep", type=_condition, action="append", metavar="COLUMN:VALUES", help="only rows with one of these values, "
-        "such as event:buy,cart; may be repeated")  # fmt: skip
-    add("--extra_columns", type=_list, metavar="NAMES", help="further columns to write")
+    add("--columns", type=_list, metavar="NAMES", help="names of all columns of a file without a header; the "
+        "names user, item, rating and time have this meaning")  # fmt: skip
+    add("--keep", type=_condition, action="append", metavar="COLUMN:VALUES", help="keep only rows with one of these "
+        "values, such as event:buy,cart; may be repeated")  # fmt: skip
+    add("--extra_columns", type=_list, metavar="NAMES", help="additional columns to write")
     return parser
 
 
-def main(argv=None):
-    """Run the command line; return 0, or 2 after a mistake."""
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; return the exit status: 0, or 2 after a user error."""
     arguments = vars(build_parser().parse_args(argv))
     debug = arguments.pop("debug")
     if "keep" in arguments:

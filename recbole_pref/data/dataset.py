@@ -1,15 +1,17 @@
-"""What RecBole's ``Dataset`` computes row by row in Python, on arrays: same rows, same order.
+"""Fast versions of methods of RecBole's ``Dataset``, with the same rows in the same order.
 
-``compat`` puts these functions in the place of RecBole's methods, so that they hold for its own models and for
-data sets derived from its classes.
+RecBole loops over rows in Python; these functions work on arrays. ``compat`` replaces RecBole's methods with them,
+so that they also serve RecBole's own models and subclasses of its data sets.
 """
 
 import glob
 import os
 import pickle
 from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from logging import getLogger
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 import pandas as pd
@@ -21,13 +23,13 @@ from recbole_pref.data.sequences import Lists, SequenceInteraction, prefixes
 
 
 class Groups:
-    """Row numbers grouped by a key, in the order in which the keys appear; rows keep their order.
+    """Row numbers grouped by a key. Groups are in the order of first appearance; rows keep their order.
 
     Args:
-        keys (array): [N] of the rows.
+        keys: [N], one for each row.
     """
 
-    def __init__(self, keys: np.ndarray):
+    def __init__(self, keys: np.ndarray) -> None:
         codes = pd.factorize(keys)[0]
         self.sizes = np.bincount(codes)  # [G]
         self.rows = np.argsort(codes, kind="stable")  # [N] group after group
@@ -36,43 +38,45 @@ class Groups:
     def __len__(self) -> int:
         return len(self.sizes)
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[np.ndarray]:
         return iter(np.split(self.rows, self.starts[1:]) if len(self) else ())
 
-    def split(self, bounds) -> list[np.ndarray]:
+    def split(self, bounds: Callable[[int], list[int]]) -> list[np.ndarray]:
         """Cut every group into parts and return the rows of each part, group after group.
 
         Args:
-            bounds (callable): takes a group's size and returns where its parts begin, and its size: list of P + 1.
+            bounds: a function from the size of a group to the P starts of its parts, followed by the size.
         """
         sizes, group_size = np.unique(self.sizes, return_inverse=True)
         cuts = np.array([bounds(int(size)) for size in sizes])[group_size].T  # [P + 1, G]
         return [self.rows[_ranges(self.starts + begin, end - begin)] for begin, end in zip(cuts, cuts[1:])]
 
 
-def _ranges(starts, lengths):
-    """Return the numbers start, ..., start + length - 1 of all ranges, one after the other."""
+def _ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Return the concatenated ranges start, ..., start + length - 1."""
     before = lengths.cumsum() - lengths
     return np.repeat(starts - before, lengths) + np.arange(lengths.sum())
 
 
-def grouped_index(dataset, keys) -> Groups:
+def grouped_index(dataset: Dataset, keys: np.ndarray) -> Groups:
     """``Dataset._grouped_index``."""
     return Groups(keys)
 
 
-def split_index_by_leave_one_out(dataset, groups: Groups, leave_one_num: int) -> list[np.ndarray]:
-    """``Dataset._split_index_by_leave_one_out``: the last rows of a group are one part each, but one row stays."""
+def split_index_by_leave_one_out(dataset: Dataset, groups: Groups, leave_one_num: int) -> list[np.ndarray]:
+    """``Dataset._split_index_by_leave_one_out``: each of a group's last rows is a part; at least one row remains."""
 
-    def bounds(size):
+    def bounds(size: int) -> list[int]:
         left = min(leave_one_num, size - 1)
         return [0, *[size - left] * (leave_one_num - left), *range(size - left, size + 1)]
 
     return groups.split(bounds)
 
 
-def split_by_ratio(original, dataset, ratios, group_by=None) -> list:
-    """``Dataset.split_by_ratio``; without groups it is RecBole's own."""
+def split_by_ratio(
+    original: Callable[..., Any], dataset: Dataset, ratios: Sequence[float], group_by: str | None = None
+) -> list:
+    """``Dataset.split_by_ratio``, with groups on arrays."""
     if group_by is None:
         return original(dataset, ratios)
     ratios = [ratio / sum(ratios) for ratio in ratios]
@@ -82,16 +86,18 @@ def split_by_ratio(original, dataset, ratios, group_by=None) -> list:
     return [dataset.copy(dataset.inter_feat[rows]) for rows in parts]
 
 
-def count(values=()) -> Counter:
+def count(values: Iterable[Any] = ()) -> Counter:
     """``collections.Counter`` of an array, in the order of first appearance."""
     if not isinstance(values, (np.ndarray, pd.api.extensions.ExtensionArray)):
         return Counter(values)
-    codes, found = pd.factorize(values)
-    return Counter(dict(zip(found, np.bincount(codes, minlength=len(found)).tolist())))
+    codes, distinct = pd.factorize(values)
+    return Counter(dict(zip(distinct, np.bincount(codes, minlength=len(distinct)).tolist())))
 
 
-def concat_tokens(original, dataset, remap_list):
-    """``Dataset._concat_remaped_tokens``: categories stay what they are, which pandas numbers without their texts."""
+def concat_tokens(
+    original: Callable[..., Any], dataset: Dataset, remap_list: list[tuple[Any, str, FeatureType]]
+) -> tuple[Any, np.ndarray]:
+    """``Dataset._concat_remaped_tokens``: categories are not converted to texts, because pandas numbers them faster."""
     columns = [feat[field] for feat, field, kind in remap_list if kind == FeatureType.TOKEN]
     if len(columns) < len(remap_list) or not isinstance(columns[0].dtype, pd.CategoricalDtype):
         return original(dataset, remap_list)
@@ -101,8 +107,8 @@ def concat_tokens(original, dataset, remap_list):
     return tokens, np.cumsum([len(column) for column in columns])[:-1]
 
 
-def augment(dataset) -> None:
-    """``SequentialDataset.data_augmentation``: a row for each prefix, its lists as slices."""
+def augment(dataset: Dataset) -> None:
+    """``SequentialDataset.data_augmentation``: one row for each prefix; its lists are slices."""
     dataset._aug_presets()
     dataset._check_field("uid_field", "time_field")
     longest = dataset.config["MAX_ITEM_LIST_LENGTH"]
@@ -124,8 +130,8 @@ def augment(dataset) -> None:
     dataset.inter_feat = SequenceInteraction(rows)
 
 
-def cut_lists(original, dataset) -> None:
-    """``SequentialDataset._benchmark_presets``: lists keep their latest items, as many as models take."""
+def cut_lists(original: Callable[..., Any], dataset: Dataset) -> None:
+    """``SequentialDataset._benchmark_presets``: lists keep only their latest MAX_ITEM_LIST_LENGTH items."""
     longest = dataset.config["MAX_ITEM_LIST_LENGTH"]
     for field in _list_columns(dataset):
         dataset.inter_feat[field] = [values[-longest:] for values in dataset.inter_feat[field]]
@@ -133,8 +139,8 @@ def cut_lists(original, dataset) -> None:
     original(dataset)
 
 
-def change_feat_format(original, dataset) -> None:
-    """``SequentialDataset._change_feat_format``: the lists of pre-split files are padded when they are asked for."""
+def change_feat_format(original: Callable[..., Any], dataset: Dataset) -> None:
+    """``SequentialDataset._change_feat_format``: the lists of pre-split files are padded on demand."""
     if dataset.config["benchmark_filename"] is None:
         return original(dataset)
     table, names = dataset.inter_feat, _list_columns(dataset)
@@ -150,8 +156,8 @@ def change_feat_format(original, dataset) -> None:
     dataset.inter_feat = SequenceInteraction(columns)
 
 
-def _list_columns(dataset):
-    """Return the list columns of pre-split files that are lists of a column: list of names."""
+def _list_columns(dataset: Dataset) -> list[str]:
+    """Return the names of the list columns of pre-split files that belong to another column."""
     suffix, numerical = dataset.config["LIST_SUFFIX"], dataset.config["numerical_features"] or ()
     sequences = (FeatureType.TOKEN_SEQ, FeatureType.FLOAT_SEQ)
     return [
@@ -163,8 +169,8 @@ def _list_columns(dataset):
     ]
 
 
-def add_list_alias(original, dataset, alias_name, default_value) -> None:
-    """``Dataset._set_alias``: items in the lists of pre-split files are the items of the targets."""
+def add_list_alias(original: Callable[..., Any], dataset: Dataset, alias_name: str, default_value: list[str]) -> None:
+    """``Dataset._set_alias``: the lists of pre-split files share the item ids of the targets."""
     if alias_name == "item_id" and dataset.benchmark_filename_list:
         field = f"{dataset.iid_field}{dataset.config['LIST_SUFFIX']}"
         if dataset.field2type.get(field) == FeatureType.TOKEN_SEQ:
@@ -172,8 +178,8 @@ def add_list_alias(original, dataset, alias_name, default_value) -> None:
     original(dataset, alias_name, default_value)
 
 
-def filter_by_field_value(original, dataset) -> None:
-    """``Dataset._filter_by_field_value``: the values of a token column are texts, also where YAML reads numbers."""
+def filter_by_field_value(original: Callable[..., Any], dataset: Dataset) -> None:
+    """``Dataset._filter_by_field_value``: token columns are compared with texts, even if YAML reads numbers."""
     intervals = dataset.config["val_interval"]
     texts = {
         field: list(map(str, values)) if dataset.field2type.get(field) == FeatureType.TOKEN else values
@@ -186,11 +192,11 @@ def filter_by_field_value(original, dataset) -> None:
         dataset.config["val_interval"] = intervals
 
 
-def load_saved(file):
-    """``pickle.load`` of a data set that ``save_dataset`` wrote; one older than its files is not used.
+def load_saved(file: BinaryIO) -> Any:
+    """``pickle.load`` of a data set that ``save_dataset`` wrote; RecBole rebuilds it if its files are newer.
 
     Args:
-        file: open and binary, in which RecBole's ``create_dataset`` found a data set.
+        file: the open binary file that RecBole's ``create_dataset`` reads.
     """
     dataset = pickle.load(file)
     if not isinstance(dataset, Dataset):
@@ -198,15 +204,15 @@ def load_saved(file):
     sources = Path(dataset.dataset_path).glob(f"{glob.escape(dataset.dataset_name)}.*")
     newer = [path for path in sources if path.stat().st_mtime_ns > os.fstat(file.fileno()).st_mtime_ns]
     if newer:
-        getLogger().warning(f"{file.name} is older than {newer[0]}: the data set is read from its files again")
-        dataset.config = defaultdict(object)  # equal to no run's
+        getLogger().warning(f"{file.name} is older than {newer[0]}: the data set is built again from its files")
+        dataset.config = defaultdict(object)  # differs from every configuration
     return dataset
 
 
-def order_by_exact_time(original, dataset) -> None:
-    """``Dataset._change_feat_format``, which rounds times to 32-bit floats, after a sort by the exact times.
+def order_by_exact_time(original: Callable[..., Any], dataset: Dataset) -> None:
+    """``Dataset._change_feat_format``, with a sort by the exact times before it rounds them to 32-bit floats.
 
-    RecBole sorts by the rounded times afterwards, with a stable sort: what is in order stays so.
+    RecBole's later sort by the rounded times is stable, so it keeps this order.
     """
     if dataset.benchmark_filename_list is None and dataset.config["eval_args"]["order"] == "TO":
         dataset.inter_feat = in_order_of(dataset.inter_feat, dataset.time_field)
@@ -214,13 +220,13 @@ def order_by_exact_time(original, dataset) -> None:
 
 
 def in_order_of(table: pd.DataFrame, time: str | None) -> pd.DataFrame:
-    """Return interactions by time, as 64-bit floats; equal times keep their order, as does a table without times."""
+    """Sort interactions by 64-bit times. Rows with equal times keep their order; so does a table without times."""
     if time not in table or table[time].dtype != np.float64 or table[time].is_monotonic_increasing:
         return table
     return table.sort_values(time, kind="stable", ignore_index=True)
 
 
-def remove_duplication(original, dataset) -> None:
+def remove_duplication(original: Callable[..., Any], dataset: Dataset) -> None:
     """``Dataset._remove_duplication``: interactions with equal times keep the order of the file."""
     keep = dataset.config["rm_dup_inter"]
     if keep is None or dataset.time_field not in dataset.inter_feat:

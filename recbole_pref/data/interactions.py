@@ -1,7 +1,9 @@
-"""Interactions as a table: filtered, described and written."""
+"""Filter, summarize and write tables of interactions."""
 
 import os
 from contextlib import suppress
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,52 +14,52 @@ from recbole_pref.errors import PrefError
 _TYPES = {"user_id": "token", "item_id": "token", "timestamp": "float", "rating": "float"}
 
 
-def k_core(frame, min_user, min_item):
-    """Remove users and items with too few interactions until none is left to remove.
+def k_core(frame: pd.DataFrame, min_user: int, min_item: int) -> pd.DataFrame:
+    """Remove users and items with too few interactions until all remaining ones have enough.
 
     Args:
-        frame (DataFrame): columns user_id and item_id.
-        min_user, min_item (int): interactions that a user, an item must have.
+        frame: a table with the columns user_id and item_id.
+        min_user, min_item: least number of interactions of a user and of an item.
     """
     users, items = pd.factorize(frame["user_id"])[0], pd.factorize(frame["item_id"])[0]
-    kept = np.ones(len(frame), dtype=bool)
-    while kept.any():
-        enough = (np.bincount(users[kept], minlength=users.max() + 1)[users] >= min_user) & (
-            np.bincount(items[kept], minlength=items.max() + 1)[items] >= min_item
+    remaining = np.ones(len(frame), dtype=bool)
+    while remaining.any():
+        enough = (np.bincount(users[remaining], minlength=users.max() + 1)[users] >= min_user) & (
+            np.bincount(items[remaining], minlength=items.max() + 1)[items] >= min_item
         )
-        if enough[kept].all():
+        if enough[remaining].all():
             break
-        kept &= enough
-    return frame[kept]
+        remaining &= enough
+    return frame[remaining]
 
 
-def by_time(frame):
-    """Sort by time; among equal times the order of the file counts."""
+def by_time(frame: pd.DataFrame) -> pd.DataFrame:
+    """Sort by time; rows with equal times keep the order of the file."""
     return frame.iloc[np.argsort(frame["timestamp"].to_numpy(), kind="stable")]
 
 
-def by_user(frame):
-    """Group rows by user, in the order of the users' first rows, without another change of their order."""
+def by_user(frame: pd.DataFrame) -> pd.DataFrame:
+    """Group rows by user. Users are in the order of their first rows, and the rows of a user keep their order."""
     return frame.iloc[np.argsort(pd.factorize(frame["user_id"])[0], kind="stable")]
 
 
-def summarize(frame, head_ratio=0.2):
-    """Describe interactions sorted by user and time.
+def summarize(frame: pd.DataFrame, head_ratio: float = 0.2) -> dict[str, Any]:
+    """Return statistics of interactions that are sorted by user and time.
 
-    The head is that of ``tail_split: items`` after RecBole's leave-one-out split: the most popular
-    ``head_ratio`` of the items by training interactions, which are all but the last two of each user
-    (all but the last one of a user with three, all of a user with fewer).
+    Head items are those of ``tail_split: items`` after RecBole's leave-one-out split: the share ``head_ratio`` of
+    the items with the most training interactions. Training has all interactions of a user but the last two; all but
+    the last of a user with three; all of a user with fewer.
 
     Returns:
-        dict: users, items, interactions, density, mean_length, head_share (share of all interactions
-        that are with head items) and tail_targets (share of the test targets that are not head items;
-        None when no user has three interactions).
+        users, items, interactions, density, mean_length, head_share (the share of interactions with head items)
+        and tail_targets (the share of test targets that are not head items; None if no user has three
+        interactions).
     """
     users, names = pd.factorize(frame["user_id"])  # [rows], numbered in their order
-    items = pd.factorize(frame["item_id"])[0]  # numbered as RecBole does, which breaks ties
+    items = pd.factorize(frame["item_id"])[0]  # RecBole's numbers, which break ties
     n_users, n_items = len(names), items.max() + 1
     lengths = np.bincount(users)
-    left = np.cumsum(lengths)[users] - 1 - np.arange(len(frame))  # [rows], 0 is a user's last interaction
+    left = np.cumsum(lengths)[users] - 1 - np.arange(len(frame))  # [rows], 0 for the last interaction of a user
     length = lengths[users]
     train = (left >= 2) | ((left == 1) & (length == 3)) | (length == 2)
     counts = np.bincount(items[train], minlength=n_items)
@@ -76,11 +78,11 @@ def summarize(frame, head_ratio=0.2):
     }
 
 
-def typed(frame):
-    """Return interactions with typed headers, whole numbers without a fraction."""
+def typed(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return interactions with typed headers; whole numbers are written without a fraction."""
     columns = {}
     for name, values in frame.items():
-        # Milliseconds since 1970 need all their digits: they order a sequence.
+        # Times in milliseconds need all their digits, because they define the order of a sequence.
         if pd.api.types.is_float_dtype(values) and (values % 1 == 0).all() and (values.abs() < 2**53).all():
             values = values.astype("int64")
         kind = _TYPES.get(name) or feature_type(values.cat.categories[np.unique(values.cat.codes)])
@@ -88,14 +90,14 @@ def typed(frame):
     return pd.DataFrame(columns, copy=False)
 
 
-def write(tables):
-    """Write tables to temporary files, then move them to their places.
+def write(tables: dict[Path, pd.DataFrame]) -> None:
+    """Write tables to temporary files, then rename these.
 
     Args:
-        tables (dict): path to DataFrame.
+        tables: the tables by path.
 
     Raises:
-        PrefError: a file cannot be written; the earlier files are left as they were.
+        PrefError: a file cannot be written. Existing files are not changed.
     """
     temporary = {path: path.with_name(f".{path.name}.{os.getpid()}") for path in tables}
     try:
@@ -110,6 +112,6 @@ def write(tables):
     except (OSError, ValueError) as error:
         raise PrefError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}.") from None
     finally:
-        for file in temporary.values():
+        for remainder in temporary.values():
             with suppress(OSError):
-                file.unlink()
+                remainder.unlink()

@@ -1,7 +1,10 @@
-"""Features of items, from JSON, JSON lines or a text table, as the rows of an atomic file."""
+"""Read features of items from JSON, JSON lines or a text table as the rows of an atomic file."""
 
 import itertools
 import json
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,7 +13,7 @@ from recbole_pref.data.formats import is_text, json_lines
 from recbole_pref.data.tables import column_name, line_of, numbered_lines, read_text_table, separator_of
 from recbole_pref.errors import PrefError, suggest
 
-# Columns made of Amazon's metadata, and the keys of 2014, 2018 and 2023; the first that is there counts.
+# Columns for Amazon's metadata, and their keys in the versions of 2014, 2018 and 2023; the first existing key is used.
 _METADATA = {
     "title:token_seq": ("title",),
     "brand:token": ("brand", "store"),
@@ -20,23 +23,22 @@ _METADATA = {
 }
 
 
-def read_item_features(path, items):
-    """Read the features of a data set's items.
+def read_item_features(path: Path, items: Collection[str]) -> pd.DataFrame:
+    """Read the features of the items of a data set.
 
-    The file is a JSON object ``{item: [attribute, ...]}`` as S3-Rec's, Amazon's metadata as JSON lines, or a text
-    table with a column item_id. White space within an attribute or a category of the JSON becomes ``_``. A column of a
-    table whose cells are finite numbers or empty is ``float``, one with a space in a cell ``token_seq``, any other
-    ``token``.
+    The file is a JSON object ``{item: [attribute, ...]}`` (S3-Rec), Amazon's metadata as JSON lines, or a text table
+    with a column item_id. White space within an attribute or a category of the JSON is replaced by ``_``. A column of
+    a table is ``float`` if its cells are finite numbers or empty, ``token_seq`` if a cell has a space, else ``token``.
 
     Args:
-        path (Path): the file.
-        items (collection of str): the items whose metadata are read.
+        path: the file.
+        items: the items whose metadata are read.
 
     Returns:
-        DataFrame: of str; column names are ``name:type`` as in atomic files.
+        A table of texts. The column names are ``name:type`` as in atomic files.
 
     Raises:
-        PrefError: what is wrong with the file, with its line.
+        PrefError: an error in the file, with its line.
     """
     if not {".json", ".jsonl"} & {*path.suffixes}:
         frame = _table(path)
@@ -50,14 +52,14 @@ def read_item_features(path, items):
     return frame
 
 
-def feature_type(values):
-    """Return ``float`` where the texts that are not empty are finite numbers, else ``token``."""
-    given = [text for text in values if text != ""]
-    numbers = pd.to_numeric(pd.Series(given, dtype=object), errors="coerce").to_numpy(dtype=float)
-    return "float" if len(given) and np.isfinite(numbers).all() else "token"
+def feature_type(values: Iterable[Any]) -> str:
+    """Return ``float`` if all texts that are not empty are finite numbers, else ``token``."""
+    texts = [text for text in values if text != ""]
+    numbers = pd.to_numeric(pd.Series(texts, dtype=object), errors="coerce").to_numpy(dtype=float)
+    return "float" if len(texts) and np.isfinite(numbers).all() else "token"
 
 
-def _table(path):
+def _table(path: Path) -> pd.DataFrame:
     separator = separator_of(path)
     frame = read_text_table(path, separator)
     if "item_id" not in frame:
@@ -77,7 +79,7 @@ def _table(path):
     return frame.rename(columns=typed)
 
 
-def _attributes(path):
+def _attributes(path: Path) -> pd.DataFrame:
     text = "\n".join(line for _, line in numbered_lines(path))
     try:
         table = json.loads(text, object_pairs_hook=lambda pairs: pairs)  # an item may have two entries
@@ -95,19 +97,19 @@ def _attributes(path):
     return pd.DataFrame(rows, columns=["item_id:token", "attributes:token_seq"], dtype=object)
 
 
-def _is_metadata(path):
+def _is_metadata(path: Path) -> bool:
     try:
         return any(_id_key(content) for _, content in itertools.islice(json_lines(path), 1))
     except PrefError:
-        return False  # an object of several lines
+        return False  # a JSON object that spans several lines
 
 
-def _id_key(content):
+def _id_key(content: dict[str, Any]) -> str | None:
     return next((key for key in ("parent_asin", "asin") if isinstance(content.get(key), str)), None)
 
 
-def _metadata(path, items):
-    rows = {}
+def _metadata(path: Path, items: Collection[str]) -> pd.DataFrame:
+    rows: dict[str, list[str]] = {}
     for number, content in json_lines(path):
         key = _id_key(content)
         if key is None:
@@ -123,20 +125,20 @@ def _metadata(path, items):
     return frame.rename_axis("item_id:token").reset_index()
 
 
-def _flat(values):
-    """Return the texts of nested lists, each once: list of str."""
+def _flat(values: Any) -> list[str]:
+    """Return the distinct texts of nested lists."""
     if isinstance(values, (list, tuple)):
         return list(dict.fromkeys(itertools.chain.from_iterable(map(_flat, values))))
     return [str(values)]
 
 
-def _words(value):
-    """Return the text of a value without line ends and without what cannot be written."""
+def _words(value: Any) -> str:
+    """Return the text of a value on one line, without characters that UTF-8 cannot encode."""
     return " ".join(" ".join(_flat(value)).encode("utf-8", "ignore").decode().replace("\0", " ").split())
 
 
-def _price(value):
-    """Return ``12.99`` of 12.99 or ``$1,012.99``, and nothing of a range or of a text."""
+def _price(value: Any) -> str:
+    """Return a price such as ``$1,012.99`` as ``1012.99``; return an empty text for a range or another text."""
     text = str(value).strip().lstrip("$").replace(",", "")
     try:
         return text if np.isfinite(float(text)) else ""

@@ -1,10 +1,10 @@
-"""Data sets of the literature that are not shipped: the file to get and the command that converts it."""
+"""Public data sets that are not shipped: the file to download and the command that converts it."""
 
 _MOVIELENS = "https://grouplens.org/datasets/movielens/"
 _S3REC = "https://github.com/RUCAIBox/CIKM2020-S3Rec (folder data)"
 
-# Name to address, and the input file, format and further options of the converter.
-_KNOWN = {
+# By name: the address, and the input file, the format and more options of the converter.
+_SOURCES = {
     **{name: (_MOVIELENS, f"{name}/ratings.dat", "movielens", "") for name in ("ml-1m", "ml-10m")},
     **{name: (_MOVIELENS, f"{name}/ratings.csv", "movielens", "") for name in ("ml-20m", "ml-25m", "ml-32m")},
     **{
@@ -18,21 +18,21 @@ _KNOWN = {
         }.items()
     },
 }
-_KNOWN["ml-10m"] = (_MOVIELENS, "ml-10M100K/ratings.dat", "movielens", "")  # the folder in its archive
+_SOURCES["ml-10m"] = (_MOVIELENS, "ml-10M100K/ratings.dat", "movielens", "")  # its archive has another folder
 
 
-def known_names():
-    """Return the names of the data sets: tuple of str."""
-    return tuple(_KNOWN)
+def known_names() -> tuple[str, ...]:
+    """Return the names of the data sets."""
+    return tuple(_SOURCES)
 
 
-def how_to_get(name, output):
-    """Return where a data set is published and the command that converts it: str.
+def how_to_get(name: str, output: str) -> str:
+    """Return where a data set is published and the command that converts it.
 
     Args:
-        name (str): one of ``known_names()``.
-        output (str): the folder of data sets, RecBole's ``data_path``.
+        name: one of ``known_names()``.
+        output: the folder of data sets, RecBole's ``data_path``.
     """
-    address, file, format, options = _KNOWN[name]
+    address, file, format, options = _SOURCES[name]
     command = f"recbole-pref-data --format={format} --input={file} --name={name} --output={output}{options}"
-    return f"get {file} from {address} and run '{command}'"
+    return f"download {file} from {address} and run '{command}'"

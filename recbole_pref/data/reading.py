@@ -1,25 +1,35 @@
-"""Atomic files through pandas' C parser, once: the table that a check has read is the one that RecBole gets."""
+"""Read atomic files once, with pandas' C parser: RecBole receives the table that the check has read."""
 
 import os
+from collections.abc import Collection
 from io import BytesIO
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-# Tokens are read in pieces of so many rows, as each is a Python object until it is numbered.
+# Rows per piece: a token is a Python object until it is numbered, so pieces bound the memory.
 _ROWS = 2**18
-# The tables that a check read, until RecBole asks for them: those of one data set.
-_held: dict[tuple, pd.DataFrame] = {}
+# The tables of one data set that a check has read and RecBole has not yet requested.
+_held: dict[tuple[Any, ...], pd.DataFrame] = {}
 
 
-def read_csv(path, *, delimiter, usecols, dtype, encoding, engine):
-    """Read an atomic file as ``pandas.read_csv`` with RecBole's options does, with the C parser where it can.
+def read_csv(
+    path: str | os.PathLike[str],
+    *,
+    delimiter: str,
+    usecols: list[str],
+    dtype: dict[str, Any],
+    encoding: str | None,
+    engine: str,
+) -> pd.DataFrame:
+    """Replace ``pandas.read_csv`` in RecBole: use the table of a check or, if possible, the C parser.
 
     Token columns of interaction files are read as categories.
 
     Args:
-        path (path-like): the file.
-        delimiter, usecols, dtype, encoding, engine: those of RecBole's ``Dataset._load_feat``.
+        path: the file.
+        delimiter, usecols, dtype, encoding, engine: as in RecBole's ``Dataset._load_feat``.
     """
     table = _held.pop(_key(path, delimiter, usecols, encoding), None)
     if table is not None:
@@ -33,24 +43,24 @@ def read_csv(path, *, delimiter, usecols, dtype, encoding, engine):
 
 
 def one_byte(separator: str) -> bool:
-    """Return whether the C parser splits at a separator."""
+    """Return whether the C parser supports a separator."""
     return len(separator.encode()) == 1
 
 
-def parse(data: bytes, columns: dict, loaded, separator: str) -> pd.DataFrame:
+def parse(data: bytes, columns: dict[str, str], loaded: Collection[str], separator: str) -> pd.DataFrame:
     """Parse the text of an atomic file.
 
     Args:
-        data (bytes): UTF-8, with its header.
-        columns (dict): name to type, those of the header.
-        loaded (set of str): the columns to parse.
-        separator (str): one byte.
+        data: the file in UTF-8, with its header.
+        columns: the types of all columns by name.
+        loaded: the columns to parse.
+        separator: one byte.
 
     Returns:
-        DataFrame: loaded columns by their names; tokens as categories, floats as float64, sequences as texts.
+        The loaded columns by name: tokens as categories, floats as float64, sequences as texts.
 
     Raises:
-        ValueError: text in a float column.
+        ValueError: a float column contains text.
     """
     heads = {name: f"{name}:{kind}" for name, kind in columns.items() if name in loaded}
     dtype = {head: np.float64 if columns[name] == "float" else str for name, head in heads.items()}
@@ -61,36 +71,38 @@ def parse(data: bytes, columns: dict, loaded, separator: str) -> pd.DataFrame:
     return table.rename(columns={head: name for name, head in heads.items()})
 
 
-def hold(path, columns: dict, separator: str, encoding: str, table: pd.DataFrame) -> None:
-    """Keep the table of a file for RecBole, which asks for it next with the same options."""
+def hold(
+    path: str | os.PathLike[str], columns: dict[str, str], separator: str, encoding: str, table: pd.DataFrame
+) -> None:
+    """Store the table of a file until RecBole reads the file with the same options."""
     heads = {name: f"{name}:{columns[name]}" for name in table}
     _held[_key(path, separator, list(heads.values()), encoding)] = table.rename(columns=heads)
 
 
 def release() -> None:
-    """Forget the tables that nobody asked for."""
+    """Remove the stored tables."""
     _held.clear()
 
 
-def _key(path, separator, heads, encoding):
-    """Return what identifies a file's content and how it is read."""
+def _key(path: str | os.PathLike[str], separator: str, heads: list[str], encoding: str | None) -> tuple[Any, ...]:
+    """Return the state of a file and the options with which it is read."""
     state = os.stat(path)
     return os.path.abspath(path), state.st_mtime_ns, state.st_size, separator, tuple(heads), encoding
 
 
-def _read_by_category(source, *, dtype, **options):
-    """Read with the C parser, token columns as categories in the order in which they appear."""
-    numbers: dict[str, dict] = {head: {} for head in dtype if head.endswith(":token")}
+def _read_by_category(source: Any, *, dtype: dict[str, Any], **options: Any) -> pd.DataFrame:
+    """Read with the C parser; token columns are categories in the order of first appearance."""
+    numbers: dict[str, dict[str, int]] = {head: {} for head in dtype if head.endswith(":token")}
     dtype = {**dtype, **dict.fromkeys(numbers, object)}
     pieces = []
     for piece in pd.read_csv(source, dtype=dtype, engine="c", chunksize=_ROWS, **options):
-        for head, known in numbers.items():
+        for head, code_of in numbers.items():
             codes, tokens = pd.factorize(piece[head].to_numpy())
-            code_of = [known.setdefault(token, len(known)) for token in tokens]
-            piece[head] = np.array([*code_of, -1], dtype=np.int32)[codes]  # a missing token is -1
+            new_codes = [code_of.setdefault(token, len(code_of)) for token in tokens]
+            piece[head] = np.array([*new_codes, -1], dtype=np.int32)[codes]  # a missing token is -1
         pieces.append(piece)
     table = pd.concat(pieces, ignore_index=True)
-    for head, known in numbers.items():
-        tokens = pd.Index(list(known), dtype=object)
+    for head, code_of in numbers.items():
+        tokens = pd.Index(list(code_of), dtype=object)
         table[head] = pd.Categorical.from_codes(table[head].to_numpy(), tokens)
     return table

@@ -1,54 +1,57 @@
-"""Files that people have, read in parts of bounded size: lines, text tables, Parquet."""
+"""Read lines, text tables and Parquet files in parts of bounded size."""
 
 import csv
 import gzip
 import itertools
+import os
 import re
 import sys
 import warnings
 import zlib
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from recbole_pref.errors import PrefError, suggest
 
-PART_ROWS = 500_000  # of four cells; wider tables have shorter parts
+PART_ROWS = 500_000  # rows with four cells; wider tables have shorter parts
 _DAMAGED = (gzip.BadGzipFile, EOFError, zlib.error)
 _UNIT_SEPARATOR = "\x1f"
 
 
-def existing_file(path, option):
+def existing_file(path: str | os.PathLike[str], option: str) -> Path:
     """Return the path of an existing file.
 
     Args:
-        path (path-like): the file.
-        option (str): what names it, for the message.
+        path: the file.
+        option: the option with the path, for the message.
 
     Raises:
-        PrefError: it does not exist.
+        PrefError: the file does not exist.
     """
     path = Path(path)
     if not path.is_file():
-        near = [str(p) for p in path.parent.iterdir() if p.is_file()] if path.parent.is_dir() else []
-        raise PrefError(f"{option}={str(path)!r} does not exist or is not a file.{suggest(path, near)}")
+        candidates = [str(p) for p in path.parent.iterdir() if p.is_file()] if path.parent.is_dir() else []
+        raise PrefError(f"{option}={str(path)!r} does not exist or is not a file.{suggest(path, candidates)}")
     return path
 
 
 # -- lines
 
 
-def _open(path, newline=None):
-    """Open text, compressed or not; a byte order mark is skipped."""
+def _open(path: Path, newline: str | None = None) -> Any:
+    """Open a text file, which may be compressed; a byte order mark is skipped."""
     opener = gzip.open if path.suffix == ".gz" else open
     return opener(path, "rt", encoding="utf-8-sig", newline=newline)
 
 
 @contextmanager
-def reading(path):
-    """Turn what goes wrong while a file is read into one sentence."""
+def reading(path: Path) -> Iterator[None]:
+    """Convert errors while a file is read to a ``PrefError`` with one sentence."""
     try:
         yield
     except UnicodeDecodeError:
@@ -61,7 +64,7 @@ def reading(path):
         raise PrefError(f"{path} cannot be read: {error.strerror or error}.") from None
 
 
-def _undecodable_line(path):
+def _undecodable_line(path: Path) -> int:
     opener = gzip.open if path.suffix == ".gz" else open
     number = 0
     with suppress(*_DAMAGED), opener(path, "rb") as file:
@@ -70,10 +73,10 @@ def _undecodable_line(path):
                 line.decode("utf-8")
             except UnicodeDecodeError:
                 return number
-    return number + 1  # the text of a damaged file ends here
+    return number + 1  # the file is damaged here
 
 
-def numbered_lines(path):
+def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
     """Yield number and text of each line that is not blank."""
     with reading(path), _open(path) as file:
         for number, line in enumerate(file, start=1):
@@ -81,7 +84,7 @@ def numbered_lines(path):
                 yield number, line.strip()
 
 
-def in_parts(rows):
+def in_parts(rows: Iterator[Any]) -> Iterator[list[Any]]:
     """Yield the rows of an iterator in lists of bounded length."""
     while part := list(itertools.islice(rows, PART_ROWS)):
         yield part
@@ -90,11 +93,11 @@ def in_parts(rows):
 # -- text tables
 
 
-def separator_of(path, separator=None):
+def separator_of(path: Path, separator: str | None = None) -> str:
     """Return the separator of a text table: by default a tab for ``.tsv`` and a comma otherwise.
 
     Raises:
-        PrefError: a separator that a line of cells cannot have.
+        PrefError: the text cannot be a separator.
     """
     separator = (separator or ("\t" if ".tsv" in path.suffixes else ",")).replace("\\t", "\t")
     if {*separator} & {*'"\r\n'}:
@@ -102,31 +105,37 @@ def separator_of(path, separator=None):
     return separator
 
 
-def read_text_table(path, separator, skip_blank_lines=True):
-    """Read a text table whole: DataFrame of str; a PrefError says what is wrong with it."""
+def read_text_table(path: Path, separator: str, skip_blank_lines: bool = True) -> pd.DataFrame:
+    """Read a whole text table as texts; for errors see ``text_parts``."""
     return pd.concat(text_parts(path, separator, skip_blank_lines=skip_blank_lines))
 
 
-def text_parts(path, separator, columns=None, skip_blank_lines=True, rows=None):
+def text_parts(
+    path: Path,
+    separator: str,
+    columns: list[str] | None = None,
+    skip_blank_lines: bool = True,
+    rows: int | None = None,
+) -> Iterator[pd.DataFrame]:
     """Read a text table part by part.
 
     Args:
-        path (Path): the file, perhaps compressed with gzip.
-        separator (str): between cells; cells may be quoted where it is one character.
-        columns (list of str, optional): names of the columns of a file without a header.
-        skip_blank_lines (bool): otherwise a blank line is a row.
-        rows (int, optional): of a part; by default as many as ``PART_ROWS`` says.
+        path: the file, which may be compressed with gzip.
+        separator: separator of the cells; with a separator of one character, cells may be quoted.
+        columns: names of the columns of a file without a header.
+        skip_blank_lines: if False, a blank line is a row.
+        rows: rows per part; by default ``PART_ROWS`` for four columns.
 
     Yields:
-        DataFrame: of str; the index counts the rows of the file.
+        A table of texts; the index is the number of the row in the file.
 
     Raises:
-        PrefError: what is wrong with the file, with its line.
+        PrefError: an error in the file, with its line.
     """
     _check_quotes(path, separator)
     with reading(path), _open(path, newline="") as file:
-        options = {"sep": separator, "engine": "c" if len(separator.encode()) == 1 else "python"}
-        if len(separator) > 1:  # pandas would search it as a regular expression, in Python
+        options: dict[str, Any] = {"sep": separator, "engine": "c" if len(separator.encode()) == 1 else "python"}
+        if len(separator) > 1:  # pandas would use a regular expression and its Python parser
             file = _SeparatorReplaced(file, separator)
             options = {"sep": _UNIT_SEPARATOR, "engine": "c", "quoting": csv.QUOTE_NONE}
         try:
@@ -154,23 +163,23 @@ def text_parts(path, separator, columns=None, skip_blank_lines=True, rows=None):
 
 
 class _SeparatorReplaced:
-    """A text file for pandas' C parser, which takes separators of one byte."""
+    """A text file for pandas' C parser, which supports only separators of one byte."""
 
-    def __init__(self, file, separator):
+    def __init__(self, file: Any, separator: str) -> None:
         self.file, self.separator = file, separator
 
-    def read(self, size=-1):
+    def read(self, size: int = -1) -> str:
         text = self.file.read(size)
-        if text:  # up to the end of the line, so that no separator is cut
+        if text:  # read to the end of the line, so that no separator is split
             text += self.file.readline()
         return text.replace(self.separator, _UNIT_SEPARATOR)
 
-    def __iter__(self):  # which pandas asks for and does not use
+    def __iter__(self) -> Iterator[str]:  # pandas requires this method but does not call it
         return iter(self.file)
 
 
-def _records(path, separator):
-    """Yield the last line's number and the cells of each row that is not blank; pandas skips blank ones, too."""
+def _records(path: Path, separator: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield the number of the last line and the cells of each row; blank rows are skipped, as in pandas."""
     with reading(path), _open(path, newline="") as file:
         if len(separator) > 1:  # no quoting, no line ends within cells
             rows = ((number, line.rstrip("\r\n").split(separator)) for number, line in enumerate(file, start=1))
@@ -182,23 +191,23 @@ def _records(path, separator):
                 yield number, cells
 
 
-def _count_columns(path, separator, columns):
-    """Return the number of columns; refuse a header that names one twice, and a wrong number of names."""
+def _count_columns(path: Path, separator: str, columns: list[str] | None) -> int:
+    """Return the number of columns. Refuse a repeated name and a wrong number of names."""
     _, cells = next(_records(path, separator), (1, [""]))
     if columns and len(columns) != len(cells):
         raise PrefError(
-            f"{path}: the first line has {len(cells)} cells where {len(columns)} columns are expected "
+            f"{path}: the first line has {len(cells)} cells, but {len(columns)} columns are expected "
             f"({', '.join(columns)}); set --columns and --separator of --format=table."
         )
     names = columns or cells
     twice = [name for name in names if name and names.count(name) > 1]
     if twice:
-        raise PrefError(f"{path}: the column {twice[0]!r} is named twice; rename one.")
+        raise PrefError(f"{path}: two columns have the name {twice[0]!r}; rename one.")
     return len(names)
 
 
-def _check_quotes(path, separator):
-    """Refuse quotation marks that no writer of quoted cells leaves: what they open swallows cells and lines."""
+def _check_quotes(path: Path, separator: str) -> None:
+    """Refuse quotation marks that do not enclose a cell: the parser would join cells and lines after them."""
     if len(separator) > 1:  # no quoting
         return
     with reading(path), _open(path, newline="") as file:
@@ -221,8 +230,8 @@ def _check_quotes(path, separator):
             csv.field_size_limit(limit)
 
 
-def line_of(path, separator, record):
-    """Return the line at which a record (0 is the first, the header's where there is one) ends."""
+def line_of(path: Path, separator: str, record: int) -> int:
+    """Return the line at which a record ends. Record 0 is the first, which may be the header."""
     with suppress(csv.Error):
         return next(itertools.islice((number for number, _ in _records(path, separator)), record, None), record + 1)
     return record + 1
@@ -232,7 +241,7 @@ def line_of(path, separator, record):
 
 
 @contextmanager
-def _reading_parquet(path):
+def _reading_parquet(path: Path) -> Iterator[None]:
     import pyarrow
 
     try:
@@ -244,46 +253,50 @@ def _reading_parquet(path):
         raise PrefError(f"{path} is not a Parquet file: {' '.join(str(error).split())}") from None
 
 
-def read_parquet_file(path):
-    """Read a Parquet file whole: DataFrame; a PrefError says what is wrong with it."""
+def read_parquet_file(path: Path) -> pd.DataFrame:
+    """Read a whole Parquet file.
+
+    Raises:
+        PrefError: the file is not a Parquet file.
+    """
     with _reading_parquet(path):
         return pd.read_parquet(path)
 
 
-def parquet_parts(path, columns, rows=PART_ROWS):
+def parquet_parts(path: Path, columns: Collection[str], rows: int = PART_ROWS) -> Iterator[pd.DataFrame]:
     """Read a Parquet file part by part.
 
     Args:
-        path (Path): the file.
-        columns (collection of str): those to read; all where there are none, or the file lacks one of them.
-        rows (int): of a part.
+        path: the file.
+        columns: the columns to read. If it is empty or the file lacks one of them, all columns are read.
+        rows: rows per part.
 
     Yields:
-        DataFrame: the first has no rows; the index counts the rows of the file.
+        Tables, of which the first has no rows; the index is the number of the row in the file.
 
     Raises:
-        PrefError: it is not a Parquet file.
+        PrefError: the file is not a Parquet file.
     """
     from pyarrow.parquet import ParquetFile
 
     with _reading_parquet(path):
         file, start = ParquetFile(path), 0
         names = file.schema_arrow.names
-        wanted = list(columns) if columns and set(columns) <= set(names) else None
+        selected = list(columns) if columns and set(columns) <= set(names) else None
         yield pd.DataFrame(columns=names, dtype=object)
-        for batch in file.iter_batches(rows, columns=wanted):
+        for batch in file.iter_batches(rows, columns=selected):
             part = batch.to_pandas(ignore_metadata=True)
             part.index = range(start, start + len(part))
             yield part
             start += len(part)
 
 
-def without_fractions(values):
-    """Return a column of ids with whole numbers as such: Parquet may hold them as floats, where some are missing."""
+def without_fractions(values: pd.Series) -> pd.Series:
+    """Convert whole numbers in a column of ids to integers; Parquet stores them as floats if some are missing."""
     whole = pd.api.types.is_float_dtype(values) and (values.dropna() % 1 == 0).all()
     return values.astype("Int64") if whole else values
 
 
-def column_name(name):
-    """Whether a name can be a column of an atomic file."""
+def column_name(name: str) -> bool:
+    """Return whether a name can be a column of an atomic file."""
     return bool(name) and not re.search(r'[\s:"]', name)

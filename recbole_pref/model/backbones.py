@@ -166,7 +166,15 @@ def _core_scores(model, interaction):
     return states @ items.t() / model.temperature
 
 
-_WHOLE_SCORES = {"SHAN": _shan_scores, "CORE": _core_scores}
+def _bert4rec_scores(model, interaction):
+    """BERT4Rec's scores with the masks of all rows set at once; RecBole's loop waits for the device at every row."""
+    item_seq, lengths = interaction[model.ITEM_SEQ], interaction[model.ITEM_SEQ_LEN]
+    masked = F.pad(item_seq, (0, 1)).scatter(1, lengths.unsqueeze(1), model.mask_token)[:, 1:]  # [B, L]
+    states = model.gather_indexes(model.forward(masked), lengths - 1)  # [B, H]
+    return states @ model.item_embedding.weight[: model.n_items].t() + model.output_bias
+
+
+_WHOLE_SCORES = {"SHAN": _shan_scores, "CORE": _core_scores, "BERT4Rec": _bert4rec_scores}
 
 
 def whole_scores(model, cls, interaction):

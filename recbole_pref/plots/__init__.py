@@ -1,10 +1,14 @@
-"""Pictures of a comparison or a sweep: pure functions from records to matplotlib figures, and their files.
+"""Pictures of a comparison or a sweep: functions from records to matplotlib figures, and files of figures.
 
-A run is a :class:`Run` as :func:`load_runs` returns it. Figures are made without pyplot, so nothing is kept between
-calls, and any number of labels has a colour, marker and line style of its own.
+Runs are those of :func:`load_runs`. Figures do not use pyplot, so calls share no state. Each label has its own colour,
+marker and line style.
 """
 
+from __future__ import annotations  # matplotlib is imported late
+
+import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from recbole_pref.errors import PrefError
 from recbole_pref.evaluation.metrics import group_key
@@ -32,6 +36,9 @@ from recbole_pref.records import Run, by_label, number
 from recbole_pref.records import read_comparison as load_comparison
 from recbole_pref.records import read_runs as load_runs
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 __all__ = [
     "Run", "as_html", "as_svg", "by_label", "caption", "collapse", "collapse_rows",
     "curve_of", "draw_all", "exposure", "figures", "learning_curves", "load_comparison", "load_runs", "main_metric",
@@ -43,26 +50,26 @@ __all__ = [
 CAPTIONS = {
     "learning_curves": (
         "Validation metric after each epoch: mean over the seeds, band from the lowest to the highest seed. "
-        "Where some seeds have stopped, the others continue as thin lines."
+        "After the first seed has stopped, the other seeds are drawn as thin lines."
     ),
     "trade_off": (
         "Test metric over all users against the same metric over the users whose test item is a tail item. "
         "Light: one run; bold: mean over the seeds with one standard deviation; dashed: the Pareto front "
-        "of the means, up and to the right is better."
+        "of the means. Up and to the right is better."
     ),
     "tail_gap": (
         "Mean recommendation probability of the tail items minus that of all items, one value per test row, "
-        "all seeds together. Heights are scaled per label, the line marks the median; 0 means that tail "
+        "all seeds together. Heights are scaled per label; the line marks the median. At 0, tail "
         "items are as probable as the average item."
     ),
     "exposure": (
-        "Share of the recommendation slots that goes to each tenth of the items, ordered by their number of "
-        "training interactions; mean over the seeds, band from lowest to highest. Dashed: all items equally "
-        "often. Where the axis is logarithmic, a line or band on its lower end has share 0 there."
+        "Share of recommendation slots for each tenth of the items, ordered by their number of "
+        "training interactions; mean over the seeds, band from lowest to highest. Dashed: uniform "
+        "recommendations. On a logarithmic axis, a share of 0 is drawn at the lower end."
     ),
     "collapse": (
         "Test metric and training loss per row against the number of negatives K, all other settings equal; mean "
-        "over the seeds, band from lowest to highest. The line above says which epochs they are of."
+        "over the seeds, band from lowest to highest. The subtitle names the epochs."
     ),
     "sensitivity": (
         "Test metric against one setting, all others equal; mean over the seeds, band from lowest to highest."
@@ -70,23 +77,25 @@ CAPTIONS = {
 }
 
 
-def caption(name):
-    """Return the sentence under the picture ``name``, a key of :func:`figures`."""
+def caption(name: str) -> str:
+    """Return the caption of a picture; ``name`` is a key of :func:`figures`."""
     return next(text for key, text in CAPTIONS.items() if name.startswith(key))
 
 
-def figures(folder, runs=None, refused=None):
-    """Draw every picture that the data of a comparison folder allow.
+def figures(
+    folder: str | os.PathLike[str], runs: list[Run] | None = None, refused: list[PrefError] | None = None
+) -> dict[str, Figure]:
+    """Draw every picture for which a comparison folder has the data.
 
     Args:
-        folder (path-like): see :func:`load_runs`; CSV files ``collapse*.csv`` in it are drawn as well.
-        runs (list of Run, optional): its runs, when they are already read.
-        refused (list, optional): gets the PrefError of each CSV file that cannot be drawn, instead of raising it.
+        folder: see :func:`load_runs`; CSV files ``collapse*.csv`` in it are drawn as well.
+        runs: the runs of the folder, if they have already been read.
+        refused: a list to which the PrefError of each CSV file is appended; by default it is raised.
 
     Returns:
-        dict: name -> Figure, among ``learning_curves``, ``trade_off``, ``tail_gap``, ``exposure``,
-        ``sensitivity_<setting>`` for each setting with three values or more, ``collapse`` where ``num_negatives``
-        is one of them, and the names of the CSV files, of which a ``collapse.csv`` takes the place of ``collapse``.
+        The figures by name: ``learning_curves``, ``trade_off``, ``tail_gap``, ``exposure``, ``sensitivity_<setting>``
+        for each setting with at least three values, ``collapse`` if ``num_negatives`` is one of them, and the stems of
+        the CSV files; the file ``collapse.csv`` overrides ``collapse``.
 
     Raises:
         PrefError: see :func:`load_runs` and :func:`read_collapse`; matplotlib is not installed.
@@ -121,24 +130,26 @@ def figures(folder, runs=None, refused=None):
     return drawn
 
 
-def draw_all(folder, output=None, refused=None):
-    """Draw every picture that the data of a comparison folder allow into files.
+def draw_all(
+    folder: str | os.PathLike[str], output: str | os.PathLike[str] | None = None, refused: list[PrefError] | None = None
+) -> dict[str, Path]:
+    """Write every picture for which a comparison folder has the data.
 
     Args:
         folder, refused: see :func:`figures`.
-        output (path-like, optional): where the pictures go; by default ``plots`` inside ``folder``.
+        output: folder of the pictures; by default ``plots`` inside ``folder``.
 
     Returns:
-        dict: name -> Path of the PNG file; PDF and SVG lie beside it.
+        The path of each PNG file by name. PDF and SVG files are written to the same folder.
 
     Raises:
         PrefError: see :func:`figures` and :func:`save`.
     """
-    own = Path(folder, "plots")
+    default = Path(folder, "plots")
     drawn = figures(folder, refused=refused)
-    for path in own.glob("*.*") if output is None else ():  # of runs that are not compared any more
-        named = path.stem in CAPTIONS or path.stem.startswith("sensitivity_")
-        if named and path.stem not in drawn and path.suffix[1:] in KINDS:
+    for path in default.glob("*.*") if output is None else ():  # remove pictures of earlier comparisons
+        is_ours = path.stem in CAPTIONS or path.stem.startswith("sensitivity_")
+        if is_ours and path.stem not in drawn and path.suffix[1:] in KINDS:
             path.unlink()
-    output = own if output is None else Path(output)
-    return {name: save(figure, output / name)[0] for name, figure in drawn.items()}
+    target = default if output is None else Path(output)
+    return {name: save(figure, target / name)[0] for name, figure in drawn.items()}

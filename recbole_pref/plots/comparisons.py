@@ -1,6 +1,10 @@
 """Pictures of a comparison: learning curves, trade-off, tail gap, exposure, collapse."""
 
+from __future__ import annotations  # matplotlib is imported late
+
 import math
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -9,6 +13,7 @@ from recbole_pref.evaluation.metrics import display_name, group_key
 from recbole_pref.plots.drawing import (
     GREY,
     LOG_SPAN,
+    Style,
     add_legend,
     add_scope,
     add_tips,
@@ -24,19 +29,23 @@ from recbole_pref.plots.drawing import (
     value_axis,
 )
 from recbole_pref.plots.numbers import check_metric, exposure, scope
-from recbole_pref.records import by_label, number
+from recbole_pref.records import Run, by_label, number
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 @styled
-def learning_curves(runs, metric="ndcg@10"):
-    """Draw a validation metric against the epoch: overall and, where it was measured, on the tail.
+def learning_curves(runs: list[Run], metric: str = "ndcg@10") -> Figure:
+    """Draw a validation metric against the epoch: overall and, if measured, on the tail.
 
     Args:
-        runs (list of Run): see :func:`load_runs`; needs ``history``.
-        metric (str): RecBole's key; the second panel shows ``tail`` + metric.
+        runs: see :func:`load_runs`; needs ``history``.
+        metric: RecBole's key; the second panel shows ``tail`` + metric.
 
     Returns:
-        Figure: one or two panels, a line per label.
+        A figure with one or two panels and a line per label.
 
     Raises:
         PrefError: no run has a validation of the metric.
@@ -53,8 +62,8 @@ def learning_curves(runs, metric="ndcg@10"):
     groups = by_label(runs)
     look = styles(groups)
     for axis, key in zip(axes, keys):
-        for label, own in groups.items():
-            _draw_curve(axis, own, key, look[label], label)
+        for label, group in groups.items():
+            _draw_curve(axis, group, key, look[label], label)
         axis.set_xlabel("epoch")
         axis.set_ylabel(f"valid {display_name(key)}")
         axis.xaxis.get_major_locator().set_params(integer=True)
@@ -62,21 +71,21 @@ def learning_curves(runs, metric="ndcg@10"):
     return figure
 
 
-def curve_of(run, key):
-    """Return ``{epoch: value}`` of a metric in a run's validation history; NaN is left out.
+def curve_of(run: Run, key: str) -> dict[int, float]:
+    """Return ``{epoch: value}`` of a metric in the validation history of a run, without NaN.
 
-    Epochs count from 1, as ``epochs_to_best`` does; the history counts them from 0.
+    Epochs are counted from 1, as in ``epochs_to_best``; the history counts from 0.
     """
     curve = {entry["epoch"] + 1: entry[key] for entry in run.history if key in entry}
     return {epoch: value for epoch, value in curve.items() if math.isfinite(value)}
 
 
-def shared_epochs(curves):
-    """Return the epochs, ascending, that all of the curves (:func:`curve_of`) have."""
+def shared_epochs(curves: list[dict[int, float]]) -> list[int]:
+    """Return the epochs that all curves (:func:`curve_of`) have, in ascending order."""
     return sorted(set.intersection(*map(set, curves)))
 
 
-def _draw_curve(axis, runs, key, style, label):
+def _draw_curve(axis: Axes, runs: list[Run], key: str, style: Style, label: str) -> None:
     curves = [curve for curve in (curve_of(run, key) for run in runs) if curve]
     if not curves:
         return
@@ -93,16 +102,16 @@ def _draw_curve(axis, runs, key, style, label):
 
 
 @styled
-def trade_off(runs, metric="ndcg@10"):
-    """Draw the test metric over all users against that over the users with a tail target.
+def trade_off(runs: list[Run], metric: str = "ndcg@10") -> Figure:
+    """Draw the test metric over users with a tail target against the metric over all users.
 
     Args:
-        runs (list of Run): see :func:`load_runs`.
-        metric (str): RecBole's key; the other coordinate is ``tail`` + metric.
+        runs: see :func:`load_runs`.
+        metric: RecBole's key; the other coordinate is ``tail`` + metric.
 
     Returns:
-        Figure: light points are runs, bold ones means over seeds with the standard deviation, the dashed
-        steps the Pareto front of the means.
+        A figure: light points are runs, bold points are means over seeds with the standard deviation, and dashed
+        steps are the Pareto front of the means.
 
     Raises:
         PrefError: no run has both metrics.
@@ -113,24 +122,24 @@ def trade_off(runs, metric="ndcg@10"):
     measured = [run for run in runs if all(math.isfinite(run.test_result.get(key, math.nan)) for key in (metric, tail))]
     groups = by_label(measured)
     points = {
-        label: np.array([[run.test_result[key] for key in (metric, tail)] for run in own])
-        for label, own in groups.items()
+        label: np.array([[run.test_result[key] for key in (metric, tail)] for run in group])
+        for label, group in groups.items()
     }  # [seeds, 2]
     if not points:
         raise PrefError(f"No run has both {metric} and {tail}: add them to 'metrics' and run again.")
-    room = 0.25 * max(len(points) - 10, 0)  # names need it
+    room = 0.25 * max(len(points) - 10, 0)  # inches for more than ten names
     figure, (axis,) = panels(6.4 + room, 4.8 + room)
     add_scope(figure, scope(runs, tail=True))
     look = styles(by_label(runs))
-    means = np.array([own.mean(axis=0) for own in points.values()])  # [labels, 2]
-    spread = np.array([own.std(axis=0, ddof=1) if len(own) > 1 else [0, 0] for own in points.values()])
-    for (label, own), mean, std in zip(points.items(), means, spread):
+    means = np.array([cloud.mean(axis=0) for cloud in points.values()])  # [labels, 2]
+    spread = np.array([cloud.std(axis=0, ddof=1) if len(cloud) > 1 else [0, 0] for cloud in points.values()])
+    for (label, cloud), mean, std in zip(points.items(), means, spread):
         colour, marker = look[label]["color"], look[label]["marker"]
         dots = axis.scatter(
-            *own.T, s=22, color=colour, marker=marker, alpha=0.35, linewidths=0, label=f"_runs {label}"
+            *cloud.T, s=22, color=colour, marker=marker, alpha=0.35, linewidths=0, label=f"_runs {label}"
         )  # fmt: skip
         values = ["; ".join(f"{display_name(key)} {value:.4f}" for key, value in zip((metric, tail), point))
-                  for point in (*own, mean)]  # fmt: skip
+                  for point in (*cloud, mean)]  # fmt: skip
         add_tips(dots, [f"{label}, seed {run.seed}: {text}" for run, text in zip(groups[label], values)])
         bars = axis.errorbar(
             *mean, xerr=std[0], yerr=std[1], color=colour, marker=marker, markersize=8,
@@ -141,7 +150,7 @@ def trade_off(runs, metric="ndcg@10"):
     axis.set_xlabel(f"test {display_name(metric)}")
     axis.set_ylabel(f"test {display_name(tail)}")
     handles = front_steps(axis, means, "Pareto front of the means") if len(means) > 1 else []
-    if any(len(own) > 1 for own in points.values()):
+    if any(len(cloud) > 1 for cloud in points.values()):
         from matplotlib.lines import Line2D
 
         dot = Line2D([], [], color=GREY, marker="o", markersize=4.5, alpha=0.5, linestyle="none")
@@ -156,23 +165,23 @@ def trade_off(runs, metric="ndcg@10"):
 
 
 @styled
-def tail_gap(runs):
+def tail_gap(runs: list[Run]) -> Figure:
     """Draw the distribution of the tail gap per label (LPO4Rec, arXiv 2507.02255, figures 1 and 5).
 
     Args:
-        runs (list of Run): see :func:`load_runs`; the array ``tail_gap`` [R] is the mean recommendation
-            probability of the tail items minus that of all items, per test row.
+        runs: see :func:`load_runs`. The array ``tail_gap`` [R] is the mean recommendation probability of the tail
+            items minus the mean of all items, per test row.
 
     Returns:
-        Figure: a step histogram per label over common bins, with its median.
+        A figure with a histogram per label over common bins, and its median.
 
     Raises:
         PrefError: no run has the array.
     """
     groups = _with_array(runs, "tail_gap")
-    values = {label: np.concatenate([own["tail_gap"] for own in runs]) for label, runs in groups.items()}
-    values = {label: own[np.isfinite(own)].astype(np.float64) for label, own in values.items()}
-    values = {label: own for label, own in values.items() if own.size}
+    values = {label: np.concatenate([run["tail_gap"] for run in group]) for label, group in groups.items()}
+    values = {label: gaps[np.isfinite(gaps)].astype(np.float64) for label, gaps in values.items()}
+    values = {label: gaps for label, gaps in values.items() if gaps.size}
     if not values:
         raise PrefError("The arrays 'tail_gap' hold no finite number: run the comparison again.")
     low, high = min(map(np.min, values.values())), max(map(np.max, values.values()))
@@ -188,13 +197,13 @@ def tail_gap(runs):
         "xytext": (46, 0), "xycoords": ("axes fraction", "data"), "textcoords": "offset points",
         "fontsize": 9, "va": "center", "ha": "right",
     }  # fmt: skip
-    for row, (label, own) in enumerate(values.items()):
+    for row, (label, gaps) in enumerate(values.items()):
         base, colour = -float(row), look[label]["color"]
-        heights = np.histogram(own, edges)[0]
+        heights = np.histogram(gaps, edges)[0]
         steps = base + 0.8 * heights / max(heights.max(), 1)
         axis.stairs(steps, edges, baseline=base, fill=True, color=colour, alpha=0.3, label=label)
         axis.stairs(steps, edges, baseline=base, color=colour, linewidth=1)
-        median = float(np.median(own))
+        median = float(np.median(gaps))
         mark = {"color": dark(colour), "linewidth": 2.2, "label": f"_median {label}"}
         axis.plot([median, median], [base, base + 0.85], **mark)
         axis.annotate(f"{median / 10**power:.2f}".replace("-", "−"), (1, base + 0.3), **beside)
@@ -209,26 +218,26 @@ def tail_gap(runs):
     return figure
 
 
-def _with_array(runs, name):
+def _with_array(runs: list[Run], name: str) -> dict[str, list[dict[str, np.ndarray]]]:
     """Return ``{label: arrays of its runs}`` for the runs whose npz file has ``name``."""
-    have = {}
+    arrays: dict[str, list[dict[str, np.ndarray]]] = {}
     for run in runs:
         if name in run.arrays:
-            have.setdefault(run.label, []).append(run.arrays)
-    if not have:
+            arrays.setdefault(run.label, []).append(run.arrays)
+    if not arrays:
         raise PrefError(f"No run has the array '{name}': its .npz file beside runs/*.json is missing.")
-    return have
+    return arrays
 
 
 @styled
-def popularity_exposure(runs):
-    """Draw the share of recommendation slots that goes to each popularity decile of the items.
+def popularity_exposure(runs: list[Run]) -> Figure:
+    """Draw the share of recommendation slots for each popularity decile of the items.
 
     Args:
-        runs (list of Run): see :func:`load_runs`; needs the arrays ``top`` [R, k] and ``count`` [n_items].
+        runs: see :func:`load_runs`; needs the arrays ``top`` [R, k] and ``count`` [n_items].
 
     Returns:
-        Figure: a line per label, and the share of the items in each decile, dashed.
+        A figure with a line per label, and a dashed line for the share of items in each decile.
 
     Raises:
         PrefError: no run has the arrays.
@@ -238,12 +247,12 @@ def popularity_exposure(runs):
     add_scope(figure, scope(runs))
     look = styles(by_label(runs))
     deciles = np.arange(1, 11)
-    pairs = {label: [exposure(own["top"], own["count"]) for own in arrays] for label, arrays in groups.items()}
-    shares = {label: np.array([slots for slots, _ in own]) for label, own in pairs.items()}  # [seeds, 10]
+    pairs = {label: [exposure(run["top"], run["count"]) for run in arrays] for label, arrays in groups.items()}
+    shares = {label: np.array([slots for slots, _ in group]) for label, group in pairs.items()}  # [seeds, 10]
     uniform = next(iter(pairs.values()))[0][1]
     floor = _exposure_axis(axis, shares.values())
-    for label, own in shares.items():
-        draw_mean(axis, deciles, own, look[label], label, floor=floor)
+    for label, share in shares.items():
+        draw_mean(axis, deciles, share, look[label], label, floor=floor)
     (line,) = axis.plot(deciles, uniform, color=GREY, linestyle=(0, (5, 3)), linewidth=1.2, label="uniform")
     axis.set_ylim(bottom=floor)
     axis.set_xticks(deciles)
@@ -253,49 +262,48 @@ def popularity_exposure(runs):
     return figure
 
 
-def _exposure_axis(axis, shares):
+def _exposure_axis(axis: Axes, shares: Iterable[np.ndarray]) -> float:
     """Scale the y axis for the shares of the labels, each [seeds, 10], and return its lower end.
 
-    An empty decile has no place on a logarithmic axis: it stands on the lower end, which is below all shares that
-    are not 0.
+    A logarithmic axis cannot show a share of 0. Such a share is drawn at the lower end, below all other shares.
     """
-    shares = list(shares)
-    means, every = np.stack([own.mean(axis=0) for own in shares]), np.concatenate(shares)
+    tables = list(shares)
+    means, every = np.stack([table.mean(axis=0) for table in tables]), np.concatenate(tables)
     if not means.any() or means.max() <= LOG_SPAN * means[means > 0].min():
         return 0
     axis.set_yscale("log", subs=[])
     axis.yaxis.get_major_locator().set_params(subs=(1, 3))
     axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    return min(own[own > 0].min() for own in (means, every)) / 2
+    return min(values[values > 0].min() for values in (means, every)) / 2
 
 
 @styled
-def collapse(rows, metric="ndcg@10"):
+def collapse(rows: list[dict[str, Any]], metric: str = "ndcg@10") -> Figure:
     """Draw a test metric and the training loss against the number of negatives.
 
     Args:
-        rows (list of dict): ``method``, ``K``, ``metric``, ``loss`` and perhaps ``reference``, the metric
-            before training, ``dataset``, ``epochs``, the words that say which epochs metric and loss are of, and
-            ``name``, what ``metric`` is; several rows of one method and K are seeds. See :func:`read_collapse` and
+        rows: dicts with ``method``, ``K``, ``metric``, ``loss`` and optionally ``reference`` (the metric before
+            training), ``dataset``, ``epochs`` (a description of the epochs of metric and loss) and ``name`` (the key
+            of the metric). Several rows with one method and K are seeds. See :func:`read_collapse` and
             :func:`collapse_rows`.
-        metric (str): what ``metric`` is, for the axis, where the rows do not say.
+        metric: key of the metric, if the rows have no ``name``.
 
     Returns:
-        Figure: two panels over one x axis, a line per method.
+        A figure with two panels over one x axis and a line per method.
 
     Raises:
-        PrefError: no rows.
+        PrefError: there are no rows.
     """
     if not rows:
         raise PrefError("The collapse curve has no rows: give a row per method and number of negatives K.")
     figure, (upper, lower) = panels(6.0, 5.4, rows=2, sharex=True)
-    told = dict.fromkeys(str(row[key]) for key in ("dataset", "epochs") for row in rows if row.get(key))
-    add_scope(figure, "; ".join(told))
+    descriptions = dict.fromkeys(str(row[key]) for key in ("dataset", "epochs") for row in rows if row.get(key))
+    add_scope(figure, "; ".join(descriptions))
     methods = list(dict.fromkeys(row["method"] for row in rows))
     look = styles(methods)
     for axis, key in ((upper, "metric"), (lower, "loss")):
         for method in methods:
-            cells = {}
+            cells: dict[int, list[float]] = {}
             for row in rows:
                 if row["method"] == method:
                     cells.setdefault(int(row["K"]), []).append(number(row[key]))
@@ -313,9 +321,9 @@ def collapse(rows, metric="ndcg@10"):
     return figure
 
 
-def draw_cells(axis, cells, style, label):
-    """Draw ``{x: values of the seeds}``; seeds may be missing at some x."""
-    x = sorted(key for key, own in cells.items() if np.isfinite(own).any())
+def draw_cells(axis: Axes, cells: dict[Any, list[float]], style: Style, label: str) -> None:
+    """Draw ``{x: values of the seeds}``; an x may have fewer seeds than another."""
+    x = sorted(key for key, values in cells.items() if np.isfinite(values).any())
     if x:
         seeds = max(len(cells[key]) for key in x)
         table = np.array([(cells[key] + [math.nan] * seeds)[:seeds] for key in x]).T

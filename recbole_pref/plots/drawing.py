@@ -1,12 +1,17 @@
-"""Style, axes, legends and files that all pictures share; no pyplot, no global state."""
+"""Style, axes, legends and files of all pictures, without pyplot and without global state."""
+
+from __future__ import annotations  # matplotlib is imported late
 
 import logging
 import math
+import os
 import textwrap
+from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
 from io import BytesIO
 from itertools import cycle
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar
 from xml.etree import ElementTree
 
 import numpy as np
@@ -14,14 +19,23 @@ import numpy as np
 from recbole_pref.errors import PrefError
 from recbole_pref.plots.numbers import pareto_front
 
-# Okabe-Ito without its yellow, which is hardly seen on white paper
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Style: TypeAlias = dict[str, Any]  # color, marker and linestyle
+
+# Okabe-Ito without yellow, which is hard to see on white
 COLOURS = ("#000000", "#E69F00", "#0072B2", "#009E73", "#D55E00", "#56B4E9", "#CC79A7")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "*")
-KINDS = ("png", "pdf", "svg")  # of files
+KINDS = ("png", "pdf", "svg")  # of picture files
 LINES = ("-", "--", "-.", (0, (1, 1.2)))
 GREY = "#666666"
-MOST_INSIDE = 6  # labels that a legend below the picture holds
-NAME_SHIFTS = (7, 18, 30, 44, 60)  # points between a dot and its name; a line joins them from the second on
+MOST_INSIDE = 6  # labels in a legend below the picture; with more, the legend is on the right
+NAME_SHIFTS = (7, 18, 30, 44, 60)  # points between a dot and its name; a line joins them if they are not adjacent
 LOG_SPAN = 30  # values that span more than this factor get a logarithmic axis
 
 _SVG = "{http://www.w3.org/2000/svg}"
@@ -45,26 +59,31 @@ _STYLE = {
     "lines.linewidth": 1.6,
     "lines.markersize": 5,
     "text.usetex": False,
-    "pdf.fonttype": 42,  # text stays text: journals refuse Type 3 fonts
-    "svg.hashsalt": "recbole-pref",  # the same picture is the same file
+    "pdf.fonttype": 42,  # embed TrueType fonts: journals refuse Type 3 fonts
+    "svg.hashsalt": "recbole-pref",  # equal pictures give equal files
 }
 
 
-def need_matplotlib():
+def need_matplotlib() -> Any:
+    """Import matplotlib.
+
+    Raises:
+        PrefError: it is not installed.
+    """
     try:
         import matplotlib
     except ImportError:
         raise PrefError("Pictures need matplotlib: run pip install matplotlib.") from None
-    # RecBole lets every package's information through; this one tells each table of a PDF's fonts.
+    # RecBole logs the messages of all packages; fontTools would log each table of the fonts in a PDF.
     logging.getLogger("fontTools").setLevel(logging.WARNING)
     return matplotlib
 
 
-def styled(draw):
-    """Let a function draw in this module's style, whatever the process has set."""
+def styled(draw: Callable[P, T]) -> Callable[P, T]:
+    """Decorate a function so that it draws in the style of this module."""
 
     @wraps(draw)
-    def wrapper(*args, **kwargs):
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
         matplotlib = need_matplotlib()
         with matplotlib.rc_context(_STYLE):
             return draw(*args, **kwargs)
@@ -72,32 +91,32 @@ def styled(draw):
     return wrapper
 
 
-def panels(width, height, rows=1, columns=1, **options):
-    """Return a figure in inches and its axes, a list."""
+def panels(width: float, height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Figure, list[Axes]]:
+    """Return a figure of this size in inches, and its axes."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.07, h_pad=0.05)
-    FigureCanvasAgg(figure)  # text can be measured before the picture is saved
+    FigureCanvasAgg(figure)  # needed to measure text before the picture is saved
     axes = figure.subplots(rows, columns, squeeze=False, **options)
     return figure, list(axes.flat)
 
 
-def styles(labels):
+def styles(labels: Iterable[str]) -> dict[str, Style]:
     """Return ``{label: {"color", "marker", "linestyle"}}``, different for up to 77 labels."""
     labels = list(dict.fromkeys(labels))
     kinds = zip(labels, cycle(COLOURS), cycle(MARKERS), cycle(LINES))
     return {label: {"color": c, "marker": m, "linestyle": s} for label, c, m, s in kinds}
 
 
-def shortened(label, width=34):
-    """Return a label as text of a picture: broken into lines, and never read as mathematics."""
+def shortened(label: object, width: int = 34) -> str:
+    """Wrap a label into lines, and escape characters that matplotlib reads as mathematics."""
     return "\n".join(textwrap.wrap(str(label), width)).replace("$", r"\$")
 
 
-def add_scope(figure, text):
-    """Write a small line above the panels, before the legend is added and names are placed."""
+def add_scope(figure: Figure, text: str) -> None:
+    """Write a small subtitle above the panels. Call this before the legend is added and names are placed."""
     if not text:
         return
     width, height = figure.get_size_inches()
@@ -106,11 +125,11 @@ def add_scope(figure, text):
     figure.suptitle(lines, x=0.02, ha="left", fontsize=9, color=GREY)
 
 
-def add_legend(figure, entries):
-    """Add a legend outside the axes: below them up to six entries, on the right beyond.
+def add_legend(figure: Figure, entries: list[tuple[str, Any]]) -> None:
+    """Add a legend outside the axes: below them, or on the right if it has more than six entries.
 
     Args:
-        entries (list): (text, artist).
+        entries: pairs of text and artist.
     """
     if not entries:
         return
@@ -127,26 +146,34 @@ def add_legend(figure, entries):
         columns = min(len(entries), max(1, int(width / entry_inches)))
         figure.set_size_inches(width, height + 0.2 * math.ceil(len(entries) / columns))
         place = "outside lower center"
-    # matplotlib before 3.10 leaves out texts that begin with "_", so they are put in afterwards
+    # matplotlib before 3.10 skips texts that begin with "_", so the texts are set afterwards
     legend = figure.legend(handles, ["-"] * len(texts), loc=place, ncols=columns, handlelength=2.8)
     for text, shown in zip(legend.get_texts(), texts):
         text.set_text(shown)
 
 
-def line_handle(style):
+def line_handle(style: Style) -> Line2D:
+    """Return the legend handle of a line."""
     from matplotlib.lines import Line2D
 
     return Line2D([], [], **style)
 
 
-def draw_mean(axis, x, values, style, label, markevery=1, floor=-math.inf):
+def draw_mean(
+    axis: Axes,
+    x: Sequence[float] | np.ndarray,
+    values: np.ndarray,
+    style: Style,
+    label: str,
+    markevery: int = 1,
+    floor: float = -math.inf,
+) -> None:
     """Draw the mean over seeds with a band from the lowest to the highest.
 
     Args:
-        x (array [P]): ascending.
-        values (array [S, P]): NaN where a seed has no value; every column has one at least.
-        floor (float): line and band stand here where they are lower, for a logarithmic axis, which would draw
-            a step to 0 as a drop at the point before.
+        x: [P] ascending.
+        values: [S, P] NaN where a seed has no value; every column has one at least.
+        floor: the lowest value that is drawn. A logarithmic axis needs it, because it cannot show 0.
     """
     mean, low, high = (np.maximum(of(values, axis=0), floor) for of in (np.nanmean, np.nanmin, np.nanmax))
     axis.plot(x, mean, label=label, **style, markevery=markevery)
@@ -157,8 +184,8 @@ def draw_mean(axis, x, values, style, label, markevery=1, floor=-math.inf):
     add_tips(axis.scatter(x, mean, s=60, alpha=0, linewidths=0, label="_tips"), texts)
 
 
-def axis_scale(values):
-    """Return ``log``, ``symlog`` or ``linear`` for an axis that shows these numbers."""
+def axis_scale(values: Any) -> str:
+    """Return the scale of an axis for these numbers: ``log``, ``symlog`` or ``linear``."""
     sizes = np.abs(np.asarray(values, dtype=float))
     sizes = sizes[sizes > 0]
     if not len(sizes) or sizes.max() <= LOG_SPAN * sizes.min():
@@ -166,26 +193,26 @@ def axis_scale(values):
     return "log" if len(sizes) == len(values) and min(values) > 0 else "symlog"
 
 
-def value_axis(axis, values):
-    """Give the x axis a tick at each of the values, as far as their labels have room."""
+def value_axis(axis: Axes, values: Any) -> None:
+    """Put a tick at each value of the x axis; labels are skipped if they would overlap."""
     values = sorted(set(values))
     scale = axis_scale(values)
     options = {"linthresh": min(abs(v) for v in values if v), "linscale": 0.5} if scale == "symlog" else {}
     axis.set_xscale(scale, **options)
     axis.minorticks_off()
-    places = axis.transAxes.inverted().transform(
+    positions = axis.transAxes.inverted().transform(
         axis.transData.transform([(value, axis.get_ylim()[1]) for value in values])
     )[:, 0]
     texts, last = [], -1.0
-    for value, place in zip(values, places):
-        room = place - last >= 0.02 + 0.012 * len(f"{value:g}")
+    for value, position in zip(values, positions):
+        room = position - last >= 0.02 + 0.012 * len(f"{value:g}")
         texts.append(f"{value:g}" if room else "")
-        last = place if room else last
+        last = position if room else last
     axis.set_xticks(values, texts)
 
 
-def front_steps(axis, points, name):
-    """Draw the Pareto front of ``points`` [N, 2] out to the axes' edges; return its legend entry."""
+def front_steps(axis: Axes, points: np.ndarray, name: str) -> list[tuple[str, Any]]:
+    """Draw the Pareto front of ``points`` [N, 2] up to the edges of the axes; return its legend entry."""
     front = points[pareto_front(points)]
     front = front[np.argsort(front[:, 0], kind="stable")]
     (left, _), (bottom, _) = axis.get_xlim(), axis.get_ylim()
@@ -200,17 +227,19 @@ def front_steps(axis, points, name):
     return [(name, line)]
 
 
-def name_points(figure, axis, points, names, colours, boxes):
-    """Write each name beside its point where it covers least: other names, points, bars, steps or the edge.
+def name_points(
+    figure: Figure, axis: Axes, points: np.ndarray, names: list[str], colours: list[str], boxes: np.ndarray
+) -> None:
+    """Write each name next to its point, where it overlaps least with names, points, bars, steps and edges.
 
     Args:
-        points (array [N, 2]): in data coordinates.
-        names, colours (list [N]): what is written, and in which colour.
-        boxes (array [M, 4]): left, bottom, right, top in data coordinates of what is not to be covered.
+        points: [N, 2] in data coordinates.
+        names, colours: [N] the texts and their colours.
+        boxes: [M, 4] left, bottom, right and top, in data coordinates, of areas to keep free.
     """
     from matplotlib.patheffects import withStroke
 
-    figure.draw_without_rendering()  # settles the layout, so that pixels can be counted
+    figure.draw_without_rendering()  # compute the layout, so that pixels are known
     renderer, pixel = figure.canvas.get_renderer(), figure.dpi / 72
     frame = np.array(axis.get_window_extent(renderer).extents)
     low, high = (axis.transData.transform(boxes[:, side]) for side in (slice(0, 2), slice(2, 4)))
@@ -223,14 +252,14 @@ def name_points(figure, axis, points, names, colours, boxes):
         sizes.append([probe.get_window_extent(renderer).width, probe.get_window_extent(renderer).height])
         probe.remove()
     placed = np.full((len(names), 4), np.nan)
-    best = [None] * len(names)
-    for _ in range(2):  # the second round knows where all other names are
+    best: list[Any] = [None] * len(names)
+    for _ in range(2):  # the second round starts from the positions of all names
         for i, (centre, size) in enumerate(zip(centres, np.array(sizes))):
             others = np.delete(placed, i, axis=0)
             others = others[~np.isnan(others[:, 0])]
             dots = np.delete(centres, i, axis=0)
             away = np.concatenate((others, np.hstack((dots - 4 * pixel, dots + 4 * pixel))))
-            best[i] = min(_places(centre, size, pixel, frame, taken, others, away), key=lambda p: p[0])
+            best[i] = min(_positions(centre, size, pixel, frame, taken, others, away), key=lambda p: p[0])
             placed[i] = best[i][2]
     for centre, text, colour, (_, shift, box) in zip(points, texts, colours, best):
         offset = (box[:2] - axis.transData.transform(centre)) / pixel
@@ -243,16 +272,25 @@ def name_points(figure, axis, points, names, colours, boxes):
         note.set_in_layout(False)
 
 
-def _places(centre, size, pixel, frame, taken, names, away):
-    """Return the places for a name around a point: list of (cost in pixels, shift, box [4]).
+def _positions(
+    centre: np.ndarray,
+    size: np.ndarray,
+    pixel: float,
+    frame: np.ndarray,
+    taken: np.ndarray,
+    names: np.ndarray,
+    away: np.ndarray,
+) -> list[tuple[float, int, np.ndarray]]:
+    """Return candidate positions of a name around a point: tuples of cost in pixels, shift and box [4].
 
-    The name is to stay within ``frame`` [4] and off ``taken`` and ``names``, its line off ``away`` [M, 4].
+    The cost is low if the name is inside ``frame`` [4] and does not overlap with ``taken`` and ``names``, and if its
+    line does not cross ``away`` [M, 4].
     """
-    places = []
+    positions = []
     for shift in NAME_SHIFTS:
         for angle in np.arange(16) * np.pi / 8:
             way = np.array([math.cos(angle), math.sin(angle)])
-            # the name's nearest edge or corner lies on the circle around the point
+            # the nearest edge or corner of the name is on the circle around the point
             side = np.where(np.abs(way) < 0.3, 0, np.sign(way))
             low = centre + way * shift * pixel + size * (side - 1) / 2
             box = np.concatenate((low, low + size))
@@ -262,11 +300,11 @@ def _places(centre, size, pixel, frame, taken, names, away):
                 leader = centre + np.linspace(0, 1, 24)[:, None] * (box[:2] + size / 2 - centre)  # [24, 2]
                 inside = (leader[:, None] > away[:, :2]) & (leader[:, None] < away[:, 2:])  # [24, M, 2]
                 cost += 40 * pixel * inside.all(axis=2).any(axis=0).sum()
-            places.append((cost, shift, box))
-    return places
+            positions.append((cost, shift, box))
+    return positions
 
 
-def _step_boxes(axis):
+def _step_boxes(axis: Axes) -> np.ndarray:
     """Return the pixel boxes [M, 4] of the segments of the step lines in an axis."""
     boxes = [np.empty((0, 4))]
     for line in axis.lines:
@@ -279,39 +317,39 @@ def _step_boxes(axis):
     return np.concatenate(boxes)
 
 
-def _overlap(box, others):
-    """Return the area that a box [4] shares with each of the others [M, 4]."""
+def _overlap(box: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Return the area of the intersection of a box [4] with each of the others [M, 4]."""
     sides = np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2])
     return np.clip(sides, 0, None).prod(axis=1)
 
 
-def dark(colour):
-    """Return the colour at 70% brightness, so that text of it is read on white."""
+def dark(colour: str) -> tuple[float, ...]:
+    """Return the colour at 70% brightness, for text on white."""
     from matplotlib.colors import to_rgb
 
     return tuple(0.7 * part for part in to_rgb(colour))
 
 
-def as_svg(figure):
-    """Return a figure as SVG, bytes."""
+def as_svg(figure: Figure) -> bytes:
+    """Return a figure as SVG."""
     return _rendered(figure, "svg")
 
 
-def add_tips(artist, texts):
-    """Give a line, or each point of a scatter, the text that :func:`as_html` shows under the pointer."""
+def add_tips(artist: Any, texts: Iterable[str]) -> None:
+    """Set the tooltips of :func:`as_html` for a line or for each point of a scatter."""
     artist.tips = list(texts)
 
 
-def as_html(figure, name, title):
-    """Return a figure as an ``svg`` element for a page: with tooltips, and with IDs that begin with ``name``.
+def as_html(figure: Figure, name: str, title: str) -> str:
+    """Return a figure as an ``svg`` element for an HTML page, with tooltips and with IDs that begin with ``name``.
 
     Args:
-        figure (Figure): what to write.
-        name (str): different for each figure of the page.
-        title (str): for readers who do not see it.
+        figure: the figure.
+        name: a name that is unique in the page.
+        title: the text for screen readers.
     """
     tipped = figure.findobj(lambda artist: hasattr(artist, "tips"))
-    for artist in tipped:  # SVG has links around points; they become groups with a title
+    for artist in tipped:  # matplotlib writes links around points; they are replaced by groups with a title
         artist.set_urls(artist.tips) if hasattr(artist, "set_urls") else artist.set_url(artist.tips[0])
     try:
         root = ElementTree.fromstring(as_svg(figure))
@@ -337,24 +375,25 @@ def as_html(figure, name, title):
     return ElementTree.tostring(root, encoding="unicode")
 
 
-def _rendered(figure, kind):
+def _rendered(figure: Figure, kind: str) -> bytes:
     matplotlib = need_matplotlib()
-    nothing = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}  # a date would change the file
+    # Without a date, equal pictures give equal files.
+    metadata: dict[str, dict[str, Any]] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
     file = BytesIO()
     with matplotlib.rc_context(_STYLE):
-        figure.savefig(file, format=kind, dpi=200, metadata=nothing.get(kind))
+        figure.savefig(file, format=kind, dpi=200, metadata=metadata.get(kind))
     return file.getvalue()
 
 
-def save(figure, path_stem):
+def save(figure: Figure, path_stem: str | os.PathLike[str]) -> list[Path]:
     """Write a figure as PNG (200 dpi), PDF and SVG.
 
     Args:
-        figure (Figure): what to write.
-        path_stem (path-like): the files' path without ending; its folder is created if necessary.
+        figure: the figure.
+        path_stem: path of the files without suffix; the folder is created if necessary.
 
     Returns:
-        list of Path: the PNG, PDF and SVG file.
+        The paths of the PNG, PDF and SVG files.
 
     Raises:
         PrefError: a file cannot be written.

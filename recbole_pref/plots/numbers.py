@@ -1,10 +1,13 @@
-"""The numbers behind the pictures of a comparison."""
+"""Compute the numbers in the pictures of a comparison."""
 
 import csv
 import math
+import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from recbole_pref.errors import PrefError, suggest
 from recbole_pref.evaluation.metrics import DEFAULT_SPLIT
@@ -12,13 +15,13 @@ from recbole_pref.popularity import HEAD_RULES, head_in_words
 from recbole_pref.records import Run, number
 
 
-def read_collapse(path, metric="last"):
+def read_collapse(path: str | os.PathLike[str], metric: str = "last") -> list[dict[str, Any]]:
     """Read the table that ``benchmarks/collapse.py`` writes as rows for :func:`collapse`.
 
     Args:
-        path (path-like): CSV with the columns model, K, loss and ``metric``, perhaps reference.
-        metric (str): column of the metric: ``last`` (last epoch), ``best`` or ``tail_best``. The loss is the
-            last epoch's.
+        path: a CSV file with the columns model, K, loss and ``metric``, and optionally reference.
+        metric: column of the metric: ``last`` (last epoch), ``best`` or ``tail_best``. The loss is that of the
+            last epoch.
 
     Raises:
         PrefError: the file, a column or a number is missing.
@@ -48,7 +51,7 @@ def read_collapse(path, metric="last"):
                 "metric": float(row[metric]),
                 "loss": float(row["loss"]),
                 "name": "tailndcg@10" if metric == "tail_best" else "ndcg@10",
-                # of the reference the overall metric is known alone
+                # the reference has only the overall metric
                 "reference": float("nan" if metric == "tail_best" else row.get("reference") or "nan"),
             }
             for row in rows
@@ -58,14 +61,14 @@ def read_collapse(path, metric="last"):
 
 
 def scope(runs: list[Run], tail: bool = False) -> str:
-    """Return the line that lets a picture stand alone: the data set and, where they count, what tail items are.
+    """Return the subtitle of a picture: the data set and, if needed, the definition of tail items.
 
     Args:
-        runs: of the picture.
-        tail: whether the picture tells tail items from others.
+        runs: the runs in the picture.
+        tail: whether the picture distinguishes tail items.
 
     Returns:
-        Only what all runs have in common; empty where they say nothing.
+        Only facts that all runs share; possibly an empty text.
     """
     datasets = {run.dataset for run in runs}
     name = datasets.pop() if len(datasets) == 1 else ""
@@ -73,23 +76,22 @@ def scope(runs: list[Run], tail: bool = False) -> str:
 
 
 def tail_definition(runs: list[Run]) -> str:
-    """Return what ``tail_split`` and ``head_ratio`` call the tail; empty where runs differ or do not say."""
+    """Describe the tail by ``tail_split`` and ``head_ratio``; empty if runs differ or lack these settings."""
     splits = {tuple(run.config.get(key) for key in DEFAULT_SPLIT) for run in runs}
     if len(splits) != 1:
         return ""
     rule, ratio = splits.pop()
-    known = rule in HEAD_RULES and math.isfinite(number(ratio))
-    return f"tail: all but {head_in_words(rule, number(ratio))}" if known else ""
+    is_defined = rule in HEAD_RULES and math.isfinite(number(ratio))
+    return f"tail: all but {head_in_words(rule, number(ratio))}" if is_defined else ""
 
 
 def main_metric(runs: list[Run]) -> str:
-    """Return the metric key that pictures show by default.
+    """Return the key of the default metric of pictures.
 
-    ``ndcg@10`` where all runs have it, otherwise their ``valid_metric``, otherwise the first metric that
-    all runs have.
+    This is ``ndcg@10`` if all runs have it, else their ``valid_metric``, else the first metric that all runs have.
 
     Raises:
-        PrefError: the runs have no metric in common.
+        PrefError: the runs share no metric.
     """
     common = [key for key in runs[0].test_result if all(key in run.test_result for run in runs)]
     valid = str(runs[0].config.get("valid_metric")).lower()
@@ -101,38 +103,38 @@ def main_metric(runs: list[Run]) -> str:
 
 def check_metric(runs: list[Run], key: str) -> None:
     """Refuse a metric that no run has measured."""
-    known = dict.fromkeys(name for run in runs for name in run.test_result)
-    if key not in known:
+    measured = dict.fromkeys(name for run in runs for name in run.test_result)
+    if key not in measured:
         raise PrefError(
-            f"metric '{key}' is in no run's test result: take one of {', '.join(known)}.{suggest(key, known)}"
+            f"metric '{key}' is in no run's test result: choose one of {', '.join(measured)}.{suggest(key, measured)}"
         )
 
 
-def pareto_front(points):
-    """Return which points no other point dominates, both coordinates being maximised.
+def pareto_front(points: ArrayLike) -> np.ndarray:
+    """Return which points no other point dominates, if both coordinates are maximised.
 
-    A point dominates another when it is at least as good in both coordinates and better in one, so equal
-    points stay together. O(N log N).
+    A point dominates another one if it is at least as good in both coordinates and better in one. So equal points are
+    either all on the front or not. O(N log N).
 
     Args:
-        points (array-like [N, 2]): a point with NaN is on no front.
+        points: [N, 2] a point with NaN is never on the front.
 
     Returns:
-        ndarray [N] bool.
+        [N] bool.
 
     Raises:
-        ValueError: another shape.
+        ValueError: the shape is not [N, 2].
     """
-    points = np.asarray(points, dtype=np.float64)
-    points = points.reshape(-1, 2) if points.size == 0 else points
-    if points.ndim != 2 or points.shape[1] != 2:
-        raise ValueError(f"points must have the shape [N, 2], not {list(points.shape)}")
-    front = np.zeros(len(points), dtype=bool)
-    valid = np.flatnonzero(~np.isnan(points).any(axis=1))
-    x, y = points[valid].T
-    order = np.lexsort((-y, -x))  # best x first, and of equal x the best y first
+    table = np.asarray(points, dtype=np.float64)
+    table = table.reshape(-1, 2) if table.size == 0 else table
+    if table.ndim != 2 or table.shape[1] != 2:
+        raise ValueError(f"points must have the shape [N, 2], not {list(table.shape)}")
+    front = np.zeros(len(table), dtype=bool)
+    valid = np.flatnonzero(~np.isnan(table).any(axis=1))
+    x, y = table[valid].T
+    order = np.lexsort((-y, -x))  # descending x; for equal x, descending y
     x, y = x[order], y[order]
-    # first place of each x: it holds the best y of that x, and all before it have a better x
+    # the first position of each x has the best y of this x; all positions before it have a better x
     first = np.searchsorted(-x, -x, side="left")  # [M]
     best_before = np.concatenate(([-np.inf], np.maximum.accumulate(y)))[first]
     starts = first == 0
@@ -140,21 +142,21 @@ def pareto_front(points):
     return front
 
 
-def exposure(top, count, groups=10):
-    """Return how recommendation slots spread over tenths of the items ordered by popularity.
+def exposure(top: np.ndarray, count: np.ndarray, groups: int = 10) -> tuple[np.ndarray, np.ndarray]:
+    """Return the shares of recommendation slots and of items for groups of items by popularity.
 
     Args:
-        top (int array [R, k]): recommended items; 0 (padding) is not counted.
-        count (int array [n_items]): training interactions, index 0 is padding.
-        groups (int): number of groups; the first holds the most popular items. Their sizes differ by at
-            most one item; items of equal count are taken in the order of their ids.
+        top: [R, k] recommended items; 0 (padding) is not counted.
+        count: [n_items] training interactions, index 0 is padding.
+        groups: number of groups; the first has the most popular items. Group sizes differ by at most one item; items
+            with equal counts are in the order of their ids.
 
     Returns:
-        tuple: share of the slots [groups], share of the items [groups]; each sums to 1.
+        The shares of the slots and of the items, [groups] each; each sums to 1.
     """
     count, top = np.asarray(count), np.asarray(top)
     n_items = len(count) - 1
-    rank = np.empty(n_items, dtype=np.int64)  # place of item i + 1 by popularity
+    rank = np.empty(n_items, dtype=np.int64)  # rank of item i + 1 by popularity
     rank[np.argsort(-count[1:].astype(np.int64), kind="stable")] = np.arange(n_items)
     group = rank * groups // n_items  # [n_items]
     slots = np.bincount(group[top[top > 0] - 1], minlength=groups)

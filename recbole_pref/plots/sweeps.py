@@ -1,6 +1,9 @@
 """Pictures of a sweep: the Pareto front of its trials, and settings against score."""
 
+from __future__ import annotations  # matplotlib is imported late
+
 import math
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,24 +23,27 @@ from recbole_pref.plots.numbers import pareto_front
 from recbole_pref.plots.settings import is_number
 from recbole_pref.records import number
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 
 @styled
-def sweep_pareto(rows, overall="ndcg@10", tail="tailndcg@10"):
+def sweep_pareto(rows: list[dict[str, Any]], overall: str = "ndcg@10", tail: str = "tailndcg@10") -> Figure:
     """Draw the trials of a sweep by two metrics and mark those on the Pareto front.
 
     Args:
-        rows (list of dict): a trial each; a row without a number for both metrics is left out.
-        overall, tail (str): keys of the rows, both maximised.
+        rows: one per trial; rows without numbers for both metrics are skipped.
+        overall, tail: keys of the rows, both maximised.
 
     Returns:
-        Figure: up to 20 trials on the front carry the end of their ``trial_id``, or their number in
-        ``rows`` from 0.
+        A figure. If the front has at most 20 trials, they are labelled with the end of their ``trial_id`` or, without
+        one, with their index in ``rows``.
 
     Raises:
         PrefError: no row has both metrics.
     """
-    numbered = [(str(row.get("trial_id", place)), number(row.get(overall)), number(row.get(tail)))
-                for place, row in enumerate(rows)]  # fmt: skip
+    numbered = [(str(row.get("trial_id", index)), number(row.get(overall)), number(row.get(tail)))
+                for index, row in enumerate(rows)]  # fmt: skip
     numbered = [entry for entry in numbered if math.isfinite(entry[1]) and math.isfinite(entry[2])]
     if not numbered:
         raise PrefError(f"No trial has both '{overall}' and '{tail}': name two metrics of the sweep.")
@@ -61,21 +67,20 @@ def sweep_pareto(rows, overall="ndcg@10", tail="tailndcg@10"):
 
 
 @styled
-def parallel_coordinates(rows, columns, objective):
+def parallel_coordinates(rows: list[dict[str, Any]], columns: list[str], objective: str) -> Figure:
     """Draw each trial of a sweep as a line over its settings, coloured by the objective.
 
     Args:
-        rows (list of dict): a trial each; rows without one of the columns or without a number for the
-            objective are left out.
-        columns (list of str): keys of the rows, an axis each, ``config/`` not shown. Numbers that span more
-            than a factor of 30 have a logarithmic axis; values that are no numbers stand at equal distances.
-        objective (str): key of the rows, maximised; the last axis and the colour.
+        rows: one per trial; rows without a column or without a number for the objective are skipped.
+        columns: keys of the rows, one per axis; the prefix ``config/`` is not shown. Numbers that span more than a
+            factor of 30 have a logarithmic axis; values that are not numbers have equal distances.
+        objective: key of the rows, maximised; the last axis and the colour.
 
     Returns:
-        Figure: the best trial is drawn last, bold.
+        A figure. The best trial is bold and is drawn last.
 
     Raises:
-        PrefError: no columns or no complete trial.
+        PrefError: there are no columns or no complete trial.
     """
     from matplotlib.cm import ScalarMappable
     from matplotlib.collections import LineCollection
@@ -84,7 +89,7 @@ def parallel_coordinates(rows, columns, objective):
     columns = [*columns, objective]
     complete = [
         row for row in rows
-        if all(_is_known(row.get(key)) for key in columns) and math.isfinite(number(row[objective]))
+        if all(_is_present(row.get(key)) for key in columns) and math.isfinite(number(row[objective]))
     ]  # fmt: skip
     if len(columns) < 2 or not complete:
         raise PrefError(
@@ -119,29 +124,29 @@ def parallel_coordinates(rows, columns, objective):
     axis.set_yticks([])
     axis.grid(False)
     axis.spines[:].set_visible(False)
-    # The colour bar is the objective's axis: the lines end on it.
+    # The colour bar is the axis of the objective, where the lines end.
     strip = axis.inset_axes([x[-1], 0, 0.08, 1], transform=axis.transData)
     figure.colorbar(ScalarMappable(norm, "viridis_r"), cax=strip)
     add_legend(figure, [(f"best trial, {_metric_of(objective)} {score[-1]:.4g}", axis.lines[0])])
     return figure
 
 
-def _metric_of(key):
+def _metric_of(key: str) -> str:
     """Return the key of a trial's metric, such as ``valid/ndcg@10``, in words."""
     *where, name = key.split("/")
     return " ".join([*where, display_name(name)])
 
 
-def _is_known(value):
-    """Return whether a trial has the value; tables of trials write NaN where it has none."""
+def _is_present(value: Any) -> bool:
+    """Return whether a trial has a value; tables of trials contain NaN for missing values."""
     return value is not None and value == value
 
 
-def _coordinate(values):
-    """Place the values of one axis between 0 and 1.
+def _coordinate(values: list[Any]) -> tuple[np.ndarray, list[tuple[float, str]]]:
+    """Scale the values of one axis to the range from 0 to 1.
 
     Returns:
-        tuple: places [N], list of (place, text) of the ticks.
+        The positions [N], and the ticks as pairs of position and text.
     """
     if not all(is_number(value) for value in values):
         names = sorted(map(str, values))
@@ -150,25 +155,25 @@ def _coordinate(values):
         ticks = [(place / step, name) for place, name in enumerate(names)]
         where = {name: place for place, name in ticks}
         return np.array([where[str(value)] for value in values]), ticks
-    values = np.array(values, dtype=float)
-    log = axis_scale(values) == "log"
-    shape = np.log10 if log else (lambda value: value)
-    low, high = float(values.min()), float(values.max())
+    numbers = np.array(values, dtype=float)
+    log = axis_scale(numbers) == "log"
+    shape: Any = np.log10 if log else (lambda value: value)
+    low, high = float(numbers.min()), float(numbers.max())
     if low == high:
-        return np.full(len(values), 0.5), [(0.5, f"{low:g}")]
-    place = lambda value: (shape(value) - shape(low)) / (shape(high) - shape(low))
-    distinct = np.unique(values)
+        return np.full(len(numbers), 0.5), [(0.5, f"{low:g}")]
+    position = lambda value: (shape(value) - shape(low)) / (shape(high) - shape(low))
+    distinct = np.unique(numbers)
     shown = distinct if len(distinct) <= 6 else _ticks_between(low, high, log)
     ticks, last = [], -1.0
     for value in shown:
-        if place(value) - last >= 0.07:
-            ticks.append((float(place(value)), f"{value:.3g}"))
-            last = place(value)
-    return place(values), ticks
+        if position(value) - last >= 0.07:
+            ticks.append((float(position(value)), f"{value:.3g}"))
+            last = position(value)
+    return position(numbers), ticks
 
 
-def _ticks_between(low, high, log):
-    """Return round values of an axis together with its two ends."""
+def _ticks_between(low: float, high: float, log: bool) -> list[float]:
+    """Return round values between the two ends of an axis, and the ends."""
     from matplotlib.ticker import LogLocator, MaxNLocator
 
     locator = LogLocator(subs=(1, 3)) if log else MaxNLocator(5)

@@ -95,8 +95,8 @@ def _visible_gpus_kept():
             os.environ["CUDA_VISIBLE_DEVICES"] = before
 
 
-def _term_name(source):
-    return "repeat_bias" if isinstance(source, scoring.OfHistory) else type(source).__name__
+# The settings behind the terms that are added to dot products.
+_SETTING_OF_TERM = {"OfHistory": "repeat_bias", "OfPrior": "prior"}
 
 
 class Recommender:
@@ -285,8 +285,9 @@ class Recommender:
     def terms_beside_vectors(self) -> dict[str, float]:
         """Return what scores hold beside the dot product of a user's and an item's vector: name to its weight.
 
-        ``repeat_bias`` is added to the items of the sequence, so lists without them do not need it. Item features are
-        part of the item vectors and need nothing.
+        ``repeat_bias`` is added to the items of the sequence, so lists that leave them out do not need it. The linear
+        ``prior`` depends on the whole sequence, so lists without it are others. Item features are part of the item
+        vectors.
 
         Raises:
             PrefError: a backbone whose scores are not products of vectors.
@@ -299,7 +300,8 @@ class Recommender:
         history = torch.zeros(1, self.max_length, dtype=torch.int64, device=self.device)
         history[0, 0] = 1
         with torch.no_grad():
-            return {_term_name(term.source): float(term.weight) for term in self.model.terms(history)}
+            terms = [(type(source).__name__, float(weight)) for weight, source in self.model.terms(history)]
+        return {_SETTING_OF_TERM.get(name, name): weight for name, weight in terms}
 
     def _check_vectors(self, dot_product_only):
         beside = ", ".join(f"{name} (weight {weight:.3g})" for name, weight in self.terms_beside_vectors().items())

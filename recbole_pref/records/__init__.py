@@ -1,6 +1,7 @@
-"""Records of finished runs: what their files hold, and the one place that reads them.
+"""Read and write the records of finished runs.
 
-A comparison folder holds ``runs/<id>.json`` and ``runs/<id>.npz`` of each run, and ``comparison.json`` with the table.
+A comparison folder contains ``runs/<id>.json`` and ``runs/<id>.npz`` for each run, and ``comparison.json`` with the
+table.
 """
 
 import json
@@ -8,6 +9,7 @@ import math
 from dataclasses import asdict, dataclass, field, fields
 from numbers import Real
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,15 +18,16 @@ from recbole_pref.environment import write_result
 from recbole_pref.errors import PrefError
 from recbole_pref.evaluation.evidence import DAMAGED
 
+LISTS = "lists-"  # how the id of ranked lists of another system begins, which no comparison trains
 _REMEDY = "delete both files of the run, and the same comparison repeats it."
 
 
 def number(value: object) -> float:
-    """Return a value of a record as a number, NaN where it is none. JSON files hold "nan" and "inf" as text."""
+    """Return a value of a record as a number, or NaN. JSON files store "nan" and "inf" as texts."""
     if isinstance(value, Real):
-        return value
+        return value  # type: ignore[return-value]  # whole numbers stay whole
     try:
-        return float(value)
+        return float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError):
         return math.nan
 
@@ -34,14 +37,14 @@ class Run:
     """A finished run: the fields of its JSON file, and the arrays of its ``.npz`` file.
 
     Attributes:
-        label: what tables and pictures call it.
+        label: name in tables and pictures.
         test_result: metrics on the test set by RecBole's key.
-        id: stem of its files.
+        id: stem of the names of its files.
         history: metrics of each validation, with ``epoch`` from 0.
-        epochs_to_best: number of the best epoch, from 1.
-        peak_memory_mb: most memory that its process held, the imported libraries included, in MiB.
+        epochs_to_best: the best epoch, counted from 1.
+        peak_memory_mb: peak memory of its process in MiB, imported libraries included.
         train_loss_per_row: mean training loss of each epoch.
-        mask_history: whether seen items were left out of the ranking.
+        mask_history: whether seen items were excluded from the ranking.
         data: fingerprint of the data.
         environment: versions, machine and command.
         config: all settings.
@@ -63,15 +66,15 @@ class Run:
     epochs_to_best: int | None = None
     peak_memory_mb: float | None = None
     train_loss_per_row: list[float] = field(default_factory=list)
-    history: list[dict] = field(default_factory=list)
+    history: list[dict[str, float]] = field(default_factory=list)
     mask_history: bool = False
-    data: dict = field(default_factory=dict)
-    environment: dict = field(default_factory=dict)
-    config: dict = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
     checkpoint: str | None = None
     arrays: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.test_result = {key: number(value) for key, value in self.test_result.items()}
         self.history = [{key: number(value) for key, value in entry.items()} for entry in self.history or ()]
 
@@ -82,8 +85,9 @@ class Run:
             PrefError: a file cannot be written.
         """
         path = run_path(folder, self.id)
+        arrays: dict[str, Any] = self.arrays
         write_atomically(
-            path.with_suffix(".npz"), lambda file: np.savez_compressed(file, **self.arrays), "output"
+            path.with_suffix(".npz"), lambda file: np.savez_compressed(file, **arrays), "output"
         )
         record = {name: value for name, value in asdict(self).items() if name != "arrays"}
         write_result(path, record, "output")
@@ -98,10 +102,10 @@ def run_path(folder: str | Path, name: str) -> Path:
 
 
 def read_run(path: str | Path) -> Run:
-    """Read the files of a finished run; fields that only other versions know are ignored.
+    """Read the files of a finished run. Fields of other versions are ignored.
 
     Raises:
-        PrefError: a damaged file; the message names it.
+        PrefError: names a damaged file.
     """
     path = Path(path)
     record = _read_json(path, _REMEDY)
@@ -119,16 +123,16 @@ def read_run(path: str | Path) -> Run:
 
 
 def read_runs(folder: str | Path) -> list[Run]:
-    """Read the finished runs of a comparison folder, only those that ``comparison.json`` lists where there is one.
+    """Read the finished runs of a comparison folder; if it has ``comparison.json``, only those that it lists.
 
     Args:
-        folder: of the comparison.
+        folder: the comparison folder.
 
     Returns:
-        The runs of one label together, labels in the order of ``comparison.json`` where there is one.
+        The runs, grouped by label; labels are in the order of ``comparison.json`` if it exists.
 
     Raises:
-        PrefError: no such folder, no runs, a damaged file, or runs on several data sets.
+        PrefError: the folder or runs are missing, a file is damaged, or the runs are on several data sets.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -136,7 +140,7 @@ def read_runs(folder: str | Path) -> list[Run]:
     table = read_comparison(folder) or {}
     paths = sorted((folder / "runs").glob("*.json"))
     listed = table.get("runs")
-    if listed:  # the folder may hold runs of earlier comparisons with other settings
+    if listed:  # the folder may contain runs of earlier comparisons with other settings
         paths = [path for path in paths if path.stem in listed]
     runs = [read_run(path) for path in paths]
     if not runs:
@@ -148,14 +152,14 @@ def read_runs(folder: str | Path) -> list[Run]:
     if len(datasets) > 1:
         raise PrefError(
             f"The comparison folder '{folder}' holds runs on {len(datasets)} data sets "
-            f"({', '.join(datasets)}), which no picture can compare: keep a folder per data set."
+            f"({', '.join(datasets)}), which no picture can compare: use one folder per data set."
         )
     labels = list(dict.fromkeys([*(str(row["label"]) for row in table.get("rows", [])), *by_label(runs)]))
     return sorted(runs, key=lambda run: labels.index(run.label))
 
 
-def read_comparison(folder: str | Path) -> dict | None:
-    """Return ``comparison.json`` of a comparison folder, or None where there is none.
+def read_comparison(folder: str | Path) -> dict[str, Any] | None:
+    """Return the content of ``comparison.json`` in a comparison folder, or None if it does not exist.
 
     Raises:
         PrefError: the file is damaged.
@@ -170,7 +174,7 @@ def read_comparison(folder: str | Path) -> dict | None:
     return table
 
 
-def _read_json(path, remedy):
+def _read_json(path: Path, remedy: str) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -182,7 +186,7 @@ def _read_json(path, remedy):
 
 def by_label(runs: list[Run]) -> dict[str, list[Run]]:
     """Return ``{label: its runs}`` in the order of the runs."""
-    groups = {}
+    groups: dict[str, list[Run]] = {}
     for run in runs:
         groups.setdefault(run.label, []).append(run)
     return groups

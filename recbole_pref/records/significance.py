@@ -1,22 +1,22 @@
-"""Paired tests of two models over the same users, and a correction for several comparisons."""
+"""Paired tests of two models over the same users, and a correction for multiple comparisons."""
 
 from collections.abc import Sequence
 
 import numpy as np
 from scipy import stats
 
-LEVEL = 0.05  # below which a corrected p value is marked
-_CHUNK = 2**24  # numbers that the bootstrap holds at a time
+LEVEL = 0.05  # a corrected p value below this is significant
+_CHUNK = 2**24  # numbers per batch of the bootstrap
 
 
 def paired_t(difference: np.ndarray) -> float:
     """Return the two-sided p value of a paired t-test.
 
     Args:
-        difference: [U] value of one model less the other's, per user.
+        difference: [U] difference between the values of two models, per user.
 
     Returns:
-        1 when all differences are zero, NaN for fewer than two users.
+        The p value; 1 if all differences are zero, NaN for fewer than two users.
     """
     if len(difference) < 2:
         return float("nan")
@@ -29,9 +29,9 @@ def paired_bootstrap(difference: np.ndarray, resamples: int = 10_000, seed: int 
     """Return the two-sided p value of a paired bootstrap of the mean.
 
     Args:
-        difference: [U] value of one model less the other's, per user.
+        difference: [U] difference between the values of two models, per user.
         resamples: number of draws; the smallest p value is 1 / resamples.
-        seed: of the draws.
+        seed: seed of the draws.
 
     Returns:
         Twice the share of resampled means on the other side of zero, at most 1; NaN for fewer than two users.
@@ -47,19 +47,19 @@ def paired_bootstrap(difference: np.ndarray, resamples: int = 10_000, seed: int 
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:
-    """Return p values corrected after Holm (1979), in the given order.
+    """Return p values with the correction of Holm (1979), in the given order.
 
     Args:
-        p_values: [M] NaN stays NaN and does not count as a comparison.
+        p_values: [M]; NaN is not counted as a comparison and remains NaN.
 
     Returns:
-        [M]
+        The corrected p values, [M].
     """
-    p_values = np.asarray(p_values, dtype=float)
-    corrected = np.full_like(p_values, np.nan)
-    order = np.argsort(p_values)[: np.count_nonzero(~np.isnan(p_values))]
+    values = np.asarray(p_values, dtype=float)
+    corrected = np.full_like(values, np.nan)
+    order = np.argsort(values)[: np.count_nonzero(~np.isnan(values))]
     factors = len(order) - np.arange(len(order))
-    corrected[order] = np.minimum(1.0, np.maximum.accumulate(p_values[order] * factors))
+    corrected[order] = np.minimum(1.0, np.maximum.accumulate(values[order] * factors))
     return corrected
 
 

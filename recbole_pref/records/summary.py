@@ -1,6 +1,7 @@
-"""Runs summarised per label: mean, deviation, difference from a baseline and its p value."""
+"""Summarize runs per label: mean, standard deviation, difference from a baseline and its p value."""
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -9,7 +10,7 @@ from recbole_pref.evaluation.metrics import GROUPS, group_of, parse_key, smaller
 from recbole_pref.records import Run, number
 from recbole_pref.records.significance import LEVEL, TESTS, holm
 
-# The costs that tables show beside metrics: key of a record -> name of the column, name in words, decimals.
+# The costs in tables: key of a record -> title of the column, name in words, decimals.
 COSTS = {
     "seconds_per_epoch": ("s / epoch", "seconds per epoch", 2),
     "epochs_to_best": ("epochs to best", "epochs to best", 1),
@@ -19,9 +20,9 @@ BETTER, WORSE = "↑*", "↓*"
 
 
 def table_metrics(run: Run) -> list[str]:
-    """Return the metrics that a table shows: those at the cut-off of ``valid_metric``, overall first.
+    """Return the metrics that a table shows: those with the cut-off of ``valid_metric``, overall first.
 
-    Where it has none: those without a cut-off and those at the first of ``topk``.
+    If ``valid_metric`` has no cut-off, return the metrics without a cut-off and those at the first of ``topk``.
     """
     cutoff = parse_key(run.config["valid_metric"]).cutoff
     shown = {cutoff} if cutoff else {None, run.config["topk"][0]}
@@ -35,25 +36,26 @@ def summarize(
     baseline: str | None = None,
     test: str = "t-test",
     metrics: list[str] | None = None,
-) -> list[dict]:
+) -> list[dict[str, Any]]:
     """Return a row per label.
 
     Args:
-        runs: label to a dict of seed to run.
-        baseline: label that the others are tested against; None tests nothing.
+        runs: the runs by label and seed.
+        baseline: the label with which the others are compared; None for no tests.
         test: key of ``significance.TESTS``.
         metrics: keys of the metrics; by default :func:`table_metrics` of the first run.
 
     Returns:
-        Per label ``label``, ``seeds``, the mean costs, and per metric a dict of ``mean`` and ``std`` (ddof 1, None for
-        one seed), ``difference`` (mean over the seeds in common with the baseline, or None) and ``p`` (corrected after
-        Holm over all labels and metrics, or None).
+        A row per label with ``label``, ``seeds``, the mean costs, and a dict per metric: ``mean``, ``std`` (ddof 1,
+        None for one seed), ``difference`` (mean over the seeds that the baseline also has, or None) and ``p`` (with the
+        correction of Holm over all labels and metrics, or None).
     """
     metrics = metrics or table_metrics(next(iter(next(iter(runs.values())).values())))
-    of_baseline = runs.get(baseline, {})
-    rows, tested = [], []
+    of_baseline = {} if baseline is None else runs.get(baseline, {})
+    rows: list[dict[str, Any]] = []
+    tested: list[tuple[dict[str, Any], float]] = []
     for label, by_seed in runs.items():
-        row = {"label": label, "seeds": sorted(by_seed)}
+        row: dict[str, Any] = {"label": label, "seeds": sorted(by_seed)}
         common = sorted(set(by_seed) & set(of_baseline)) if label != baseline else []
         pairs = [(by_seed[seed], of_baseline[seed]) for seed in common]
         for metric in metrics:
@@ -61,11 +63,11 @@ def summarize(
             std = float(values.std(ddof=1)) if len(values) > 1 else None
             row[metric] = {"mean": float(values.mean()), "std": std, "difference": None, "p": None}
             if pairs:
-                gaps = [own.test_result[metric] - other.test_result[metric] for own, other in pairs]
-                row[metric]["difference"] = float(np.mean(gaps))
-            gaps = _user_differences(pairs, metric) if pairs else None
-            if gaps is not None:
-                tested.append((row[metric], TESTS[test][0](gaps)))
+                by_pair = [run.test_result[metric] - other.test_result[metric] for run, other in pairs]
+                row[metric]["difference"] = float(np.mean(by_pair))
+            by_user = _user_differences(pairs, metric) if pairs else None
+            if by_user is not None:
+                tested.append((row[metric], TESTS[test][0](by_user)))
         for cost in COSTS:
             costs = [value for run in by_seed.values() if (value := getattr(run, cost)) is not None]
             row[cost] = float(np.mean(costs)) if costs else None
@@ -75,11 +77,11 @@ def summarize(
     return rows
 
 
-def _user_differences(pairs, metric):
-    """Return the difference per user, averaged over the seeds: ndarray [U], or None.
+def _user_differences(pairs: list[tuple[Run, Run]], metric: str) -> np.ndarray | None:
+    """Return the difference per user, averaged over the seeds: [U], or None.
 
-    The difference of a user with several test rows is their sum: rows of one user are not independent draws, and the
-    mean of the sums has the sign of the difference in the table. Seeds may split the data differently.
+    The differences of several test rows of a user are summed, because they are not independent. The mean of the sums
+    has the sign of the difference in the table. Seeds may split the data differently.
     """
     users, gaps = [], []
     for pair in pairs:
@@ -90,20 +92,20 @@ def _user_differences(pairs, metric):
             return None
         users.append(one["user"][one["rows"]])
         gaps.append(one["values"] - other["values"])
-    _, places = np.unique(np.concatenate(users), return_inverse=True)
-    return np.bincount(places, weights=np.concatenate(gaps)) / len(pairs)
+    _, numbers = np.unique(np.concatenate(users), return_inverse=True)
+    return np.bincount(numbers, weights=np.concatenate(gaps)) / len(pairs)
 
 
-def _values(run, metric):
-    """Return ``values`` of a metric per test row and those ``rows``, nothing where ranks do not determine the metric.
+def _values(run: Run, metric: str) -> dict[str, np.ndarray]:
+    """Return the ``values`` of a metric and their test ``rows``; empty if ranks do not determine the metric.
 
-    With several targets in a row the mean over ranks is not what the evaluator reports.
+    With several targets in a row, the mean over ranks differs from the result of the evaluator.
     """
-    found = evidence.user_values(run.arrays, metric)
+    by_rank = evidence.user_values(run.arrays, metric)
     step = 10.0 ** -run.config.get("metric_decimal_place", 4)
-    if found is None or not abs(found[0].mean() - run.test_result[metric]) <= step:  # NaN is neither
+    if by_rank is None or not abs(by_rank[0].mean() - run.test_result[metric]) <= step:  # also refuses NaN
         return {}
-    return dict(zip(("values", "rows"), found))
+    return dict(zip(("values", "rows"), by_rank))
 
 
 def same_rows(one: Run, other: Run) -> bool:
@@ -112,35 +114,35 @@ def same_rows(one: Run, other: Run) -> bool:
 
 
 def same_groups(one: Run, other: Run) -> bool:
-    """Return whether two runs call the same test rows head and tail."""
+    """Return whether two runs have the same test rows in head and tail."""
     return np.array_equal(*(run.arrays["tail"][run.arrays["target"]] for run in (one, other)))
 
 
-# -- how numbers of the rows are shown
+# -- format numbers
 
 
 def shown(value: object) -> str:
-    """Return a metric with four decimals, or an empty text where there is none."""
+    """Return a metric with four decimals, or an empty text if it is missing."""
     value = number(value)
     return f"{value:.4f}" if math.isfinite(value) else ""
 
 
 def shown_cost(value: object, cost: str) -> str:
-    """Return a cost with its decimals, or an empty text where there is none."""
+    """Return a cost with its decimals, or an empty text if it is missing."""
     value = number(value)
     return f"{value:.{COSTS[cost][2]}f}" if math.isfinite(value) else ""
 
 
-def mark(cell: dict, metric: str) -> str:
-    """Return ``BETTER`` or ``WORSE`` where a cell differs significantly from the baseline, otherwise an empty text."""
+def mark(cell: dict[str, Any], metric: str) -> str:
+    """Return ``BETTER`` or ``WORSE`` if a cell differs significantly from the baseline, else an empty text."""
     difference = number(cell.get("difference"))
     if not number(cell.get("p")) < LEVEL or not difference:
         return ""
     return BETTER if (difference > 0) != smaller_is_better(metric) else WORSE
 
 
-def best_shown(rows: list[dict], metric: str) -> str:
-    """Return the best mean of a metric as it is shown, so that values that look equal are equally bold."""
+def best_shown(rows: list[dict[str, Any]], metric: str) -> str:
+    """Return the best mean of a metric as text: all cells with this text are bold."""
     means = [number((row.get(metric) or {}).get("mean")) for row in rows]
     means = [mean for mean in means if math.isfinite(mean)]
     return shown((min if smaller_is_better(metric) else max)(means)) if means else ""

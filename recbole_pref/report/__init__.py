@@ -1,10 +1,11 @@
-"""A comparison as one HTML file that needs nothing else: no network, no script, no folder beside it."""
+"""Write a comparison as one self-contained HTML file, without scripts, network access or other files."""
 
 import importlib.util
 import json
 import math
 import sys
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -29,24 +30,24 @@ TITLES = {
 
 
 def draw_and_report(folder: str | Path) -> Path:
-    """Draw the pictures of a comparison and write its report, which stands without those that are impossible.
+    """Draw the pictures of a comparison and write its report. Pictures that cannot be drawn are skipped.
 
     Args:
-        folder: of the comparison.
+        folder: the comparison folder.
 
     Returns:
-        The report; standard error says which pictures are left out.
+        The path of the report. Standard error lists the skipped pictures.
 
     Raises:
-        PrefError: no comparison in the folder, or one that cannot be read.
+        PrefError: the folder has no comparison, or it cannot be read.
     """
-    refused = []
+    refused: list[PrefError] = []
     try:
         plots.draw_all(folder, refused=refused)
     except PrefError as error:
         print(f"recbole-pref: no pictures: {error}", file=sys.stderr)
-    for error in refused:
-        print(f"recbole-pref: a picture is left out: {error}", file=sys.stderr)
+    for refusal in refused:
+        print(f"recbole-pref: a picture is skipped: {refusal}", file=sys.stderr)
     return write_report(folder)
 
 
@@ -54,13 +55,13 @@ def write_report(folder: str | Path, path: str | Path | None = None) -> Path:
     """Write a comparison folder as one HTML file: tables, pictures, settings, versions, commands.
 
     Args:
-        folder: see :func:`recbole_pref.records.read_runs`. Without ``comparison.json`` the table is made from the
-            runs, without significance. Pictures that the data do not allow are left out, with a note where a file
+        folder: see :func:`recbole_pref.records.read_runs`. Without ``comparison.json``, the table is computed from
+            the runs, without significance. Pictures without data are skipped, with a note if a file
             ``collapse*.csv`` cannot be drawn.
         path: the file; by default ``report.html`` inside ``folder``.
 
     Raises:
-        PrefError: no finished run, a damaged file, or the file cannot be written.
+        PrefError: there is no finished run, a file is damaged, or the report cannot be written.
     """
     folder = Path(folder)
     runs = read_runs(folder)
@@ -77,15 +78,15 @@ def write_report(folder: str | Path, path: str | Path | None = None) -> Path:
     return path
 
 
-def summary(runs: list[Run]) -> dict:
-    """Return the table of runs alone, in the shape of ``comparison.json``; nothing is tested."""
+def summary(runs: list[Run]) -> dict[str, Any]:
+    """Return the table of some runs in the form of ``comparison.json``, without tests."""
     metrics = list(dict.fromkeys(key for run in runs for key in run.test_result))
-    rows = summarize({label: dict(enumerate(own)) for label, own in by_label(runs).items()}, metrics=metrics)
+    rows = summarize({label: dict(enumerate(group)) for label, group in by_label(runs).items()}, metrics=metrics)
     return {"metrics": metrics, "rows": rows}
 
 
-def _head(runs, table):
-    """Return title, line below it, and warnings about runs that failed or cannot be compared."""
+def _head(runs: list[Run], table: dict[str, Any]) -> dict[str, Any]:
+    """Return title, subtitle, and warnings about runs that failed or cannot be compared."""
     labels = list(by_label(runs))
     seeds = sorted({str(run.seed) for run in runs})
     parts = [f"{len(runs)} runs, {len(labels)} labels", f"seeds {', '.join(seeds)}", plots.tail_definition(runs)]
@@ -93,28 +94,28 @@ def _head(runs, table):
     if _on_different_data(runs):
         warnings.append("The runs were trained on different data (see the fingerprints below): do not compare them.")
     if len({run.mask_history for run in runs}) > 1:
-        warnings.append("Some runs leave seen items out of the ranking (mask_history), some not: do not compare them.")
-    named = ", ".join(labels) if len(labels) < 4 else f"{len(labels)} methods"
+        warnings.append("Only some runs exclude seen items from the ranking (mask_history): do not compare them.")
+    methods = ", ".join(labels) if len(labels) < 4 else f"{len(labels)} methods"
     return {
-        "title": f"{named} on {runs[0].dataset}",
+        "title": f"{methods} on {runs[0].dataset}",
         "subtitle": "; ".join(filter(None, parts)) + ".",
         "warnings": warnings,
     }
 
 
-def _on_different_data(runs):
-    """Return whether runs saw other users or items, or runs of one kind of model other training rows."""
-    kinds = {}
+def _on_different_data(runs: list[Run]) -> bool:
+    """Return whether runs have different users or items, or different training rows for one kind of model."""
+    kinds: dict[Any, list[dict[str, Any]]] = {}
     for run in runs:
         kinds.setdefault(run.config.get("MODEL_TYPE"), []).append(run.data)
-    shared = [{key: data.get(key) for key in SHARED_BY_KINDS} for own in kinds.values() for data in own]
+    shared = [{key: data.get(key) for key in SHARED_BY_KINDS} for group in kinds.values() for data in group]
     return any(data != group[0] for group in (shared, *kinds.values()) for data in group)
 
 
-# -- tables: a header, and rows of cells, which are texts or (text, class)
+# -- tables: a header and rows of cells; a cell is a text or (text, CSS class)
 
 
-def _results(table, runs):
+def _results(table: dict[str, Any], runs: list[Run]) -> dict[str, Any]:
     """Return the tables of means, costs, differences and single runs."""
     metrics, rows, baseline = table["metrics"], table["rows"], table.get("baseline")
     names = [display_name(key) for key in metrics]
@@ -151,7 +152,7 @@ def _results(table, runs):
     }
 
 
-def _note(table, tested):
+def _note(table: dict[str, Any], tested: bool) -> str:
     """Return the sentences below the table of means."""
     smaller = [display_name(key) for key in table["metrics"] if smaller_is_better(key)]
     note = table.get("test")
@@ -163,18 +164,18 @@ def _note(table, tested):
     if tested and "↑" not in note:
         parts.append("↑: better, ↓: worse.")
     if not tested:
-        parts.append("No test of significance was made.")
+        parts.append("There is no test of significance.")
     parts.append("Bold: the best mean of a metric.")
     if smaller:
         parts.append(f"Lower is better for {', '.join(smaller)}.")
     return " ".join(parts)
 
 
-def _count(seeds):
+def _count(seeds: Any) -> Any:
     return len(seeds) if isinstance(seeds, list) else seeds
 
 
-def _mean(row, key, best):
+def _mean(row: dict[str, Any], key: str, best: str) -> str | tuple[str, str]:
     cell = row.get(key) or {}
     mean, std = shown(cell.get("mean")), number(cell.get("std"))
     if not mean:
@@ -183,53 +184,53 @@ def _mean(row, key, best):
     return f"{text} {mark(cell, key)}".rstrip().replace("-", "−"), "best" if mean == best else ""
 
 
-def _p(row, key):
+def _p(row: dict[str, Any], key: str) -> float | None:
     p = number((row.get(key) or {}).get("p"))
     return p if math.isfinite(p) else None
 
 
-def _difference(row, key):
+def _difference(row: dict[str, Any], key: str) -> str:
     difference, p = number((row.get(key) or {}).get("difference")), _p(row, key)
     text = ABSENT if p is None else "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
     return f"{difference:+.4f}, {text}".replace("-", "−") if math.isfinite(difference) else text
 
 
-def _dash(value):
+def _dash(value: Any) -> str:
     return shown(value).replace("-", "−") or ABSENT
 
 
-def _cost(value, key):
+def _cost(value: Any, key: str) -> str:
     return shown_cost(value, key) or ABSENT
 
 
 # -- pictures
 
 
-def _pictures(folder, runs):
-    """Return the notes on pictures that are left out, and each picture with title and caption."""
+def _pictures(folder: Path, runs: list[Run]) -> dict[str, Any]:
+    """Return the pictures with title and caption, and notes about skipped pictures."""
     if importlib.util.find_spec("matplotlib") is None:
         return {"missing": "matplotlib", "warnings": [], "drawn": []}
-    refused = []
+    refused: list[PrefError] = []
     try:
         figures = plots.figures(folder, runs, refused)
     except PrefError as error:
-        return {"missing": None, "warnings": [f"Pictures are left out: {error}"], "drawn": []}
+        return {"missing": None, "warnings": [f"Pictures are skipped: {error}"], "drawn": []}
     drawn = []
     for name, figure in figures.items():
         title = next(text for key, text in TITLES.items() if name.startswith(key))
         if name.startswith("sensitivity"):
             title += f": {name.partition('_')[2]}"
         drawn.append({"title": title, "svg": plots.as_html(figure, name, title), "caption": plots.caption(name)})
-    return {"missing": None, "warnings": [f"A picture is left out: {error}" for error in refused], "drawn": drawn}
+    return {"missing": None, "warnings": [f"A picture is skipped: {error}" for error in refused], "drawn": drawn}
 
 
 # -- settings and origin
 
 
-def _origin(runs, table):
+def _origin(runs: list[Run], table: dict[str, Any]) -> dict[str, Any]:
     """Return settings, versions, data and commands."""
     groups = by_label(runs)
-    complete = {label: _joined([run.config for run in own]) for label, own in groups.items()}
+    complete = {label: _joined([run.config for run in group]) for label, group in groups.items()}
     versions = _joined([run.environment for run in runs])
     versions.pop("command", None)
     commands = dict.fromkeys(run.environment.get("command") for run in runs)
@@ -246,27 +247,26 @@ def _origin(runs, table):
     }
 
 
-def _pairs(values, name):
+def _pairs(values: dict[str, Any], name: str) -> dict[str, Any]:
     return {"header": [name, "value"], "rows": [[key, (value, "value")] for key, value in values.items()]}
 
 
 def differing_settings(runs: list[Run]) -> dict[str, dict[str, str]]:
     """Return the settings whose values differ between labels.
 
-    Settings that only name a run or its machine (``scope`` of a ``Setting``) are left out.
+    Settings of the scope ``run`` (see ``Setting``) are excluded.
 
     Returns:
-        ``{setting: {label: text}}``; several values of one label are joined by commas, a label without the setting
-        has a dash.
+        ``{setting: {label: text}}``. Several values of a label are joined by commas; a dash marks a missing setting.
     """
-    values = {label: _joined([run.config for run in own]) for label, own in by_label(runs).items()}
-    keys = dict.fromkeys(key for own in values.values() for key in own if key not in settings_with(scope="run"))
-    table = {key: {label: own.get(key, ABSENT) for label, own in values.items()} for key in keys}
+    values = {label: _joined([run.config for run in group]) for label, group in by_label(runs).items()}
+    keys = dict.fromkeys(key for texts in values.values() for key in texts if key not in settings_with(scope="run"))
+    table = {key: {label: texts.get(key, ABSENT) for label, texts in values.items()} for key in keys}
     return {key: row for key, row in table.items() if len(set(row.values())) > 1}
 
 
-def _joined(records):
-    """Return ``{key: text}`` of several dicts, distinct values joined by commas."""
+def _joined(records: list[dict[str, Any]]) -> dict[str, str]:
+    """Merge several dicts to ``{key: text}``; distinct values are joined by commas."""
     keys = dict.fromkeys(key for record in records for key in record)
     return {
         key: ", ".join(dict.fromkeys(_text(record[key]) for record in records if key in record))
@@ -274,8 +274,8 @@ def _joined(records):
     }
 
 
-def _text(value):
-    """Return a setting as YAML would have it."""
+def _text(value: Any) -> str:
+    """Return the value of a setting in YAML."""
     if value is None:
         return "~"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, sort_keys=True)

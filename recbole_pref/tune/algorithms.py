@@ -1,37 +1,41 @@
 """Ray Tune's schedulers and search algorithms by their names in a sweep file."""
 
+from collections.abc import Callable
+from typing import Any
+
 from ray.tune import schedulers, search
 from ray.tune.experiment import Trial
 
 from recbole_pref.errors import PrefError
-from recbole_pref.tune.space import RANGES
+from recbole_pref.tune.space import RANGES, Plan
 
-# Schedulers compare trials by their latest validation; a search learns from the best, by which the winner is chosen.
+# Schedulers compare the latest validations of trials. A search uses the best ones, like the choice of the winner.
 _LATEST = {"metric": "score", "mode": "max"}
 _BEST = {"metric": "best_score", "mode": "max"}
 
 
 class HyperBand(schedulers.HyperBandScheduler):
-    """HyperBand whose paused trials do not wait for ever.
+    """HyperBand without trials that are paused forever.
 
-    Ray 2.60 looks at a bracket when one of its trials reports or ends, and forgets it in two cases: the last
-    one reports while another is still being saved for its pause, or it ends before the milestone (early
-    stopping, a failure) in a bracket that was halved before or is not to be halved. Nothing then wakes or ends
-    the paused ones. Here brackets are looked at again when no trial runs, as Ray's ``HyperBandForBOHB`` does.
+    Ray 2.60 processes a bracket when one of its trials reports or ends. In two cases paused trials are never resumed
+    or ended: the last trial reports while another one is still being saved for its pause, or the last trial ends before
+    the milestone (early stopping, a failure) in a bracket that was already halved or is not to be halved. This class
+    processes brackets again when no trial runs, as Ray's ``HyperBandForBOHB`` does.
     """
 
-    def choose_trial_to_run(self, tune_controller):
-        chosen = super().choose_trial_to_run(tune_controller)
-        if chosen or any(trial.status == Trial.RUNNING for trial in tune_controller.get_trials()):
-            return chosen
+    def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
+        """Return the next trial to run."""
+        selected = super().choose_trial_to_run(tune_controller)
+        if selected or any(trial.status == Trial.RUNNING for trial in tune_controller.get_trials()):
+            return selected
         for bracket in filter(None, (bracket for band in self._hyperbands for bracket in band)):
             if any(trial.status == Trial.PAUSED for trial in bracket.current_trials()):
                 self._process_bracket(tune_controller, bracket)
         return super().choose_trial_to_run(tune_controller)
 
 
-def make_scheduler(plan, epochs):
-    """Return the Ray scheduler of a sweep (``space.Plan``), None for "none"; ``epochs``: of a whole trial."""
+def make_scheduler(plan: Plan, epochs: int) -> schedulers.TrialScheduler | None:
+    """Return the Ray scheduler of a sweep, or None for "none"; ``epochs`` is the number of epochs of a full trial."""
     options = plan.scheduler_options
     if plan.scheduler == "asha":
         return schedulers.ASHAScheduler(
@@ -48,7 +52,7 @@ def make_scheduler(plan, epochs):
         )  # fmt: skip
     if plan.scheduler == "pbt":
         mutated = {
-            # Ray steps to a neighbour in a list; it would multiply what a choice of its own gave.
+            # Ray moves to a neighbour in a list, but multiplies the value of a choice object.
             key: list(domain.values) if domain.kind == "choice" else domain.to_ray()
             for key, domain in plan.space.items()
             if domain.kind != "grid"
@@ -61,21 +65,21 @@ def make_scheduler(plan, epochs):
     return None
 
 
-def _within(plan):
-    """Return a function that brings mutated values back into the space: PBT multiplies by 0.8 or 1.2."""
+def _within(plan: Plan) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """Return a function that clips mutated values to the space: PBT multiplies by 0.8 or 1.2."""
     ranges = {key: domain for key, domain in plan.space.items() if domain.kind in RANGES}
 
-    def moved(params):
+    def clipped(params: dict[str, Any]) -> dict[str, Any]:
         return {k: ranges[k].nearest(v) if k in ranges else v for k, v in params.items()}
 
-    return moved
+    return clipped
 
 
-def make_searcher(plan, seed):
-    """Return the Ray search algorithm of a sweep (``space.Plan``).
+def make_searcher(plan: Plan, seed: int) -> Any:
+    """Return the Ray search algorithm of a sweep.
 
     Raises:
-        PrefError: it needs a package that is missing.
+        PrefError: a package is missing.
     """
     options = plan.search_options
     try:

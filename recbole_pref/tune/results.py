@@ -1,9 +1,12 @@
-"""What a sweep leaves behind: the table, CSV and JSON, the pictures, and the winner to run again."""
+"""Write the results of a sweep: tables, CSV, JSON, pictures, and the settings of the winner."""
+
+from __future__ import annotations  # Ray is imported late
 
 import json
 import shutil
 from logging import getLogger
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from tabulate import tabulate
@@ -16,20 +19,23 @@ from recbole_pref.errors import PrefError
 from recbole_pref.evaluation.metrics import display_name, group_key
 from recbole_pref.quick_start import build_run, settings_of
 from recbole_pref.settings import settings_set_by
-from recbole_pref.tune.space import as_setting
+from recbole_pref.tune.space import Plan, as_setting
 from recbole_pref.tune.trial import STEM
 
+if TYPE_CHECKING:
+    from ray.tune import Result, ResultGrid
 
-def trial_rows(grid, plan):
+
+def trial_rows(grid: ResultGrid, plan: Plan) -> list[dict[str, Any]]:
     """Return a dict per trial, the best first and the failed last.
 
     Args:
-        grid (ResultGrid): of Ray Tune.
-        plan (Plan): of the sweep.
+        grid: the results of Ray Tune.
+        plan: the sweep.
 
     Returns:
-        list of dict: ``trial_id``, ``state`` (``done`` or ``failed``), ``reason``, ``score`` (best
-        validation), the swept settings, ``valid/<metric>`` at the best epoch, and the costs.
+        Dicts with ``trial_id``, ``state`` (``done`` or ``failed``), ``reason``, ``score`` (of the best validation), the
+        searched settings, ``valid/<metric>`` of the best epoch, and the costs.
     """
     rows = []
     for result in grid:
@@ -46,8 +52,8 @@ def trial_rows(grid, plan):
             "peak_memory_mb": metrics.get("peak_memory_mb"),
             "seconds": metrics.get("time_total_s"),
         }
-        own = ("best_score", "best_epoch")
-        best = {k: v for k, v in metrics.items() if k.startswith("best_") and k not in own}
+        columns = ("best_score", "best_epoch")
+        best = {k: v for k, v in metrics.items() if k.startswith("best_") and k not in columns}
         row.update({f"valid/{name.removeprefix('best_')}": value for name, value in best.items()})
         rows.append(row)
     low = float("-inf")
@@ -55,26 +61,26 @@ def trial_rows(grid, plan):
     return rows
 
 
-def reason_of(error):
-    """Return why a trial failed, in one line: its own sentence, or what Ray says of its process."""
+def reason_of(error: BaseException) -> str:
+    """Return why a trial failed in one line: the text of its PrefError, or Ray's message about its process."""
     lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
     for line in reversed(lines):
         name, colon, text = line.partition(": ")
         if colon and name.endswith("PrefError"):
             return text
-    told = lines[-1] if lines else type(error).__name__
-    return f"the trial's process ended unexpectedly: {told}" if "ActorDied" in str(type(error)) else told
+    last = lines[-1] if lines else type(error).__name__
+    return f"the trial's process ended unexpectedly: {last}" if "ActorDied" in str(type(error)) else last
 
 
-def finish(grid, folder, plan, config, settings):
-    """Write everything a sweep leaves and print the table.
+def finish(grid: ResultGrid, folder: Path, plan: Plan, config: Config, settings: dict[str, Any]) -> None:
+    """Write the results of a sweep and print the table.
 
-    Files in ``folder``: ``trials.csv``, ``trials.json``, ``table.md``, ``pareto.*``,
-    ``parallel_coordinates.*``, and of the winner ``best.yaml``, ``best.pth`` and ``best.json`` (with the test
-    metrics, which are measured for the winner alone).
+    The files in ``folder`` are ``trials.csv``, ``trials.json``, ``table.md``, ``pareto.*`` and
+    ``parallel_coordinates.*``; for the winner ``best.yaml``, ``best.pth`` and ``best.json``. Only the winner is
+    evaluated on the test set.
 
     Raises:
-        PrefError: no trial succeeded, whatever failed ones had reported before.
+        PrefError: no trial succeeded.
     """
     rows = trial_rows(grid, plan)
     write_result(folder / "trials.json", {"objective": settings["objective"], "trials": rows})
@@ -84,7 +90,7 @@ def finish(grid, folder, plan, config, settings):
         folder / "table.md", lambda file: file.write(f"{text}\n".encode()), "storage_path"
     )
     print(text)
-    # The best of the trials that ended well comes first.
+    # The best successful trial is the first row.
     if not rows or rows[0]["state"] == "failed" or rows[0]["score"] is None:
         reasons = "; ".join(dict.fromkeys(row["reason"] for row in rows if row["reason"]))
         raise PrefError(f"tune: no trial succeeded ({reasons or 'none was started'}).")
@@ -98,14 +104,14 @@ def finish(grid, folder, plan, config, settings):
         _drop_older(Path(result.path))
 
 
-def _drop_older(trial):
-    """Remove the checkpoints of a finished trial but the newest; those on other storage stay."""
+def _drop_older(trial: Path) -> None:
+    """Remove all checkpoints of a finished trial except the newest, if they are on a local disk."""
     if trial.is_dir():
         for path in sorted(trial.glob("checkpoint_*"))[:-1]:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def table(rows, plan, config, settings):
+def table(rows: list[dict[str, Any]], plan: Plan, config: Config, settings: dict[str, Any]) -> str:
     """Return the Markdown table of a sweep, best first."""
     overall, tail = _pair(settings, config)
     metrics = [name for name in (overall, tail) if any(f"valid/{name}" in row for row in rows)]
@@ -119,38 +125,38 @@ def table(rows, plan, config, settings):
         for row in rows
     ]
     text = tabulate(cells, header, "github", disable_numparse=True)
-    wanted = settings["objective"]
-    text += f"\n\nscore: {_in_words(wanted['weights'])}"
-    if wanted.get("at_least"):
-        text += f", no validation below {_in_words(wanted['at_least'])} (a score below 0 violates it)"
+    objective = settings["objective"]
+    text += f"\n\nscore: {_in_words(objective['weights'])}"
+    if objective.get("at_least"):
+        text += f", no validation below {_in_words(objective['at_least'])} (a score below 0 violates it)"
     for row in rows:
         if row["state"] == "failed":
             text += f"\n{row['trial_id']} failed: {row['reason']}"
     return text
 
 
-def _in_words(values):
-    """Return metrics and their numbers as text: ``NDCG@10 0.5, Tail NDCG@10 1``."""
+def _in_words(values: Any) -> str:
+    """Format metrics and their numbers: ``NDCG@10 0.5, Tail NDCG@10 1``."""
     return ", ".join(f"{display_name(str(name).lower())} {_shown(value)}" for name, value in dict(values).items())
 
 
-def _pair(settings, config):
-    """Return the overall and the tail metric that table and picture show."""
+def _pair(settings: dict[str, Any], config: Config) -> tuple[str, str]:
+    """Return the overall and the tail metric of table and picture."""
     k = config["valid_metric"].partition("@")[2] or str(config["topk"][0])
     return f"ndcg@{k}", group_key("tail", f"ndcg@{k}")
 
 
-def _shown(value):
+def _shown(value: Any) -> str:
     if value is None:
         return ""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _write_csv(path, rows):
+def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
     checkpoint.write_atomically(path, lambda file: file.write(rows_as_csv(rows).encode()), "storage_path")
 
 
-def _draw(rows, plan, folder, pair):
+def _draw(rows: list[dict[str, Any]], plan: Plan, folder: Path, pair: tuple[str, str]) -> None:
     from recbole_pref import plots
 
     done = [row for row in rows if row["state"] == "done" and row["score"] is not None]
@@ -159,38 +165,38 @@ def _draw(rows, plan, folder, pair):
         if all(overall in row and tail in row for row in done):
             plots.save(plots.sweep_pareto(done, overall, tail), folder / "pareto")
         plots.save(plots.parallel_coordinates(done, list(plan.space), "score"), folder / "parallel_coordinates")
-    except PrefError as error:  # matplotlib is an extra; the table stands without pictures
+    except PrefError as error:  # matplotlib is optional
         getLogger().warning(f"no pictures: {error}")
 
 
-def export(result, folder, config, plan):
+def export(result: Result, folder: Path, config: Config, plan: Plan) -> dict[str, float]:
     """Write the winner's checkpoint, its complete settings and its test metrics.
 
     Args:
-        result (ray.tune.Result): of the winner.
-        folder (Path): of the sweep.
-        config (Config): of the sweep.
-        plan (Plan): of the sweep.
+        result: the result of the winner.
+        folder: the folder of the sweep.
+        config: the configuration of the sweep.
+        plan: the sweep.
 
     Returns:
-        dict: test metrics.
+        The test metrics.
     """
     target = folder / "best.pth"
-    with result.checkpoint.as_directory() as stored:
-        best = Path(stored, f"{STEM}-best.pth")
+    with result.checkpoint.as_directory() as directory:
+        best = Path(directory, f"{STEM}-best.pth")
         checkpoint.write_atomically(target, lambda file: file.write(best.read_bytes()), "storage_path")
     state = checkpoint.load(target)
     settings = settings_of(state)
     for key in settings_set_by("sweep"):
         settings.pop(key, None)
-    settings["gpu_id"] = config["gpu_id"]  # Ray gave the trial another
-    # Stopped by the scheduler: the same end, unless the learning rate follows the number of epochs.
+    settings["gpu_id"] = config["gpu_id"]  # the trial used the GPU that Ray assigned
+    # If the scheduler stopped the trial, train for the same epochs, unless the learning rate depends on their number.
     stopped = result.metrics["epoch"] < settings["epochs"]
     if stopped and settings.get("lr_scheduler", "none") == "none" and not settings.get("warmup_ratio"):
         settings["epochs"] = result.metrics["epoch"]
-    chosen = {"model": state["model"], "dataset": state["config"]["dataset"], **settings}
+    winner = {"model": state["model"], "dataset": state["config"]["dataset"], **settings}
     text = f"# Best of {plan.trials} trials; run it with --config_files={target.with_suffix('.yaml').name}\n"
-    text += yaml.safe_dump(json.loads(json.dumps(chosen)), sort_keys=False, allow_unicode=True)
+    text += yaml.safe_dump(json.loads(json.dumps(winner)), sort_keys=False, allow_unicode=True)
     checkpoint.write_atomically(
         folder / "best.yaml", lambda file: file.write(text.encode()), "storage_path"
     )
@@ -202,16 +208,16 @@ def export(result, folder, config, plan):
             "best_valid_score": result.metrics["best_score"],
             "best_valid_result": dict(state["best_valid_result"]),
             "test_result": test,
-            "settings": chosen,
+            "settings": winner,
             "environment": environment(config["device"]),
         },
     )
     return test
 
 
-def _test(state, path, settings, folder):
-    """Evaluate the winner on the test set, the only look a sweep takes at it."""
-    own = {**settings, "checkpoint_dir": str(folder / "test")}
-    run = build_run(Config(state["model"], state["config"]["dataset"], config_dict=own), log=False)
+def _test(state: dict[str, Any], path: Path, settings: dict[str, Any], folder: Path) -> dict[str, float]:
+    """Evaluate the winner on the test set, which the sweep does not use otherwise."""
+    settings = {**settings, "checkpoint_dir": str(folder / "test")}
+    run = build_run(Config(state["model"], state["config"]["dataset"], config_dict=settings), log=False)
     metrics = run.trainer.evaluate(run.test_data, model_file=str(path))
     return {name: float(value) for name, value in metrics.items()}

@@ -1,10 +1,11 @@
-"""One trial of a sweep: a run that reports every validation with a checkpoint and goes on from one."""
+"""One trial of a sweep: a run that reports every validation with a checkpoint, and can continue from one."""
 
 import os
 import pickle
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -15,27 +16,27 @@ from recbole_pref.memory import explained, peak_mb
 from recbole_pref.quick_start import build_run
 from recbole_pref.tune.space import as_setting
 
-STEM = "trial"  # of the checkpoint files
-REASON = "reason.txt"  # in a trial's folder: why it cannot succeed
+STEM = "trial"  # of the names of checkpoint files
+REASON = "reason.txt"  # file in the folder of a trial with the reason of its failure
 
 
-def train_trial(params, shared):
-    """Train with one point of the search space; a function trainable of Ray Tune.
+def train_trial(params: dict[str, Any], shared: dict[str, Any]) -> None:
+    """Train with one point of the search space. This is a function trainable of Ray Tune.
 
     Args:
-        params (dict): values of the swept settings.
-        shared (dict): ``model``, ``dataset``, ``settings`` (fixed ones), ``data`` (pickled data set, or
-            None where the space changes it), ``references`` (file name to bytes), ``threads``, ``defaults``
-            (their ``digest_of_defaults``).
+        params: values of the searched settings.
+        shared: ``model``, ``dataset``, ``settings`` (fixed), ``data`` (pickled data set, or None if the space changes
+            it), ``references`` (content of files by name), ``reference_dir``, ``threads``, ``defaults`` (their
+            ``digest_of_defaults``).
 
     Raises:
-        PrefError: a combination that cannot work, a loss that is not finite, out of memory.
+        PrefError: the settings do not work together, the loss is not finite, or memory is exhausted.
     """
     from ray import tune
 
     folder = _working_folder(tune.get_context().get_trial_id())
     reason = folder / REASON
-    if reason.is_file():  # restarted although it cannot succeed: do not train again
+    if reason.is_file():  # Ray restarts failed trials; do not train again
         raise PrefError(reason.read_text(encoding="utf-8"))
     try:
         with explained():
@@ -45,15 +46,15 @@ def train_trial(params, shared):
         raise
 
 
-def _working_folder(trial_id):
-    """Return a folder of this machine that outlives the trial's process, and that Ray does not copy."""
-    here = Path.cwd()  # of the trial, unless Ray was told to stay in the caller's
-    if here.name == trial_id:
-        return here
+def _working_folder(trial_id: str) -> Path:
+    """Return a local folder that Ray does not copy and that remains after the process of the trial ends."""
+    current = Path.cwd()  # Ray may be configured to keep the folder of the caller
+    if current.name == trial_id:
+        return current
     return Path(tempfile.mkdtemp(prefix="recbole_pref-"))
 
 
-def _train(params, shared, folder):
+def _train(params: dict[str, Any], shared: dict[str, Any], folder: Path) -> None:
     from ray import tune
 
     torch.set_num_threads(shared["threads"])
@@ -67,12 +68,12 @@ def _train(params, shared, folder):
         "reference_dir": str(references),
         "run_stem": STEM,
     }
-    if "CUDA_VISIBLE_DEVICES" in os.environ:  # Ray gave this trial its GPUs; RecBole would take gpu_id's
+    if "CUDA_VISIBLE_DEVICES" in os.environ:  # use the GPUs that Ray assigned to this trial
         settings["gpu_id"] = os.environ["CUDA_VISIBLE_DEVICES"]
     config = Config(shared["model"], shared["dataset"], config_dict=settings)
     if digest_of_defaults(config) != shared["defaults"]:
         raise PrefError(
-            "the defaults are not those that the sweep began with: a property file or plugin was edited, or this "
+            "the defaults changed after the sweep began: a property file or plugin was edited, or this "
             "machine has another version."
         )
     dataset = pickle.loads(shared["data"]) if shared["data"] is not None else None
@@ -80,27 +81,27 @@ def _train(params, shared, folder):
     trainer = run.trainer
     start = tune.get_checkpoint()
     if start is not None:
-        with start.as_directory() as stored:
+        with start.as_directory() as directory:
             shutil.rmtree(work, ignore_errors=True)
-            shutil.copytree(stored, work)
+            shutil.copytree(directory, work)
         trainer.resume_checkpoint(*checkpoint.newest_good(work, STEM))
 
-    def report(epoch_idx, score):
+    def report(epoch_idx: int, score: float) -> None:
         trainer.save_after(epoch_idx)
-        with tempfile.TemporaryDirectory(dir=folder) as stored:
+        with tempfile.TemporaryDirectory(dir=folder) as directory:
             for path in (trainer.store.last(), trainer.store.best()):
                 if path is not None:
-                    os.link(path, Path(stored, Path(path).name))
-            told = {name: value for name, value in trainer.history[-1].items() if name != "epoch"}
-            told = {**told, **_best(trainer), "epoch": epoch_idx + 1, "peak_memory_mb": peak_mb()}
-            told["seconds_per_epoch"] = sum(trainer.epoch_times) / len(trainer.epoch_times)
-            tune.report(told, checkpoint=tune.Checkpoint.from_directory(stored))
+                    os.link(path, Path(directory, Path(path).name))
+            metrics = {name: value for name, value in trainer.history[-1].items() if name != "epoch"}
+            metrics = {**metrics, **_best(trainer), "epoch": epoch_idx + 1, "peak_memory_mb": peak_mb()}
+            metrics["seconds_per_epoch"] = sum(trainer.epoch_times) / len(trainer.epoch_times)
+            tune.report(metrics, checkpoint=tune.Checkpoint.from_directory(directory))
 
     trainer.fit(run.train_data, run.valid_data, verbose=False, callback_fn=report)
 
 
-def _best(trainer):
-    """Return the best validation so far, its metrics behind ``best_``, and its epoch."""
+def _best(trainer: Any) -> dict[str, Any]:
+    """Return score, epoch and metrics (with the prefix ``best_``) of the best validation so far."""
     row = {name: float(value) for name, value in (trainer.best_valid_result or {}).items()}
     return {
         "best_score": float(trainer.best_valid_score),
@@ -109,8 +110,8 @@ def _best(trainer):
     }
 
 
-def _put_missing(folder, files):
-    """Write the shared reference models into a folder that lacks them (another machine's)."""
+def _put_missing(folder: Path, files: dict[str, bytes]) -> None:
+    """Write the shared reference models to a folder on another machine, if they are missing."""
     for name, content in files.items():
         if not (folder / name).is_file():
             checkpoint.write_atomically(
