@@ -358,6 +358,9 @@ def _train(options, settings):
             port=options.port,
             group_offset=options.group_offset,
         )
+    if result is None:
+        print("recbole-pref: this machine is done; the first one prints the results.")
+        return 0
     from recbole_pref.compare.tables import result_table
 
     print(result_table(result, model, dataset))

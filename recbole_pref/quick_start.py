@@ -62,6 +62,7 @@ def run_recbole_pref(
     config = Config(model, dataset, config_file_list, config_dict)
     if not distributed.is_first():
         config["log_wandb"] = False  # the first process writes for all
+    config["run_stem"] = distributed.of_first(config["run_stem"])  # machines would name it by their clocks
     run = build_run(config, log=distributed.is_first())
     if distributed.world()[0] > 1:  # each process draws random numbers of its own
         init_seed(config["seed"] + distributed.world()[1], config["reproducibility"])
