@@ -369,6 +369,9 @@ def _train(options: argparse.Namespace, settings: dict[str, Any]) -> int:
             port=options.port,
             group_offset=options.group_offset,
         )
+    if result is None:
+        print("recbole-pref: this machine is done; the first one prints the results.")
+        return 0
     from recbole_pref.compare.tables import result_table
 
     assert result is not None

@@ -78,6 +78,7 @@ def _train_and_test(config, saved, trainers):
     """Return what ``run_recbole_pref`` returns; ``trainers`` (list) gets the trainer as soon as it is made."""
     if not distributed.is_first():
         config["log_wandb"] = False  # the first process writes for all
+    config["run_stem"] = distributed.of_first(config["run_stem"])  # machines would name it by their clocks
     run = build_run(config, log=distributed.is_first())
     trainers.append(run.trainer)
     if distributed.world()[0] > 1:  # each process draws other random numbers
