@@ -121,7 +121,7 @@ def estimate(
         run = build_run(Config(model, dataset, config_file_list, settings), log=False)
         trainer = run.trainer
         # The steps take as long with a reference that nobody trained.
-        trainer.obtain_reference = lambda *data: run.model.reference.state_dict()
+        trainer.obtain_reference = lambda *data: run.model.reference.state_dict()  # type: ignore[union-attr]
         trainer._measure_reference = lambda *data: None
         data_seconds, data_mb = time.perf_counter() - started, peak_mb()
         trainer.start(run.train_data, run.valid_data)

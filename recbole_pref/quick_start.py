@@ -139,7 +139,8 @@ def _no_trace_if_refused(config: Config) -> Iterator[list[Any]]:
     """
     outputs = [os.path.join("log", config["model"]), "log_tensorboard", config["checkpoint_dir"]]
     missing = {str(folder) for path in map(Path, outputs) for folder in (path, *path.parents) if not folder.exists()}
-    logger, trainers = getLogger(), []
+    logger = getLogger()
+    trainers: list[Any] = []
     before = logger.handlers[:]
     try:
         yield trainers

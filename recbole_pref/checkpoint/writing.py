@@ -21,7 +21,7 @@ _FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 _REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
-def write_atomically(path: str | os.PathLike, write: Callable[[IO[bytes]], None], setting: str) -> None:
+def write_atomically(path: str | os.PathLike, write: Callable[[IO[bytes]], object], setting: str) -> None:
     """Write the file ``path`` with ``write(file)``, complete or not at all.
 
     The bytes go to a temporary file in the same folder, are flushed to the disk and renamed. If

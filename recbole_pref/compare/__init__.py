@@ -110,7 +110,8 @@ def _write(
     for path in sorted((folder / "runs").glob(f"{LISTS}*.json")):  # of other systems: recbole-pref-evaluate
         run = load_record(folder, path.stem)
         run.arrays = evidence.by_user(run.arrays)
-        runs.setdefault(run.label, {})[run.seed] = run
+        if run.seed is not None:
+            runs.setdefault(run.label, {})[run.seed] = run
     if not runs:
         by_reason = {reason: [name for name in failed if failed[name] == reason] for reason in failed.values()}
         reasons = "; ".join(f"{', '.join(names)}: {reason}" for reason, names in by_reason.items())

@@ -149,7 +149,8 @@ class Recommender:
             config, rows, self._histories = self._load_data()
             self.model: Any = load_model(state, model_file, config, rows).to(self.device)
         else:
-            self.model = cls(self.config, Sizes(self.config, state)).to(self.device)
+            build: Any = cls
+            self.model = build(self.config, Sizes(self.config, state)).to(self.device)
             checkpoint.fill(self.model, state)
         self.model.eval()
         self.max_length = self.config["MAX_ITEM_LIST_LENGTH"]
