@@ -8,6 +8,7 @@ tests on all rows, so metrics are exact. The first process writes the files.
 
 import os
 import pickle
+import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -16,6 +17,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 import torch.distributed as dist
 
@@ -37,6 +39,15 @@ def world() -> tuple[int, int]:
 def is_first() -> bool:
     """Return whether this process writes files and logs."""
     return world()[1] == 0
+
+
+def of_first(value: Any) -> Any:
+    """Return the first process's value of an object that can be pickled."""
+    if world()[0] == 1:
+        return value
+    values = [value]
+    dist.broadcast_object_list(values)
+    return values[0]
 
 
 def wait() -> None:
@@ -182,22 +193,63 @@ def _entry(
     command: list[str],
 ) -> None:
     sys.orig_argv = command  # the log of a run begins with it
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if ip == "127.0.0.1" else "")
+    # By default gloo takes the address of the host's name, which is often a loopback address.
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", _interface_to(ip))
     cuda = torch.cuda.is_available() and torch.cuda.device_count() >= nproc
     if cuda:
         torch.cuda.set_device(local_rank)
-    dist.init_process_group(
-        "nccl" if cuda else "gloo",
-        store=_join_store(ip, port),
-        rank=offset + local_rank,
-        world_size=size,
-        timeout=_PATIENCE,
-    )
+    with _explained():
+        dist.init_process_group(
+            "nccl" if cuda else "gloo",
+            store=_join_store(ip, port),
+            rank=offset + local_rank,
+            world_size=size,
+            timeout=_PATIENCE,
+        )
     torch.set_num_threads(threads_per_process(nproc))
     try:
-        result = function(**arguments)
-        if is_first():
-            file.write_bytes(pickle.dumps(result))
-        wait()
+        with _explained():
+            result = function(**arguments)
+            if is_first():
+                file.write_bytes(pickle.dumps(result))
+            wait()
     finally:
         dist.destroy_process_group()
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Say in one sentence that another process is gone, whatever operation noticed it.
+
+    Raises:
+        PrefError: the connection to another process was lost.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error).lower():
+            raise
+        raise PrefError(
+            f"the connection to another process is lost ({_reason(error)}): look there for the cause, then continue by "
+            "giving all machines their commands again with --resume=True."
+        ) from error
+
+
+def _interface_to(ip):
+    """Return the name of the network interface with which this machine reaches an address.
+
+    Raises:
+        PrefError: there is no route to it, or the name is not known.
+    """
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((ip, _PORT))  # sends nothing
+        except OSError as error:
+            raise PrefError(
+                f"ip={ip!r} cannot be reached from this machine ({error}): set --ip to the address of the machine with "
+                "the first process."
+            ) from None
+        own = probe.getsockname()[0]
+    return next(
+        name for name, addresses in psutil.net_if_addrs().items() if own in {address.address for address in addresses}
+    )
