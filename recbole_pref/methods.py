@@ -96,7 +96,7 @@ METHODS = {
         Method("SDPO", "sdpo", "softmax DPO: all negatives in one softmax"),
         Method("DMPO", "dmpo", "direct multi-preference optimization"),
         Method("SimPO", "simpo", "reference-free margin loss"),
-        Method("ORPO", "orpo", "odds-ratio loss beside cross-entropy"),
+        Method("ORPO", "orpo", "odds-ratio loss plus cross-entropy"),
         Method("DynamicPO", "dynamicpo", "boundary negatives and dual-margin beta"),
         Method("RoDPO", "dpo", "DPO with one random negative of the dynamic top-K pool"),
         Method("HaNoRec", "hanorec", "DPO with a beta per pair, by hardness and noise"),

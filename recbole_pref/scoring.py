@@ -53,13 +53,13 @@ class Source(Protocol):
     """Fixed scores of the rows of a batch, which a term multiplies by its weight."""
 
     def add(self, scores: torch.Tensor, rows: slice, weight: torch.Tensor) -> None:
-        """Add them, times a weight, to the scores of all items of some rows in place: [c, n_items]."""
+        """Add the fixed scores, times a weight, to the scores [c, n_items] of some rows in place."""
 
     def at(self, rows: slice, ids: torch.Tensor) -> torch.Tensor:
-        """Return them for given items of some rows: [c, M]."""
+        """Return the fixed scores of given items for some rows: [c, M]."""
 
     def dot(self, gradients: torch.Tensor, rows: slice) -> torch.Tensor:
-        """Return the sum of their products with gradients [c, n_items]: the gradient of the weight, a scalar."""
+        """Return the gradient of the weight: the sum of gradients [c, n_items] times the fixed scores, a scalar."""
 
 
 class Term(NamedTuple):

@@ -112,7 +112,7 @@ def plan_runs(
         needed = [config["MODEL_TYPE"], config["load_col"], *(config[key] for key in sorted(_READS))]
         reads.setdefault(repr(needed), config)
         defaults = digest_of_defaults(config)
-        needs, provides = reference.key_asked(config), reference.key_offered(config)
+        needs, provides = reference.needed_key(config), reference.serving_key(config)
         for seed in parse_seeds(seeds, first_seed):
             check_setting("seed", seed)
             seeded = {**settings, "seed": seed}

@@ -86,14 +86,14 @@ def dispatch_in_tiles(
     n_experts: int,
     run_tiles: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
 ) -> torch.Tensor:
-    """Return what :func:`dispatch` returns, with shapes that do not depend on the choices.
+    """Return the result of :func:`dispatch`, with shapes that do not depend on the choices.
 
-    The host of an accelerator would have to wait for the sizes of the experts' blocks. Here each expert's rows fill
-    tiles of ``_TILE`` rows, the last one in part, and there are as many tiles as any choices can need.
+    The sizes of the experts' blocks would make the host wait for an accelerator. Here the rows of each expert fill
+    tiles of ``_TILE`` rows; the last tile of an expert can be partly full. The number of tiles suffices for all choices.
 
     Args:
         rows, gates, experts, n_experts: as in ``dispatch``.
-        run_tiles (callable): ``(experts [t], tiles [t, n, D]) -> [t, n, H]``, each tile through its expert.
+        run_tiles: ``(experts [t], tiles [t, n, D]) -> [t, n, H]``, the output of each tile's expert.
 
     Returns:
         Tensor: [N, H].
@@ -103,18 +103,18 @@ def dispatch_in_tiles(
     counts = expert_counts(experts, n_experts)  # [E]
     order = torch.argsort(chosen, stable=True)
     count = torch.arange(len(order), device=order.device)
-    nth = torch.empty_like(order)  # of a choice among those of its expert
+    nth = torch.empty_like(order)  # rank of a choice among those of its expert
     nth[order] = count - (counts.cumsum(0) - counts)[chosen[order]]
     needed = (counts + _TILE - 1) // _TILE
-    ends = needed.cumsum(0)  # tiles up to and with each expert's
-    place = (ends - needed)[chosen] * _TILE + nth  # [N k] of a choice among the rows of all tiles
+    ends = needed.cumsum(0)  # number of tiles up to and including each expert
+    slot = (ends - needed)[chosen] * _TILE + nth  # [N k] row of a choice among the rows of all tiles
     n_tiles = len(order) // _TILE + n_experts
     expert_of = torch.searchsorted(ends, torch.arange(n_tiles, device=order.device), right=True)
-    source = torch.zeros(n_tiles * _TILE, dtype=order.dtype, device=order.device)  # row 0 fills what is left
-    source[place] = count // top_k
+    source = torch.zeros(n_tiles * _TILE, dtype=order.dtype, device=order.device)  # unused slots read row 0
+    source[slot] = count // top_k
     tiles = rows[source].view(n_tiles, _TILE, -1)
-    done = run_tiles(expert_of.clamp_max(n_experts - 1), tiles)  # [t, n, H]
-    per_choice = done.flatten(0, 1)[place].view(n_rows, top_k, -1)  # [N, k, H]
+    outputs = run_tiles(expert_of.clamp_max(n_experts - 1), tiles)  # [t, n, H]
+    per_choice = outputs.flatten(0, 1)[slot].view(n_rows, top_k, -1)  # [N, k, H]
     return torch.einsum("nk,nkh->nh", gates.to(per_choice.dtype), per_choice)
 
 

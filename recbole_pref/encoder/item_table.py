@@ -90,7 +90,7 @@ class ItemTable(nn.Module):
 
     Args:
         embedding: the backbone's initialized item embedding, [n_items, H].
-        features: modalities beside the ID.
+        features: modalities besides the ID.
         has_id: [n_items] bool, items with an ID embedding; None for no item.
         settings (Mapping): ``mm_fusion``, ``moe_*``.
     """

@@ -27,7 +27,7 @@ class HiddenScores:
     Attributes:
         hidden: [R, H].
         item_emb: [n_items, H].
-        log_z: [R] normalizers, or None where the loss needs none.
+        log_z: [R] normalizers, or None if the loss needs none.
         terms: addends of the dot products.
     """
 
@@ -69,7 +69,7 @@ class Cache:
 
     Attributes:
         hidden: [N, H].
-        log_z: [N], or None where the loss needs no normalizer.
+        log_z: [N], or None if the loss needs no normalizer.
     """
 
     def __init__(self, hidden: torch.Tensor, log_z: torch.Tensor | None) -> None:

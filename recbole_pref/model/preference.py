@@ -1,6 +1,6 @@
 """The joint between a method and a backbone: ``PreferenceMixin`` makes a RecBole backbone a model that scores.
 
-What training needs beside the model is in ``step.TrainingStep``; the trainer gives it to the model
+The other parts of training are in ``step.TrainingStep``; the trainer passes it to the model
 (``prepare_training``), so that a checkpoint, sizes and settings are enough to recommend.
 """
 

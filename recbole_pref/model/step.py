@@ -1,13 +1,13 @@
-"""What a training step computes: the loss of a batch.
+"""The training step, which computes the loss of a batch.
 
 total = ce_weight * cross-entropy + lambda * preference term, averaged over the rows of the batch with
-the head/tail weights. Which scores are computed follows from what the parts need:
+the head/tail weights. The parts determine which scores are computed:
 
 * the normalizer over the catalogue (cross-entropy, or a loss on log-probabilities): one fused pass over
   chunks of rows, in which negatives are drawn as well;
-* otherwise only the K + 1 dot products of positive and negatives, after a pass without gradient where
+* otherwise only the K + 1 dot products of positive and negatives, after a pass without gradient if
   the sampler ranks the catalogue;
-* backbones without a representation entry: whole scores, RecBole's ``full_sort_predict``.
+* backbones without an entry in ``backbones``: whole scores, RecBole's ``full_sort_predict``.
 """
 
 from functools import partial

@@ -110,7 +110,7 @@ def obtain(
     key = _completed(reference_key(config, model.backbone_class, fingerprint), model)
     path = reference_path(config, key)
     if not distributed.is_first():
-        distributed.wait()  # until the first process has the lock: what it trains is logged
+        distributed.wait()  # until the first process has the lock, so that it trains and logs
     try:
         lock = locked(path, timeout=0)
     except Timeout:
@@ -136,7 +136,7 @@ def _completed(key: dict[str, Any], model: Any) -> dict[str, Any]:
     return {**key, "features": model.feature_digest()} if hasattr(model, "feature_digest") else key
 
 
-def key_asked(config: Any) -> dict[str, Any] | None:
+def needed_key(config: Any) -> dict[str, Any] | None:
     """Return the key of the reference that a run needs, or None; see :func:`reference_key`.
 
     The key has no fingerprint of the data, so that runs can be compared before the data are read.
@@ -147,7 +147,7 @@ def key_asked(config: Any) -> dict[str, Any] | None:
     return reference_key(config, backbone, None)
 
 
-def key_offered(config: Any, fingerprint: dict[str, Any] | None = None) -> dict[str, Any] | None:
+def serving_key(config: Any, fingerprint: dict[str, Any] | None = None) -> dict[str, Any] | None:
     """Return the key under which this run can serve as a reference, or None."""
     backbone = getattr(config.model_class, "backbone_class", None)
     same_training = all(config[name] == value for name, value in attribute_of_settings("in_reference").items())
@@ -158,14 +158,14 @@ def key_offered(config: Any, fingerprint: dict[str, Any] | None = None) -> dict[
     return key
 
 
-def differences(asked: dict[str, Any], offered: dict[str, Any]) -> list[str]:
+def differences(needed: dict[str, Any], serving: dict[str, Any]) -> list[str]:
     """Return the settings in which two keys of one backbone differ, with both values."""
     names = {"reference_learning_rate": "learning_rate"}
     return [
-        f"{name}={value}, there {names.get(name, name)}={offered[part].get(name)}"
+        f"{name}={value}, there {names.get(name, name)}={serving[part].get(name)}"
         for part in ("settings", "training")
-        for name, value in asked[part].items()
-        if offered[part].get(name) != value
+        for name, value in needed[part].items()
+        if serving[part].get(name) != value
     ]
 
 
@@ -204,7 +204,7 @@ def _claimed(path: Path) -> BaseFileLock | None:
 
 
 @contextmanager
-def offered(trainer: Any, train_data: Any) -> Iterator[Callable[[], None]]:
+def serving(trainer: Any, train_data: Any) -> Iterator[Callable[[], None]]:
     """Let a run of cross-entropy serve as the reference of others, identical to that of ``reference: auto``.
 
     Runs that need the reference wait for the end of this run. The block has no effect if the run cannot serve as a
@@ -220,7 +220,7 @@ def offered(trainer: Any, train_data: Any) -> Iterator[Callable[[], None]]:
     """
     config = trainer.config
     fingerprint = fingerprint_of(train_data._dataset)
-    key = key_offered(config, fingerprint)
+    key = serving_key(config, fingerprint)
     if key is not None:
         key = _completed(key, trainer.model)
         path = reference_path(config, key)
