@@ -303,7 +303,7 @@ def test_a_run_does_not_go_on_without_its_best_checkpoint(tiny_dataset, tmp_path
     alone = tmp_path / "alone"
     alone.mkdir()
     shutil.copy(Path(tiny_dataset["checkpoint_dir"], "run-last-2.pth"), alone)
-    with pytest.raises(PrefError, match="needs the best checkpoint of its run beside it, run-best.pth: copy it there"):
+    with pytest.raises(PrefError, match="needs the best checkpoint of its run in the same folder, run-best.pth: copy it there"):
         run_recbole_pref("CESASRec", config_dict={**tiny_dataset, "epochs": 5, "resume": str(alone / "run-last-2.pth")})
     assert [path.name for path in alone.iterdir()] == ["run-last-2.pth"]
 
@@ -365,7 +365,7 @@ def test_a_signal_in_the_last_validation_of_the_reference_stops_the_run(tiny_dat
         return result
 
     monkeypatch.setattr(TrainerMixin, "_valid_epoch", interrupted)
-    with pytest.raises(PrefError, match="SIGTERM stopped the run once its reference was stored"):
+    with pytest.raises(PrefError, match="SIGTERM stopped the run after its reference was stored"):
         run.trainer.fit(run.train_data, run.valid_data)
     assert run.trainer.epoch_times == []
     monkeypatch.undo()
