@@ -1,11 +1,11 @@
-"""Seconds per training epoch on an idle machine and beside busy cores, for several ways in which threads wait.
+"""Seconds per training epoch on an idle machine and next to busy cores, for several ways in which threads wait.
 
     python benchmarks/busy.py --busy=0,1
     python benchmarks/busy.py --busy=0,1 --waiting=,GOMP_SPINCOUNT=0,GOMP_SPINCOUNT=300000
 
 torch's OpenMP threads spin while they wait for each other. ``--waiting`` lists environment variables, each
-as NAME=VALUE; the empty one is the package's own choice. Each case runs in a process of its own, in turn, and is
-stopped after ``--limit`` seconds; the fastest of ``--epochs`` epochs counts, after one that is not timed.
+as NAME=VALUE; an empty one is the default of the package. Each case runs in its own process and is stopped
+after ``--limit`` seconds. The result is the fastest of ``--epochs`` epochs after a warm-up epoch.
 """
 
 import argparse
@@ -31,7 +31,7 @@ def measure(arguments):
 
 
 def seconds_per_epoch(waiting, arguments):
-    """Return the seconds of the fastest epoch under an environment variable, or None when none ended in time."""
+    """Return the seconds of the fastest epoch with an environment variable, or None if no epoch ended in time."""
     environment = {name: value for name, value in os.environ.items() if name not in SPIN}
     environment |= {"OMP_NUM_THREADS": str(arguments.threads)}
     if waiting:

@@ -3,9 +3,9 @@
     python benchmarks/catalogue.py --items=10000,100000,1000000 --models=LPOSASRec --stock=SASRec
     python benchmarks/catalogue.py --items=12000 --negatives=1,16,256
 
-A step is loss, backward and Adam on random rows (batch 2048, length 50, hidden 64). Each case runs in a
-process of its own; peak memory is the process's, less what it held before the first step. Stock RecBole is
-the plain backbone with its own cross-entropy on the same rows.
+A step is loss, backward and Adam on random rows (batch 2048, length 50, hidden 64). Each case runs in
+its own process; peak memory is that of the process minus its memory before the first step. Stock RecBole is the plain
+backbone with its own cross-entropy on the same rows.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from tabulate import tabulate
 
 
 class Synthetic:
-    """What a model asks of RecBole's training split, with random rows."""
+    """The parts of RecBole's training split that a model reads, with random rows."""
 
     uid_field, iid_field, item_list_length_field = "user_id", "item_id", "item_length"
 
@@ -104,10 +104,10 @@ def main():
                     "model": model, "items": items, "negatives": negatives, "rows": arguments.rows,
                     "steps": arguments.steps, "threads": arguments.threads, "settings": arguments.settings,
                 }  # fmt: skip
-                got, told = attempt(__file__, f"--case={json.dumps(case)}")
-                cells = ["failed", told.strip().splitlines()[-1][-60:] if told else "", ""]
-                if got is not None:
-                    cells = [f"{got['seconds']:.2f}", f"{got['mb']:.0f}", f"{got['peak']:.0f}"]
+                measured, errors = attempt(__file__, f"--case={json.dumps(case)}")
+                cells = ["failed", errors.strip().splitlines()[-1][-60:] if errors else "", ""]
+                if measured is not None:
+                    cells = [f"{measured['seconds']:.2f}", f"{measured['mb']:.0f}", f"{measured['peak']:.0f}"]
                 rows.append([model, f"{items:,}", negatives, *cells])
                 print(rows[-1], file=sys.stderr)
     print(f"batch {arguments.rows}, {arguments.threads} threads")

@@ -1,11 +1,11 @@
-"""The collapse experiment: does a method fall as the number of negatives grows, and does DynamicPO not?
+"""The collapse experiment: do metrics fall as the number of negatives grows, and does DynamicPO prevent it?
 
     python benchmarks/collapse.py --dataset=ml-100k --epochs=10 --output=collapse
     python benchmarks/collapse.py --dataset=amazon-beauty --data_path=dataset/ --output=collapse-beauty
 
 Trains each model for each K from the same reference and draws test NDCG@10 (best epoch and last epoch) and
-the final loss against K. Writes OUTPUT.csv and OUTPUT.png, .pdf and .svg; runs in the CSV are not repeated,
-those of another --seed are added to it.
+the final loss against K. Writes OUTPUT.csv and OUTPUT.png, .pdf and .svg; runs in the CSV file are not repeated,
+and runs of another --seed are added to it.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import sys
 
 from common import exit_code_of, read_rows, write_rows
 
-SAME = ("dataset", "epochs", "reference_epochs", "learning_rate")  # options that all rows of a table have in common
+SAME = ("dataset", "epochs", "reference_epochs", "learning_rate")  # options that all rows of a table share
 
 
 def train(model, k, arguments):
@@ -55,10 +55,10 @@ def train(model, k, arguments):
 
 
 def main():
-    """Run what is missing, write the table and the picture.
+    """Train the missing runs, write the table and the picture.
 
     Raises:
-        PrefError: a mistake in the command line or the data, or a table of other settings.
+        PrefError: the command line or the data are not valid, or the table has other settings.
     """
     from recbole_pref import plots
 

@@ -1,4 +1,4 @@
-"""What the benchmarks share."""
+"""Functions that the benchmarks share."""
 
 import csv
 import json
@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-OVERALL, TAIL = "ndcg@10", "tailndcg@10"  # what is set against each other
+OVERALL, TAIL = "ndcg@10", "tailndcg@10"  # metrics of the trade-off
 METRICS = ("hit@10", OVERALL, "headndcg@10", "tailhit@10", TAIL)
 
 
@@ -19,20 +19,20 @@ def seconds_of(call):
 
 
 def attempt(script, *options):
-    """Run a script in a process of its own.
+    """Run a script in its own process.
 
     Returns:
-        tuple: what it printed last, read as JSON, or None where it failed; and its error output.
+        Its last line of output, parsed as JSON, or None if it failed; and its error output.
     """
     done = subprocess.run([sys.executable, str(script), *options], capture_output=True, text=True)
     return (None if done.returncode else json.loads(done.stdout.splitlines()[-1])), done.stderr
 
 
 def result_of(case, script, *options):
-    """Return what :func:`attempt` gives; where the script fails, exit with the name of the case and the error."""
-    result, told = attempt(script, *options)
+    """Return the output of :func:`attempt`; if the script fails, exit with the name of the case and the error."""
+    result, errors = attempt(script, *options)
     if result is None:
-        sys.exit(f"{case} failed:\n{told[-2000:]}")
+        sys.exit(f"{case} failed:\n{errors[-2000:]}")
     return result
 
 
@@ -56,10 +56,10 @@ def generated_data(folder, users, items, times):
 
 
 def compared_runs(folder):
-    """Return the runs that a comparison's folder lists: list of Run.
+    """Return the runs that a comparison folder lists.
 
     Raises:
-        PrefError: no comparison in the folder, or a damaged file.
+        PrefError: the folder has no comparison, or a file is damaged.
     """
     from recbole_pref.compare import load_record
     from recbole_pref.errors import PrefError
@@ -74,14 +74,14 @@ def compared_runs(folder):
 
 
 def read_rows(path, same):
-    """Return the rows of a table that is resumed: list of dict of str, empty where there is none.
+    """Return the rows of an existing table as texts; empty if the file does not exist.
 
     Args:
         path (path-like): of a CSV file.
         same (dict): column to the value that all rows must have, as text.
 
     Raises:
-        PrefError: rows of something else.
+        PrefError: a row has other values.
     """
     from recbole_pref.errors import PrefError
 
@@ -97,7 +97,7 @@ def read_rows(path, same):
 
 
 def write_rows(path, rows):
-    """Write a table as CSV, whole or not at all."""
+    """Write a table as CSV, atomically."""
     from recbole_pref.checkpoint import write_atomically
     from recbole_pref.compare.tables import rows_as_csv
 
@@ -105,7 +105,7 @@ def write_rows(path, rows):
 
 
 def exit_code_of(main):
-    """Return the exit code of ``main()``: 0 for None, 2 for a mistake of the user, told in one line, 130 for Ctrl-C."""
+    """Return the exit code of ``main()``: 0 for None, 2 for a user error (printed in one line), 130 for Ctrl-C."""
     from recbole_pref.errors import PrefError
 
     script = Path(sys.argv[0]).name
@@ -119,10 +119,10 @@ def exit_code_of(main):
 
 
 def ready_run(config, dataset=None):
-    """Return a run of one of our models whose trainer stands before its first epoch.
+    """Return a run of one of our models, ready for its first epoch.
 
-    ``dataset`` is one that was prepared before, if any. ``run.trainer.train_epoch(number)`` then trains one epoch
-    and nothing else.
+    ``dataset`` is one that was prepared before, if any. ``run.trainer.train_epoch(number)`` then trains exactly one
+    epoch.
     """
     from recbole_pref import quick_start
 

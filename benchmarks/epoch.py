@@ -3,11 +3,11 @@
     python benchmarks/epoch.py --dataset=ml-100k --models=CESASRec,LPOSASRec
     python benchmarks/epoch.py --dataset=amazon-beauty --data_path=dataset/ --models=CESASRec,SDPOSASRec
 
-Each case runs in a process of its own: data, model, then the timed epoch of stock RecBole, or a warm-up epoch
-and the fastest of three timed ones of ours; evaluations likewise, the fastest of three of both.
+Each case runs in its own process. Stock RecBole trains one timed epoch; our models train a warm-up epoch and three
+timed ones, of which the fastest counts. Evaluations are the fastest of three for both.
 Stock RecBole trains the backbone with cross-entropy through RecBole's own trainer and loader. RecBole
 switches autograd's anomaly detection on for every model when it is imported (sequential_recommender/
-sine.py); ``stock`` leaves that as published, ``stock-fair`` switches it off. With ``--stock_batches=N``
+sine.py); ``stock`` keeps it as published, ``stock-fair`` switches it off. With ``--stock_batches=N``
 stock trains N batches and its epoch is extrapolated; the table says so.
 """
 
@@ -34,7 +34,7 @@ def measure(case, model_name, options):
     from recbole_pref.config import Config
     from recbole_pref.memory import peak_mb
 
-    # RecBole's own metrics: stock RecBole knows no others.
+    # Only RecBole's own metrics: stock RecBole has no others.
     settings = {
         "state": "ERROR",
         "train_batch_size": options["train_batch_size"],
@@ -91,10 +91,10 @@ def main():
     parser.add_argument("--stock", default="SASRec", help="RecBole's model, or empty for none")
     parser.add_argument("--stock_batches", type=int, default=0)
     parser.add_argument("--stock_cases", default="stock,stock-fair")
-    parser.add_argument("--epochs", type=int, default=3, help="timed epochs of ours; the fastest counts")
+    parser.add_argument("--epochs", type=int, default=3, help="timed epochs of our models; the fastest counts")
     parser.add_argument("--train_batch_size", type=int, default=2048)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--settings", type=json.loads, default={}, help="JSON of further settings")
+    parser.add_argument("--settings", type=json.loads, default={}, help="JSON of additional settings")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     parser.add_argument("--options", help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -1,16 +1,16 @@
-"""What the tail gains for what is lost overall, along one training that goes on from a cross-entropy model.
+"""Tail gains against overall losses during fine-tuning of a cross-entropy model.
 
     python benchmarks/front.py --dataset=amazon-beauty --data_path=dataset/ --seeds=3 --output=front-beauty \\
         --reference_dir=study/amazon-beauty-SASRec/reference
     python benchmarks/front.py --settings="alpha_tail=0.7" ...      # a second line of the same table and picture
 
-Trains LPO with the settings of recommended/LPO.yaml, measures every epoch on the validation and the test set, and takes
-for each bound the epoch that recommended/LPO.yaml would take with that bound: the best TailNDCG@10 among those that
-keep that share of the reference's NDCG@10 on the validation set, or the nearest to it. Prints, mean over the seeds, the
-test metrics of these epochs, their differences from the reference and the p-values of the paired t-test over users
-(Holm over these settings' rows); writes them to OUTPUT.csv, where those of other --settings stay, and draws all of them
-to OUTPUT.png, .pdf and .svg. With the --reference_dir of a study on the same data the references are those of its entry
-"CE repeat bias".
+The script trains LPO with the settings of recommended/LPO.yaml and measures every epoch on the validation and the test
+set. For each bound it selects the epoch that recommended/LPO.yaml would select: the best TailNDCG@10 among epochs that
+keep this share of the reference's NDCG@10 on the validation set, or the nearest epoch. It prints the test metrics of
+these epochs (mean over the seeds), their differences from the reference, and the p-values of the paired t-test over
+users (Holm correction over the rows of these settings). OUTPUT.csv keeps the rows of other --settings; OUTPUT.png, .pdf
+and .svg show all rows. With the --reference_dir of a study on the same data, the reference models are those of its
+entry "CE repeat bias".
 """
 
 import argparse
@@ -24,12 +24,12 @@ from study import RECOMMENDED, SHARED, entries_for
 from tabulate import tabulate
 
 BOUNDS = (0.995, 0.99, 0.985, 0.98, 0.97, 0.96, 0.95)  # shares of the reference's overall metric
-OBJECTIVE = '{"weights": {"TailNDCG@10": 1.0}}'  # early stopping alone; the bounds take the epochs
+OBJECTIVE = '{"weights": {"TailNDCG@10": 1.0}}'  # for early stopping; the bounds select the epochs
 TRADE = (OVERALL, TAIL)
 
 
 def measured_epochs(seed, arguments, folder):
-    """Train with one seed; return, of the reference and after each epoch, validation metrics and test ranks.
+    """Train with one seed; return validation metrics and test ranks of the reference and after each epoch.
 
     Args:
         seed (int): of the run and its reference.
@@ -67,7 +67,7 @@ def measured_epochs(seed, arguments, folder):
 
 
 def taken(valid, bound):
-    """Return the number of the epoch that a bound takes.
+    """Return the number of the epoch that a bound selects.
 
     Args:
         valid (list of dict of float): validation metrics, the reference's first.
@@ -77,12 +77,12 @@ def taken(valid, bound):
 
     objective = Objective({TAIL: 1.0}, of_reference={OVERALL: bound})
     objective.take_reference(valid[0])
-    # of equal ones the latest, as in training
+    # the latest of equal epochs, as in training
     return max(reversed(range(1, len(valid))), key=lambda epoch: objective.score(valid[epoch]))
 
 
 def compared(by_seed, bound):
-    """Return a row of the table: what a bound takes, against the reference.
+    """Return a row of the table: the selected epochs of a bound against the reference.
 
     Args:
         by_seed (list of list of tuple): of :func:`measured_epochs`, a list per seed.
@@ -107,7 +107,7 @@ def compared(by_seed, bound):
 
 
 def corrected(rows):
-    """Return the rows with p-values corrected after Holm over all of them."""
+    """Return the rows with the Holm correction of their p-values."""
     from recbole_pref.records.significance import holm
 
     keys = [(row, f"{metric} p") for row in rows for metric in METRICS]
@@ -116,7 +116,7 @@ def corrected(rows):
     return rows
 
 
-def told(row):
+def printed(row):
     """Return a row of :func:`compared` for the printed table: list."""
     return [
         "reference" if row["bound"] is None else f"{100 * row['bound']:g}%",
@@ -127,7 +127,7 @@ def told(row):
 
 
 def draw(rows):
-    """Return a picture of what the tail gains against what is lost overall: a line per settings, a point per bound."""
+    """Draw tail gains against overall losses: a line per settings, a point per bound."""
     from recbole_pref.plots import drawing
 
     @drawing.styled
@@ -143,7 +143,7 @@ def draw(rows):
             own = [row for row in rows if row["settings"] == settings]
             line = [[100 * float(row[f"{metric} change"]) for metric in TRADE] for row in own]
             axis.plot(*zip(*line), label=settings, **look)
-            # Several bounds may take the same epochs: the loosest is named.
+            # Several bounds may select the same epochs: name the loosest.
             distinct = {tuple(point): row["bound"] for point, row in zip(line, own) if row["bound"]}
             points += distinct
             names += [f"{100 * float(bound):g}%" for bound in distinct.values()]
@@ -162,7 +162,7 @@ def main():
     """Train, print the table, write it and its picture.
 
     Raises:
-        PrefError: a mistake in the command line or the data.
+        PrefError: the command line or the data are not valid.
     """
     from recbole_pref import plots
     from recbole_pref.compare import parse_seeds
@@ -171,10 +171,10 @@ def main():
     parser.add_argument("--dataset", default="ml-100k")
     parser.add_argument("--data_path", default="dataset/")
     parser.add_argument("--backbone", default="SASRec")
-    parser.add_argument("--settings", default="", help="key=value between spaces, beside recommended/LPO.yaml")
+    parser.add_argument("--settings", default="", help="key=value between spaces, in addition to recommended/LPO.yaml")
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--seeds", default="3")
-    parser.add_argument("--reference_dir", help="folder of references; by default they are trained and not kept")
+    parser.add_argument("--reference_dir", help="folder of reference models; by default they are trained and removed")
     parser.add_argument("--output", default="front")
     arguments = parser.parse_args()
     seeds = parse_seeds(arguments.seeds)
@@ -190,7 +190,7 @@ def main():
     found = [compared(by_seed, None), *corrected([compared(by_seed, bound) for bound in BOUNDS])]
     own = [{**same, "settings": arguments.settings, "trained": arguments.epochs, **row} for row in found]
     header = ["keeps on validation", *METRICS, *(f"{metric}, change (p)" for metric in TRADE), "epochs"]
-    print(tabulate(map(told, own), header, "github", disable_numparse=True), flush=True)
+    print(tabulate(map(printed, own), header, "github", disable_numparse=True), flush=True)
     rows = kept() + own  # kept() again: another run may have written meanwhile
     write_rows(path, rows)
     plots.save(draw(rows), arguments.output)

@@ -4,11 +4,11 @@
     python benchmarks/loading.py --sizes=20000000 --users=138000 --items=27000 --stock_max=0
 
 Generated interactions, item popularity as 1 / rank, sequences of very different lengths (25 interactions a user on
-average unless --users says otherwise), times in no order. Three ways, each in a process of its own: ``RecBole``
+average unless --users says otherwise), times in no order. Three ways, each in its own process: ``RecBole``
 as published, ``import`` (RecBole's functions and SASRec after ``import recbole_pref``) and ``ours`` (CESASRec, with
-the checks of the files). Seconds begin after the imports, with the configuration; memory is what the process needed at
-most beyond that of the imports. RecBole is only asked for up to --stock_max interactions. With --output also writes
-OUTPUT.csv, OUTPUT.png, .pdf and .svg.
+the checks of the files). Time begins after the imports, with the configuration; memory is the peak of the process minus
+the memory of the imports. RecBole is measured only for up to --stock_max interactions. With --output, the script also
+writes OUTPUT.csv, OUTPUT.png, .pdf and .svg.
 """
 
 import argparse
@@ -36,16 +36,16 @@ def interactions(size, users, items, seed=0):
 
 
 def memory():
-    """Return the most memory of this process so far in MiB."""
+    """Return the peak memory of this process so far in MiB."""
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def measure(way, settings):
-    """Return seconds and MiB of one way, in this process, which has imported nothing yet."""
+    """Return seconds and MiB of one way, in this process, which has not imported other modules yet."""
     if way == "RecBole":
-        # Without these three names RecBole does not start with today's numpy.
+        # RecBole needs these three names, which numpy 2 has removed.
         np.float_, np.complex_, np.unicode_ = np.float64, np.complex128, np.str_
     else:
         import recbole_pref  # noqa: F401
@@ -78,7 +78,7 @@ def measure(way, settings):
 
 
 def table(rows):
-    """Return the rows as a table, with RecBole's numbers in terms of each way's where both are there."""
+    """Return the rows as a table, with ratios to RecBole's numbers if both exist."""
     stock = {row["interactions"]: row for row in rows if row["way"] == WAYS[0]}
     cells = []
     for row in rows:
@@ -113,7 +113,7 @@ def main():
     """Generate data, measure each way, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--sizes", default="100000,300000,1000000")
-    parser.add_argument("--users", type=int, help="by default 25 interactions each")
+    parser.add_argument("--users", type=int, help="number of users (one per 25 interactions)")
     parser.add_argument("--items", type=int, default=27_000)
     parser.add_argument("--ways", default=",".join(WAYS))
     parser.add_argument("--stock_max", type=int, default=1_000_000)

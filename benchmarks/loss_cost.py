@@ -3,9 +3,9 @@
     python benchmarks/loss_cost.py --dataset=ml-100k
     python benchmarks/loss_cost.py --dataset=amazon-beauty --data_path=dataset/ --rounds=3
 
-One epoch of each model after the other, several rounds, so that a noisy machine disturbs all alike; the fastest
-round of each counts. References are trained for one epoch: how good they are does not change the time.
-Peak memory per method, which needs a process of its own, is in benchmarks/epoch.py.
+The script trains one epoch of each model in turn, in several rounds, so that a noisy machine affects all models; the
+fastest round of each model counts. Reference models are trained for one epoch, because their quality does not change
+the time. Peak memory per method is measured by benchmarks/epoch.py.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""The control for every method that moves places to the tail: the baseline's scores less c log(1 + count).
+"""A control for methods that favour the tail: the baseline's scores minus c log(1 + count).
 
     python benchmarks/popularity_control.py --folder=study/ml-100k-SASRec --entry="CE repeat bias SASRec" \\
         --against="LPO recommended SASRec"
@@ -6,9 +6,9 @@
 
 Logit adjustment after training (Menon et al., "Long-tail learning via logit adjustment", arXiv 2007.07314): no
 training, one number c, the same for all items and users; count is an item's number of training interactions.
-Takes the finished runs of one entry of a study or comparison, chooses c for each seed on the validation set as
-``recommended/LPO.yaml`` chooses its epoch (best tail NDCG@10 among those that keep 99% of the overall NDCG@10) and
-prints test metrics, and p-values of the paired t-test over users against another entry.
+The script reads the finished runs of one entry of a study or comparison. It selects c for each seed on the validation
+set as ``recommended/LPO.yaml`` selects its epoch: the best tail NDCG@10 among values that keep 99% of the overall
+NDCG@10. It prints test metrics, and p-values of the paired t-test over users against another entry.
 """
 
 import argparse
@@ -21,12 +21,12 @@ from common import METRICS, OVERALL, TAIL, compared_runs, exit_code_of
 from tabulate import tabulate
 
 STRENGTHS = [step / 50 for step in range(26)]  # c: 0 to 0.5
-KEPT = 0.99  # share of the overall metric that must stay
+KEPT = 0.99  # share of the overall metric to keep
 
 
 @torch.no_grad()
 def ranks_by_strength(model, loader):
-    """Return what ``evidence.user_values`` reads, for each strength: list of dict of arrays."""
+    """Return the arrays that ``evidence.user_values`` reads, for each strength."""
     strengths = torch.tensor(STRENGTHS)
     popularity = torch.log1p(model.step.train_count.float())  # [n_items]
     ranks, targets = [], []
@@ -34,7 +34,7 @@ def ranks_by_strength(model, loader):
         scores = model.full_sort_predict(interaction).view(len(interaction), -1)[rows]  # [P, n_items]
         scores[:, 0] = -torch.inf  # padding
         own = scores.gather(1, items.unsqueeze(1))
-        # The other item stays ahead where the score gap outweighs c (its popularity - own's).
+        # The other item stays ahead if the score gap exceeds c times the difference in popularity.
         gap, lead = scores - own, popularity - popularity[items].unsqueeze(1)
         ranks.append(torch.stack([(gap > c * lead).sum(1) + 1 for c in strengths]))  # [C, P]
         targets.append(items)
@@ -50,7 +50,7 @@ def mean_of(arrays, metric):
 
 
 def chosen(valid):
-    """Return the index of the strength that the rule takes on validation data."""
+    """Return the index of the strength that the rule selects on validation data."""
     bound = KEPT * mean_of(valid[0], OVERALL)
     allowed = [number for number, arrays in enumerate(valid) if mean_of(arrays, OVERALL) >= bound]
     return max(allowed, key=lambda number: mean_of(valid[number], TAIL))
@@ -60,7 +60,7 @@ def main():
     """Adjust the runs of an entry and print the table.
 
     Raises:
-        PrefError: no comparison in the folder, or an entry that it does not have.
+        PrefError: the folder has no comparison, or the entry does not exist.
     """
     from recbole_pref.errors import PrefError, suggest
     from recbole_pref.evaluation.evidence import user_values

@@ -13,7 +13,6 @@ recommends from file to file instead, for so many rows drawn from these sequence
 
 import argparse
 import multiprocessing
-import resource
 import tempfile
 import time
 from pathlib import Path
@@ -31,47 +30,33 @@ def test_sequences(dataset, test_data, number):
         yield [str(token) for token in dataset.id2token(dataset.iid_field, items[:length].numpy())]
 
 
-def from_file_to_file(path, sequences, rows, ending, folder, queue):
-    """Recommend for a file of ``rows`` sequences; put the seconds and the peak memory in MiB into a queue."""
+def from_file_to_file(path, source, target, queue):
+    """Recommend for a file of sequences; put the seconds and the peak memory in MiB into a queue."""
+    from recbole_pref.memory import peak_mb
     from recbole_pref.predict import predict_file
 
-    source, target = Path(folder, f"in.{ending}"), Path(folder, f"out.{ending}")
-    texts = np.array([" ".join(sequence) for sequence in sequences], dtype=object)
-    rng = np.random.default_rng(0)
-    for start in range(0, rows, 100_000):  # the file itself is made in bounded memory
-        frame = pd.DataFrame({"items": rng.choice(texts, min(100_000, rows - start))})
-        if ending == "csv":
-            frame.to_csv(source, index=False, header=start == 0, mode="a" if start else "w")
-        else:
-            import pyarrow
-            from pyarrow import parquet
-
-            table = pyarrow.Table.from_pandas(frame)
-            writer = parquet.ParquetWriter(source, table.schema) if start == 0 else writer  # noqa: F821
-            writer.write_table(table)
-    if ending == "parquet":
-        writer.close()
     started = time.perf_counter()
     predict_file(path, source, target)
-    seconds = time.perf_counter() - started
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    queue.put((seconds, peak, source.stat().st_size / 2**20, target.stat().st_size / 2**20))
+    queue.put((time.perf_counter() - started, peak_mb()))
 
 
 def print_files(path, sequences, sizes, ending):
     """Measure ``from_file_to_file`` in a process for each size and print the table."""
-    table = []
+    texts, table = np.array([" ".join(sequence) for sequence in sequences], dtype=object), []
+    context = multiprocessing.get_context("spawn")
     for rows in sizes:
         with tempfile.TemporaryDirectory() as folder:
-            context = multiprocessing.get_context("spawn")
+            source, target = Path(folder, f"in.{ending}"), Path(folder, f"out.{ending}")
+            frame = pd.DataFrame({"items": np.random.default_rng(0).choice(texts, rows)})
+            frame.to_csv(source, index=False) if ending == "csv" else frame.to_parquet(source)
             queue = context.SimpleQueue()
-            process = context.Process(target=from_file_to_file, args=(path, sequences, rows, ending, folder, queue))
+            process = context.Process(target=from_file_to_file, args=(path, source, target, queue))
             process.start()
             process.join()
-            seconds, peak, read, written = queue.get()
-        numbers = (seconds, rows / seconds, peak, read, written)
-        table.append([f"{rows:,}", *(f"{number:,.0f}" for number in numbers)])
-    header = ["rows", "seconds", "rows / s", "peak MiB", "input MiB", "output MiB"]
+            seconds, peak = queue.get()
+            written = target.stat().st_size / 2**20
+        table.append([f"{rows:,}", *(f"{number:,.0f}" for number in (seconds, rows / seconds, peak, written))])
+    header = ["rows", "seconds", "rows / s", "peak MiB", "output MiB"]
     print(tabulate(table, header, "github", disable_numparse=True))
 
 

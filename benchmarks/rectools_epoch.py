@@ -1,9 +1,9 @@
-"""Epoch time of SASRec in RecTools, to stand beside benchmarks/epoch.py: targets per second.
+"""Epoch time of SASRec in RecTools, for comparison with benchmarks/epoch.py: targets per second.
 
-    pip install "rectools[torch]==0.19.0"        # in an environment of its own: it needs numpy 1
+    pip install "rectools[torch]==0.19.0"        # in its own environment: it needs numpy 1
     python benchmarks/rectools_epoch.py --dataset=ml-100k --data_path=dataset/
 
-Reads RecBole's ``.inter`` file and leaves each user's last two items out, as leave-one-out does. Full softmax,
+Reads RecBole's ``.inter`` file and removes the last two items of each user, as leave-one-out does. Full softmax,
 hidden 64, 2 blocks, 2 heads, length 50, dropout 0.5. One warm-up epoch and one timed one; with
 ``--batches=N`` both stop after N batches. A target is a position whose next item is predicted.
 """
@@ -50,7 +50,7 @@ def training_part(folder, name):
     from_end = frame.groupby("user_id").cumcount(ascending=False)
     frame = frame[from_end >= 2]
     times = pd.to_datetime(frame["timestamp"], unit="s")
-    # RecTools sorts by time alone: equal times keep their order by a rank below the second.
+    # RecTools sorts only by time: a rank below one second keeps the order of equal times.
     times += pd.to_timedelta(frame.groupby("user_id").cumcount().to_numpy(), unit="us")
     return pd.DataFrame({"user_id": frame["user_id"], "item_id": frame["item_id"], "weight": 1, "datetime": times})
 

@@ -2,12 +2,12 @@
 
     python benchmarks/scaling.py --output=scaling
 
-Three sweeps, each case in a process of its own: one training step (batch 2048, length 10, hidden 64) against
+Three sweeps, with each case in its own process: one training step (batch 2048, length 10, hidden 64) against
 the number of items and against K, and one epoch through RecBole's data pipeline against the number of
 sequences (5 interactions each, length 10, 1,000 items). First the machine is measured: arithmetic of a
 matrix product (GFLOP/s) and memory bandwidth of a copy (GB/s). For a step over the catalogue the table
-gives the least time its arithmetic and its memory traffic need at those rates; the larger one is the limit
-it sits at. Writes OUTPUT.csv, OUTPUT.png, .pdf and .svg.
+gives the least time its arithmetic and its memory traffic need at those rates; the larger one is
+the limit. Writes OUTPUT.csv, OUTPUT.png, .pdf and .svg.
 """
 
 import argparse
@@ -64,7 +64,7 @@ def step_costs(items, fused, chunk):
 
 
 def step_case(model, items, negatives, threads):
-    """Measure one training step in a process of its own."""
+    """Measure one training step in its own process."""
     case = {"model": model, "items": items, "negatives": negatives, "rows": ROWS, "steps": 3,
             "threads": threads, "settings": {"MAX_ITEM_LIST_LENGTH": LENGTH}}  # fmt: skip
     return result_of(case, Path(__file__).with_name("catalogue.py"), f"--case={json.dumps(case)}")

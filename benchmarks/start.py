@@ -1,11 +1,11 @@
-"""How soon the commands answer, beside ``import torch``, and how soon a run on ml-100k reaches its first step.
+"""Seconds until the commands answer, compared with ``import torch``, and until a run on ml-100k reaches its first step.
 
     python benchmarks/start.py
     python benchmarks/start.py --baseline=OTHER_CHECKOUT
 
 Each command runs in new processes; the fastest of ``--repeat`` counts. On a busy machine, compare the processor
-seconds. ``--baseline`` names another checkout of this project, which is measured in turn with this one.
-The first step is taken to begin when the log says ``training path``: data, model and optimizer are ready.
+seconds. ``--baseline`` names another checkout of this project; both are measured in turn. The first step begins when
+the log contains ``training path``: data, model and optimizer are ready.
 """
 
 import argparse
@@ -36,7 +36,7 @@ COMMANDS = {
 
 
 def seconds_of(words, checkout, threads):
-    """Return the seconds that a command takes, on the clock and of the processor; a run is stopped at its first step.
+    """Return wall-clock and processor seconds of a command; a run is stopped at its first step.
 
     Args:
         words (tuple of str): what Python is given.
@@ -57,7 +57,7 @@ def seconds_of(words, checkout, threads):
                 break
         _, _, used = os.wait4(process.pid, 0)
         elapsed = time.perf_counter() - started
-        process.returncode = 0  # it was waited for
+        process.returncode = 0  # os.wait4 has already waited for it
         process.stdout.close()
     return elapsed, used.ru_utime + used.ru_stime
 

@@ -7,13 +7,13 @@
     python benchmarks/study.py --dataset=ml-100k --seeds=5 --masked
     python benchmarks/study.py --dataset=ml-100k --entries="LPO,LPO alpha_tail=0.5,LPO alpha_tail=2,LPO alpha_tail=3"
 
-Every entry trains until its validation score has not improved for ten epochs; key=value behind its name
-changes a setting. Finished runs are not repeated. Writes what ``--compare`` writes to OUTPUT/<dataset>-<backbone>,
-prints its table and the metrics under three readings of the tail, from the stored ranks, without training
-again, and keeps both as study.md. --masked ranks the test set of the finished runs once more, items of the
-user's history left out. --studies runs several by name one after the other: each has a folder OUTPUT/<name> for its
-tables, pictures and report, and those on one data set and backbone share their runs, which lie in
-OUTPUT/<dataset>-<backbone>. A data set that is not under data_path is left out.
+Every entry trains until its validation score has not improved for ten epochs; key=value after its name
+changes a setting. Finished runs are not repeated. The script writes the files of ``--compare`` to
+OUTPUT/<dataset>-<backbone>. It prints the table and the metrics for three definitions of the tail, from stored ranks,
+and writes both to study.md. --masked ranks the test set of the finished runs again without the items of the user's
+history. --studies runs several studies by name. Each has a folder OUTPUT/<name> for its tables, pictures and report;
+studies on the same data set and backbone share the runs in OUTPUT/<dataset>-<backbone>. Data sets that are not under
+data_path are skipped.
 
 studies:{studies}
 entries:
@@ -67,10 +67,10 @@ ENTRIES = {
     "CE paper size": ("CE", PAPER_SIZE),
     "LPO paper size": ("LPO", PAPER_SIZE),
 }
-RECOMMENDED = "LPO recommended"  # entries that begin so start from the property file
+RECOMMENDED = "LPO recommended"  # entries with this prefix use the property file
 ALONE = ("CE", "LPO", "ORPO")  # methods that start from random weights
 FIRST, PARTS = "CE,CE repeat bias,LPO recommended", "CE,CE reweighted,LPO,LPO log-probability"
-WEIGHTS = "CE repeat bias,LPO recommended,LPO recommended lambda=0"  # with the preference term and without
+WEIGHTS = "CE repeat bias,LPO recommended,LPO recommended lambda=0"  # with and without the preference term
 METHODS = "CE,DPO,DMPO,SDPO,DynamicPO,RoDPO,TAWin,SimPO,MPPO,ORPO"
 EVERY = f"{METHODS},CE reweighted,LPO,LPO log-probability"
 TUNED_SASREC = "learning_rate=0.002 hidden_dropout_prob=0.6 attn_dropout_prob=0.4"
@@ -79,7 +79,7 @@ TUNED_CASER = "learning_rate=0.00043 embedding_size=128 dropout_prob=0.7"  # on 
 
 
 def _tuned(entries, found):
-    """Return entries with settings that begin with the learning rate, which is the reference's where there is one."""
+    """Return entries with settings that begin with the learning rate, also of the reference model if there is one."""
     alone = {name for name, (method, _) in ENTRIES.items() if method in ALONE and not name.startswith(RECOMMENDED)}
     return ",".join(f"{name} {'' if name in alone else 'reference_'}{found}" for name in entries.split(","))
 
@@ -140,10 +140,10 @@ def entries_for(backbone, names):
 
     Args:
         backbone (str): such as ``SASRec``.
-        names (str): keys of ``ENTRIES`` between commas, each with any number of ``key=value`` behind it.
+        names (str): keys of ``ENTRIES`` separated by commas, each followed by any number of ``key=value``.
 
     Raises:
-        PrefError: a name that is no entry, or not one for this backbone.
+        PrefError: a name is not an entry, or the entry is not for this backbone.
     """
     import yaml
 
@@ -170,7 +170,7 @@ def entries_for(backbone, names):
 
 
 def by_tail(folder, labels):
-    """Return a table of NDCG@10 and HR@10 on each reading of the tail, mean over seeds."""
+    """Return a table of NDCG@10 and HR@10 for each definition of the tail, mean over seeds."""
     from recbole_pref.popularity import head_tail_split
 
     rows = []
@@ -246,7 +246,7 @@ def sharing_folder(output, name, study):
 
 
 def conduct(study, folder, data_path, processes):
-    """Run what is missing, print the tables, draw the pictures; return the runs that failed, as compare does."""
+    """Train the missing runs, print the tables, draw the pictures; return the failed runs as ``compare`` does."""
     from recbole_pref.checkpoint import write_atomically
     from recbole_pref.compare import compare
     from recbole_pref.report import draw_and_report
@@ -268,13 +268,13 @@ def conduct(study, folder, data_path, processes):
 
 
 def conduct_all(names, output, data_path, processes):
-    """Conduct studies by name, each in a folder of its own; one that fails does not end the others.
+    """Conduct studies by name, each in its own folder; a failed study does not stop the others.
 
     Returns:
-        int: exit code, 2 where anything failed or all were left out.
+        The exit code: 2 if a run failed or all studies were skipped.
 
     Raises:
-        PrefError: a name that is no study.
+        PrefError: a name is not a study.
     """
     from recbole_pref.errors import PrefError, suggest
 
@@ -283,7 +283,7 @@ def conduct_all(names, output, data_path, processes):
             raise PrefError(f"--studies: {name!r} does not exist: --help lists them.{suggest(name, STUDIES)}")
     for dataset in dict.fromkeys(STUDIES[name].dataset for name in names):
         if not is_there(dataset, data_path):
-            print(f"The studies on {dataset} are left out: it is not under data_path={data_path!r}.", file=sys.stderr)
+            print(f"The studies on {dataset} are skipped: it is not under data_path={data_path!r}.", file=sys.stderr)
             names = [name for name in names if STUDIES[name].dataset != dataset]
     failed = not names
     for name in names:
@@ -301,7 +301,7 @@ def build_parser():
     """Return the parser of the command line."""
     told = __doc__.format(studies="\n  ".join(["", *STUDIES]), entries=textwrap.fill(", ".join(ENTRIES), 110))
     parser = argparse.ArgumentParser(description=told, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--studies", help="names of studies between commas, or all")
+    parser.add_argument("--studies", help="names of studies, separated by commas, or all")
     parser.add_argument("--dataset", default="ml-100k")
     parser.add_argument("--data_path", default="dataset/")
     parser.add_argument("--backbones", default="SASRec")
@@ -311,12 +311,12 @@ def build_parser():
     parser.add_argument("--baseline", help="entry that the tests compare with, by default the first")
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--output", default="study")
-    parser.add_argument("--masked", action="store_true", help="rank without the user's history as well")
+    parser.add_argument("--masked", action="store_true", help="also rank without the user's history")
     return parser
 
 
 def main():
-    """Do what the command line says; return the exit code.
+    """Run the command line; return the exit code.
 
     Raises:
         PrefError: a mistake in the command line or the data.
@@ -336,7 +336,7 @@ def main():
     options = (arguments.entries, arguments.seeds, arguments.baseline, arguments.masked)
     studies = [Study(arguments.dataset, backbone, *options) for backbone in backbones]
     for study in studies:
-        entries_for(study.backbone, study.entries)  # the last one's mistakes too, before the first one's runs
+        entries_for(study.backbone, study.entries)  # check all backbones before the first run
     failed = [
         conduct(study, Path(arguments.output, f"{study.dataset}-{study.backbone}"), *shared[1:]) for study in studies
     ]

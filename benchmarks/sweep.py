@@ -1,11 +1,11 @@
-"""Sweep throughput: the same trials one after another, in a sweep, and in a sweep with early stopping.
+"""Sweep throughput: the same trials in sequence, in a sweep, and in a sweep with early stopping.
 
     python benchmarks/sweep.py --model=LPOSASRec --dataset=ml-100k --trials=8 --epochs=12
 
-Each way starts from nothing and trains the same grid of settings with the same seed; all three run in one
-call, so that a noisy machine disturbs them alike. The ratio is to the runs one after another, which have all
-cores each; a sweep gives every trial one core. The grid is in ascending order of the learning rate, so early
-trials are poor ones and stop few others: the order least favourable to ASHA.
+Each way starts without stored results and trains the same grid of settings with the same seed. All three run in one
+call, so that a noisy machine affects all of them. The ratio is relative to the runs in sequence, each of which uses all
+cores; a sweep gives every trial one core. The grid is in ascending order of the learning rate, so early trials are poor
+and stop few others: the least favourable order for ASHA.
 """
 
 import argparse
@@ -62,7 +62,7 @@ def shared(arguments):
 
 
 def one_after_another(arguments, rates, folder):
-    """Train every point of the grid by a command of its own; return seconds, epochs and best score."""
+    """Train every point of the grid with its own command; return seconds, epochs and best score."""
     folder.mkdir()
     started = time.perf_counter()
     for number, rate in enumerate(rates):

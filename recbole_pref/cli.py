@@ -1,8 +1,8 @@
 """The command line: ``run_recbole_pref.py`` and ``recbole-pref``.
 
 Its modes are subcommands, ``recbole-pref compare CESASRec,LPOSASRec``; each may also be written as an option,
-``recbole-pref --compare=CESASRec,LPOSASRec``. Without a mode, a model is trained. What is not an option is a setting.
-Modules that import torch are imported where a mode needs them, so that help and lists appear at once.
+``recbole-pref --compare=CESASRec,LPOSASRec``. Without a mode, a model is trained. All other words are settings.
+Modules that import torch are imported late, so that help and lists are fast.
 """
 
 import argparse
@@ -10,6 +10,9 @@ import os
 import re
 import sys
 import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
 
 from recbole_pref.errors import Interrupted, PrefError, suggest
 from recbole_pref.startup import collector_paused
@@ -30,9 +33,9 @@ examples:
 
 Without a mode, a model is trained. A mode may also be written as an option: --compare=MODELS is compare MODELS.
 recbole-pref MODE --help lists the options of a mode. Any other --key=value is a setting of RecBole or RecBole-Pref;
-the command line wins over files, files win over defaults. In a checkout of the source, the same command is
+the command line overrides files, and files override defaults. In a checkout of the source, the same command is
 python run_recbole_pref.py.
-Exit code: 0 for success, 2 for a mistake in the input (one sentence says which), 130 after Ctrl-C or SIGTERM.
+Exit code: 0 for success, 2 for an error in the input (with a message), 130 after Ctrl-C or SIGTERM.
 """
 MODES = {
     "train": "train and test a model (the default)",
@@ -48,11 +51,11 @@ _FLAGS = ("--debug", "--quiet", "--keep_seen", "--dot_product_only", "--estimate
 
 
 class _Parser(argparse.ArgumentParser):
-    def error(self, message):
+    def error(self, message: str) -> NoReturn:
         raise PrefError(f"{message}; --help lists the options.")
 
-    def parse_known_args(self, args=None, namespace=None):
-        # argparse lets the last of several win.
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        # argparse would use the last of several values.
         words = [word.partition("=")[0] for word in args if word.startswith("-")]
         for action in self._actions:
             if sum(word in action.option_strings for word in words) > 1:
@@ -78,17 +81,17 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_options(parser, mode):
+def _add_options(parser: argparse.ArgumentParser, mode: str) -> None:
     add, path = parser.add_argument, os.path.expanduser
     if mode in ("train", "tune"):
         add("--model", "-m", help=f"<Method><Backbone> or a model of RecBole ({DEFAULT_MODEL})")
     if mode in ("train", "tune", "compare"):
         add("--dataset", "-d", help=f"name of the data set ({DEFAULT_DATASET})")
         add("--config_files", type=lambda text: _expanded(text).split(),
-            help="YAML files, separated by spaces; also shipped ones")  # fmt: skip
+            help="YAML files, separated by spaces; also files of this package")  # fmt: skip
     if mode in ("train", "tune"):
         add("--resume", nargs="?", const="True", type=path,
-            help="continue: from the newest checkpoint, from the one with this path, or a sweep")  # fmt: skip
+            help="continue from the newest checkpoint or from this one, or continue a sweep")  # fmt: skip
     if mode == "train":
         add("--estimate", action="store_true", help="print memory and time of the run from a few steps; train nothing")
         add("--nproc", type=int, default=1, help="processes on this machine that train together (1)")
@@ -98,66 +101,67 @@ def _add_options(parser, mode):
         add("--group_offset", type=int, default=0, help="number of this machine's first process (0)")
     if mode == "compare":
         add("compare", metavar="MODELS", type=_expanded, help="models and YAML files, separated by commas")
-        add("--seeds", default="5", help="how many seeds, or a list 1,2,3 (5)")
-        add("--processes", type=int, default=1, help="runs at a time (1)")
-        add("--baseline", help="label of the run that the others are tested against (the first)")
+        add("--seeds", default="5", help="number of seeds, or a list 1,2,3 (5)")
+        add("--processes", type=int, default=1, help="number of parallel runs (1)")
+        add("--baseline", help="label with which the others are compared (the first)")
         add("--test", default="t-test", help="t-test or bootstrap (t-test)")
         add("--columns", help="metrics and costs of the tables, separated by commas (all)")
         add("--output", type=path, help="folder of the results")
     if mode == "tune":
         add("tune", metavar="FILE", type=path, help="sweep file with the search space (docs/tuning.md)")
-        add("--num_samples", type=int, help="trials; wins over the file")
-        add("--storage_path", default="tune", type=path, help="folder or URI that all machines reach (tune)")
-        add("--name", help="folder of the sweep in there (<model>-<dataset>)")
+        add("--num_samples", type=int, help="number of trials; overrides the file")
+        add("--storage_path", default="tune", type=path, help="folder or URI that all machines can access (tune)")
+        add("--name", help="folder of the sweep in --storage_path (<model>-<dataset>)")
         add("--ray_address", help="auto or HOST:PORT of a running Ray cluster")
-        add("--cpus_per_trial", type=float, default=1.0, help="also the threads of a trial (1)")
-        add("--gpus_per_trial", type=float, default=0.0, help="may be a fraction (0)")
-        add("--quiet", action="store_true", help="one line per finished trial, no live table")
+        add("--cpus_per_trial", type=float, default=1.0, help="CPUs and threads of a trial (1)")
+        add("--gpus_per_trial", type=float, default=0.0, help="GPUs of a trial; may be a fraction (0)")
+        add("--quiet", action="store_true", help="print one line per finished trial instead of a live table")
     if mode == "predict":
         add("predict", metavar="CHECKPOINT", type=path, help="file of a trained model")
-        add("--input", type=path, help="CSV or Parquet with 'items', or 'user' and 'item', or 'user' alone")
+        add("--input", type=path, help="CSV or Parquet file with 'items', 'user' and 'item', or 'user'")
         add("--output", type=path, help="CSV or Parquet file to write")
         add("--k", type=int, default=10, help="items per sequence or user (10)")
         add("--keep_seen", action="store_true", help="recommend seen items as well")
-        add("--unknown", choices=("error", "skip"), default="error", help="unknown items or users (error)")
-        add("--device", default="cpu", help="cpu, cuda:0, ... as torch names it (cpu); training takes gpu_id")
-        add("--data_path", type=path, help="folder of the data sets, where the model needs its data")
-        add("--piece_rows", type=int, help="sequences or users that are in memory at a time (50000)")
+        add("--unknown", choices=("error", "skip"), default="error", help="how to treat unknown items or users (error)")
+        add("--device", default="cpu", help="a device of torch such as cuda:0 (cpu); training uses gpu_id")
+        add("--data_path", type=path, help="folder of the data sets, if the model needs its data")
+        add("--piece_rows", type=int, help="sequences or users in memory at the same time (50000)")
     if mode == "export":
         add("export", metavar="FOLDER", type=path, help="folder to write")
         add("--checkpoint", type=path, help="file of a trained model")
-        add("--input", type=path, help="CSV or Parquet file of sequences with which the HNSW index is measured")
-        add("--dot_product_only", action="store_true", help="leave out what vectors cannot hold, such as repeat_bias")
-        add("--data_path", type=path, help="folder of the data sets, where the model needs its data")
+        add("--input", type=path, help="CSV or Parquet file of sequences to measure the HNSW index")
+        add("--dot_product_only", action="store_true",
+            help="ignore parts of the score that vectors cannot represent, such as repeat_bias")  # fmt: skip
+        add("--data_path", type=path, help="folder of the data sets, if the model needs its data")
     if mode == "plots":
         add("plots", metavar="FOLDER", type=path, help="folder of the comparison")
     if mode == "list":
-        add("list", metavar="METHOD", nargs="?", default="all", help="show the settings of this method alone")
+        add("list", metavar="METHOD", nargs="?", default="all", help="show only the settings of this method")
     add("--plugins", type=_expanded, help="Python files with your own methods, separated by commas (docs/extending.md)")
     add("--debug", action="store_true", help="show the traceback of an error")
     add("--version", action="store_true", help="print the version")
 
 
-def _expanded(text):
-    """Return a text in which the home folder stands for the ``~`` that each of several paths may begin with."""
+def _expanded(text: str) -> str:
+    """Replace ``~`` at the beginning of each path in a text by the home folder."""
     return re.sub(r"(?<![^\s,])~[^\s,]*", lambda path: os.path.expanduser(path[0]), text)
 
 
-def _joined(words):
+def _joined(words: list[str]) -> list[str]:
     """Write ``--epochs 1`` as ``--epochs=1``."""
-    joined = []
+    joined: list[str] = []
     for word in words:
         last = joined[-1] if joined else ""
-        waiting = last.startswith("--") and "=" not in last and last not in _FLAGS
-        if waiting and (not word.startswith("-") or re.match(r"-[\d.]", word)):
+        needs_value = last.startswith("--") and "=" not in last and last not in _FLAGS
+        if needs_value and (not word.startswith("-") or re.match(r"-[\d.]", word)):
             joined[-1] = f"{last}={word}"
         else:
             joined.append(word)
     return joined
 
 
-def _mode_first(words):
-    """Return the words of a command line, its mode first: ``--compare=A,B`` becomes ``compare A,B``."""
+def _mode_first(words: list[str]) -> list[str]:
+    """Move the mode of a command line to the front: ``--compare=A,B`` becomes ``compare A,B``."""
     named = [word for word in words if word.startswith("--") and word[2:].partition("=")[0] in MODES.keys() - {"train"}]
     modes = [word[2:].partition("=")[0] for word in named]
     if words and words[0] in MODES:
@@ -165,34 +169,34 @@ def _mode_first(words):
     if len(modes) > 1:
         if modes[0] == modes[1]:
             raise PrefError(f"--{modes[0]} is given twice: keep one of them.")
-        raise PrefError(f"--{modes[0]} and --{modes[1]} are two commands: give one of them.")
+        raise PrefError(f"--{modes[0]} and --{modes[1]} are two modes: keep one of them.")
     if not modes:
         return ["--help"] if {"-h", "--help"} & set(words) else ["train", *words]
     if not named:
         return words
     _, equals, value = named[0].partition("=")
     if equals and not value:
-        raise PrefError(f"--{modes[0]} is empty: name one or leave it out.")
+        raise PrefError(f"--{modes[0]} is empty: set a value or remove it.")
     return [modes[0], *([value] if equals else []), *(word for word in words if word != named[0])]
 
 
-def parse(argv: list[str]) -> tuple[argparse.Namespace, dict]:
+def parse(argv: list[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
     """Split a command line into options and settings.
 
     Args:
-        argv (list of str): arguments without the program.
+        argv: arguments without the program.
 
     Returns:
-        tuple: argparse namespace, which has ``mode``, and dict of settings.
+        The options, with ``mode``, and the settings.
 
     Raises:
-        PrefError: an argument that is not ``--key=value``, a key given twice, an option of another mode.
+        PrefError: an argument is not ``--key=value``, a key occurs twice, or an option belongs to another mode.
     """
     parser = build_parser()
     options, rest = parser.parse_known_args(_mode_first(_joined(argv)))
     for name in ("model", "dataset"):
         if getattr(options, name, None) == "":
-            raise PrefError(f"--{name} is empty: name one or leave it out.")
+            raise PrefError(f"--{name} is empty: set a value or remove it.")
     _refuse_options_of_other_modes(parser, options.mode, rest)
     settings = settings_from(rest)
     if getattr(options, "resume", None) is not None:
@@ -200,38 +204,38 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, dict]:
     return options, settings
 
 
-def _refuse_options_of_other_modes(parser, mode, rest):
+def _refuse_options_of_other_modes(parser: argparse.ArgumentParser, mode: str, rest: list[str]) -> None:
     (subparsers,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
     words = [word.partition("=")[0] for word in rest]
     for word in words:
         owners = [name for name, other in subparsers.choices.items() if word in other._option_string_actions]
-        if not owners or word == "--data_path":  # which is a setting elsewhere
+        if not owners or word == "--data_path":  # a setting in other modes
             continue
         if mode == "train":
-            raise PrefError(f"{word} goes with --{' or --'.join(owners)}: add it or leave {word} out.")
-        raise PrefError(f"{word} has no effect with --{mode}: leave it out.")
+            raise PrefError(f"{word} needs --{' or --'.join(owners)}: add it or remove {word}.")
+        raise PrefError(f"{word} has no effect with --{mode}: remove it.")
 
 
-def settings_from(argv: list[str]) -> dict:
-    """Return the settings that a command line gives as ``--key=value`` or ``--key value``.
+def settings_from(argv: list[str]) -> dict[str, Any]:
+    """Return the settings of a command line: ``--key=value`` or ``--key value``.
 
     Lists may be written with commas (``--mm_fields=brand,price``).
 
     Args:
-        argv (list of str): arguments that are all settings.
+        argv: arguments that are all settings.
 
     Returns:
-        dict: setting to value, with its type.
+        The values by setting.
 
     Raises:
-        PrefError: an argument that is not a setting, or a setting given twice.
+        PrefError: an argument is not a setting, or a setting occurs twice.
     """
-    settings = {}
+    settings: dict[str, Any] = {}
     for word in _joined(argv):
         key, equals, text = word[2:].partition("=")
         if not word.startswith("--") or not equals or not key:
             raise PrefError(
-                f"{word!r} is not understood: write settings as --key=value, lists with commas.{suggest(word, MODES)}"
+                f"{word!r} is not valid: write settings as --key=value, lists with commas.{suggest(word, MODES)}"
             )
         if key in settings:
             raise PrefError(f"--{key} is given twice: keep one of them.")
@@ -239,7 +243,7 @@ def settings_from(argv: list[str]) -> dict:
     return settings
 
 
-def _value(key, text):
+def _value(key: str, text: str) -> Any:
     from recbole_pref.settings import RECBOLE_SETTINGS, SETTINGS
     from recbole_pref.settings.files import parse_value
 
@@ -254,15 +258,15 @@ def _value(key, text):
 
 
 def check(model: str, dataset: str, arguments: list[str]) -> None:
-    """Refuse a run that could not start, before its data exist.
+    """Check the settings of a run before its data exist.
 
     Args:
-        model (str): ``<Method><Backbone>``.
-        dataset (str): name of the data set.
-        arguments (list of str): further arguments of the run.
+        model: ``<Method><Backbone>``.
+        dataset: name of the data set.
+        arguments: other arguments of the run.
 
     Raises:
-        PrefError: what the run itself would be refused for before it reads its data.
+        PrefError: the settings are not valid.
     """
     options, settings = _read(arguments)
     _check_settings(model, dataset, options.config_files, settings)
@@ -272,10 +276,10 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line.
 
     Args:
-        argv (list of str, optional): arguments without the program; by default ``sys.argv[1:]``.
+        argv: arguments without the program; by default ``sys.argv[1:]``.
 
     Returns:
-        int: exit code, 0, 2 or 130.
+        The exit code: 0, 2 or 130.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     if not argv:
@@ -295,12 +299,12 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         if "--debug" in argv:
             raise
-        remedy = "run the same command again to continue a comparison, with --resume added to continue a sweep."
+        remedy = "run the same command again to continue a comparison; add --resume to continue a sweep."
         print(f"recbole-pref: stopped by a signal; {remedy}", file=sys.stderr)
         return 130
 
 
-def _read(argv):
+def _read(argv: list[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
     options, settings = parse(argv)
     if options.plugins is not None:
         from recbole_pref import plugins
@@ -310,7 +314,7 @@ def _read(argv):
     return options, settings
 
 
-def _check_values(settings):
+def _check_values(settings: dict[str, Any]) -> None:
     """Refuse a value that a setting does not accept, before torch is imported."""
     from recbole_pref.settings import check_setting
 
@@ -318,7 +322,7 @@ def _check_values(settings):
         check_setting(key, value)
 
 
-def _check_settings(model, dataset, files, settings):
+def _check_settings(model: str, dataset: str, files: list[str] | None, settings: dict[str, Any]) -> None:
     from recbole_pref.config import Config
 
     Config(model, dataset, files, dict(settings)).refuse_unread(settings, "")
@@ -332,14 +336,14 @@ def _check_settings(model, dataset, files, settings):
             )
 
 
-def _model_and_dataset(options):
-    """Return what the options name, otherwise what the config files name, otherwise the defaults."""
-    named = _named_in(options.config_files)
-    model = getattr(options, "model", None) or named.get("model", DEFAULT_MODEL)
-    return model, options.dataset or named.get("dataset", DEFAULT_DATASET)
+def _model_and_dataset(options: argparse.Namespace) -> tuple[str, str]:
+    """Return model and dataset from the options, the config files or the defaults, in this order."""
+    in_files = _named_in(options.config_files)
+    model = getattr(options, "model", None) or in_files.get("model", DEFAULT_MODEL)
+    return model, options.dataset or in_files.get("dataset", DEFAULT_DATASET)
 
 
-def _train(options, settings):
+def _train(options: argparse.Namespace, settings: dict[str, Any]) -> int:
     model, dataset = _model_and_dataset(options)
     if options.resume is not None:
         settings["resume"] = options.resume
@@ -367,45 +371,46 @@ def _train(options, settings):
         )
     from recbole_pref.compare.tables import result_table
 
+    assert result is not None
     print(result_table(result, model, dataset))
     return 0
 
 
-def _list(options, settings):
+def _list(options: argparse.Namespace, settings: dict[str, Any]) -> int:
     _refuse_settings(settings, "list")
     print(describe(options.list))
     return 0
 
 
-def _plots(options, settings):
+def _plots(options: argparse.Namespace, settings: dict[str, Any]) -> int:
     _refuse_settings(settings, "plots")
     return _publish(options.plots)
 
 
-def _refuse_settings(settings, mode):
+def _refuse_settings(settings: dict[str, Any], mode: str) -> None:
     if settings:
-        raise PrefError(f"--{next(iter(settings))} has no effect with --{mode}, which does not train: leave it out.")
+        raise PrefError(f"--{next(iter(settings))} has no effect with --{mode}, which does not train: remove it.")
 
 
-def _named_in(files):
-    """Return ``model`` and ``dataset`` where config files name them; the last file wins."""
+def _named_in(files: list[str] | None) -> dict[str, str]:
+    """Return ``model`` and ``dataset`` of the config files, if they name them; the last file wins."""
     import yaml
 
     from recbole_pref.settings.files import shipped
 
-    found = {}
+    values: dict[str, str] = {}
     for file in map(shipped, files or ()):
         try:
             with open(file, encoding="utf-8") as stream:
                 content = yaml.safe_load(stream)
         except (OSError, ValueError, yaml.YAMLError):
-            continue  # Config reports what is wrong with it
+            continue  # Config reports the error
         if isinstance(content, dict):
-            found.update({key: content[key] for key in ("model", "dataset") if content.get(key)})
-    return found
+            values.update({key: content[key] for key in ("model", "dataset") if content.get(key)})
+    return values
 
 
-def _compare(options, settings):
+def _compare(options: argparse.Namespace, settings: dict[str, Any]) -> int:
     from recbole_pref.compare import compare
 
     done = compare(
@@ -418,13 +423,14 @@ def _compare(options, settings):
         options.baseline,
         options.processes,
         options.test,
+        options.columns and [column.strip() for column in options.columns.split(",")],
     )
     print(done.text)
     _publish(done.folder)
     return 2 if done.failed else 0
 
 
-def _tune(options, settings):
+def _tune(options: argparse.Namespace, settings: dict[str, Any]) -> int:
     from recbole_pref.tune import tune
 
     model, dataset = _model_and_dataset(options)
@@ -447,16 +453,16 @@ def _tune(options, settings):
     return 0
 
 
-def _publish(folder):
+def _publish(folder: str | Path) -> int:
     from recbole_pref.report import draw_and_report
 
     print(f"report: {draw_and_report(folder)}")
     return 0
 
 
-def _predict(options, settings):
+def _predict(options: argparse.Namespace, settings: dict[str, Any]) -> int:
     if "gpu_id" in settings:
-        raise PrefError("--gpu_id has no effect with --predict: name a device as torch does, --device=cuda:0.")
+        raise PrefError("--gpu_id has no effect with --predict: use --device=cuda:0.")
     _refuse_settings(settings, "predict")
     for option in ("input", "output"):
         if not getattr(options, option):
@@ -478,7 +484,7 @@ def _predict(options, settings):
     return 0
 
 
-def _export(options, settings):
+def _export(options: argparse.Namespace, settings: dict[str, Any]) -> int:
     _refuse_settings(settings, "export")
     if not options.checkpoint:
         raise PrefError("--export needs --checkpoint: name the file of a trained model.")
@@ -488,24 +494,23 @@ def _export(options, settings):
     return 0
 
 
-def describe(wanted: str = "all") -> str:
+def describe(method_name: str = "all") -> str:
     """Return the text of ``--list``: methods, backbones, settings with defaults and meaning.
 
     Args:
-        wanted (str): ``all``, or a method whose settings are shown.
+        method_name: ``all``, or a method.
     """
     from recbole_pref.methods import METHODS
     from recbole_pref.model.names import BACKBONES, sequential_model_names
     from recbole_pref.settings.files import properties_dir
 
     width = max(60, min(110, os.get_terminal_size().columns if sys.stdout.isatty() else 100))
-    if wanted != "all":
+    if method_name != "all":
         names = {name.lower(): name for name in METHODS}
-        if wanted.lower() not in names:
-            raise PrefError(
-                f"--list={wanted} is not a method: choose one of {', '.join(METHODS)}.{suggest(wanted, METHODS)}"
-            )
-        method = METHODS[names[wanted.lower()]]
+        if method_name.lower() not in names:
+            hint = suggest(method_name, METHODS)
+            raise PrefError(f"--list={method_name} is not a method: choose one of {', '.join(METHODS)}.{hint}")
+        method = METHODS[names[method_name.lower()]]
         head = f"{method.name}: {method.title}\n"
         if method.defaults is not None:
             return head + "\n".join(f"  {key}: {value}" for key, value in method.defaults.items())
@@ -516,8 +521,8 @@ def describe(wanted: str = "all") -> str:
     lines += [
         "",
         *textwrap.wrap(
-            f"backbones: {', '.join(BACKBONES)}, and RecBole's other sequential models, of which docs/backbones.md "
-            f"says which work: {', '.join(others)}", width),
+            f"backbones: {', '.join(BACKBONES)}, and RecBole's other sequential models, see docs/backbones.md for "
+            f"those that work: {', '.join(others)}", width),
         "a model is <Method><Backbone>, such as LPOSASRec; --list=METHOD shows a method's settings",
         "MM before the backbone fuses item features with the item's ID: LPOMMSASRec",
         "",
@@ -530,7 +535,7 @@ def describe(wanted: str = "all") -> str:
     return "\n".join(lines)
 
 
-def _settings_of(file, width):
+def _settings_of(file: Path, width: int) -> str:
     lines = []
     for line in file.read_text(encoding="utf-8").splitlines():
         setting, mark, meaning = line.partition("  #")
@@ -542,8 +547,10 @@ def _settings_of(file, width):
     return "\n".join(lines)
 
 
-_RUN = {"train": _train, "compare": _compare, "tune": _tune, "predict": _predict, "export": _export,
-        "plots": _plots, "list": _list}
+_RUN: dict[str, Callable[[argparse.Namespace, dict[str, Any]], int]] = {
+    "train": _train, "compare": _compare, "tune": _tune, "predict": _predict, "export": _export, "plots": _plots,
+    "list": _list,
+}  # fmt: skip
 
 if __name__ == "__main__":
     sys.exit(main())

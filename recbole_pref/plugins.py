@@ -1,7 +1,7 @@
 """Methods from files outside the package, as ``--plugins=my_method.py`` on the command line.
 
-A plugin is a Python file that calls ``add_method``. The command line keeps the paths in the environment, so that
-the processes of comparisons and sweeps, which import this package anew, load the same files.
+A plugin is a Python file that calls ``add_method``. The command line stores the paths in an environment
+variable, so that the processes of comparisons and sweeps load the same files.
 """
 
 import hashlib
@@ -11,34 +11,42 @@ import os
 import re
 import sys
 import traceback
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 from recbole_pref.errors import PrefError, suggest
 from recbole_pref.methods import METHODS, Method
 from recbole_pref.settings import SETTINGS, Setting
 
-VARIABLE = "RECBOLE_PREF_PLUGINS"  # paths, separated as those of PATH
-_running = None  # path of the plugin file that is being run
-_FIRST = (("pos", "neg"), ("pos_logps", "neg_logps"))  # what the first two arguments of a loss are called
+VARIABLE = "RECBOLE_PREF_PLUGINS"  # paths, with the separator of PATH
+_running: str | None = None  # path of the plugin file that is currently executed
+_FIRST = (("pos", "neg"), ("pos_logps", "neg_logps"))  # names of the first two arguments of a loss
 
 
-def add_method(name, loss, title, defaults, settings=None):
+def add_method(
+    name: str,
+    loss: Callable[..., Any],
+    title: str,
+    defaults: dict[str, Any],
+    settings: dict[str, Setting] | None = None,
+) -> Method:
     """Add a method, so that ``<name><Backbone>`` are models like those of the package.
 
     Args:
-        name (str): letters and digits, the first one a letter.
-        loss (callable): as docs/extending.md describes it.
-        title (str): one line for ``--list``.
-        defaults (dict): what ``properties/method/<name>.yaml`` would hold: a value for each keyword-only argument of
-            the loss that has none there, and for shared settings that the method wants otherwise.
-        settings (dict, optional): key to ``settings.Setting``, what new keys accept; by default values of their
-            default's type, any finite number for a number.
+        name: letters and digits, the first one a letter.
+        loss: a loss function, see docs/extending.md.
+        title: one line for ``--list``.
+        defaults: the content of ``properties/method/<name>.yaml``: values of keyword-only arguments of the loss
+            without a default, and of shared settings with another default for this method.
+        settings: a ``settings.Setting`` for each new key; by default, a key accepts values of the type of its
+            default, and any finite number if the default is a number.
 
     Returns:
-        Method: as registered.
+        The registered method.
 
     Raises:
-        PrefError: names the part that cannot work.
+        PrefError: names the part that is not valid.
     """
     from recbole_pref.settings.files import known_keys
 
@@ -53,82 +61,83 @@ def add_method(name, loss, title, defaults, settings=None):
     if first[2:] not in ([], ["ref_pos", "ref_neg"]):
         raise PrefError(
             f"the loss of method {name!r} takes {', '.join(first[2:])} after its first two arguments: only ref_pos, "
-            "ref_neg may follow, and settings come behind a star, as in (pos, neg, *, beta)."
+            "ref_neg may follow, and settings are keyword-only, as in (pos, neg, *, beta)."
         )
-    own = {key: p.default for key, p in parameters.items() if key not in first and p.default is not p.empty}
-    defaults = {**own, **defaults}
-    for key in settings or {}:
+    of_loss = {key: p.default for key, p in parameters.items() if key not in first and p.default is not p.empty}
+    defaults = {**of_loss, **defaults}
+    settings = settings or {}
+    for key in settings:
         if key in SETTINGS and SETTINGS[key] != settings[key]:
             raise PrefError(
                 f"the settings of method {name!r} name {key!r}, which exists already and accepts "
-                f"{SETTINGS[key].describe()}: call it by another name."
+                f"{SETTINGS[key].describe()}: use another name."
             )
     method = Method(name, loss, title, defaults=dict(defaults), source=_digest(loss))
-    added = {}
+    added: dict[str, Setting] = {}
     for key in method.setting_names:
-        kind, accepted = type(defaults.get(key)), SETTINGS.get(key) or (settings or {}).get(key)
+        kind, accepted = type(defaults.get(key)), SETTINGS.get(key) or settings.get(key)
         if kind is type(None) or accepted is None and kind not in (bool, int, float, str):
             raise PrefError(
                 f"method {name!r} needs a default for {key!r}, an argument of its loss: a number, a text or True or "
                 "False."
             )
         added[key] = accepted or Setting(float if kind is int else kind)
-    known = known_keys() | added.keys()
-    for key in (*defaults, *(settings or {})):
-        if key not in known:
+    readable = known_keys() | added.keys()
+    for key in (*defaults, *settings):
+        if key not in readable:
             raise PrefError(
                 f"the defaults of method {name!r} name {key!r}, which neither its loss nor RecBole-Pref has."
-                f"{suggest(key, known)}"
+                f"{suggest(key, readable)}"
             )
     SETTINGS.update(added)
     METHODS[name] = method
     return method
 
 
-def _digest(loss):
-    """Return the SHA-256 of the plugin that is run, or of the file that a loss stands in; None where there is none."""
+def _digest(loss: Callable[..., Any]) -> str | None:
+    """Return the SHA-256 of the current plugin or of the file that defines a loss, or None."""
     try:
         file = _running or inspect.getsourcefile(inspect.unwrap(loss))
-        return hashlib.sha256(Path(file).read_bytes()).hexdigest()
-    except (TypeError, OSError):  # made at a prompt
+        return None if file is None else hashlib.sha256(Path(file).read_bytes()).hexdigest()
+    except (TypeError, OSError):  # defined at a prompt
         return None
 
 
-def _check_name(name):
+def _check_name(name: str) -> None:
     if not re.fullmatch("[A-Za-z][A-Za-z0-9]*", name):
-        raise PrefError(f"{name!r} is no name of a method: take letters and digits, the first one a letter.")
-    known = next((known for known in METHODS if known.lower() == name.lower()), None)
-    if known is not None and METHODS[known].defaults is None:
+        raise PrefError(f"{name!r} cannot be the name of a method: use letters and digits, first a letter.")
+    same = next((other for other in METHODS if other.lower() == name.lower()), None)
+    if same is not None and METHODS[same].defaults is None:
         raise PrefError(f"method {name!r} exists in RecBole-Pref already: choose another name.")
 
 
-def load(paths=()):
-    """Run plugin files, first those that ``RECBOLE_PREF_PLUGINS`` names, and name all there for other processes.
+def load(paths: Iterable[str] = ()) -> None:
+    """Execute plugin files, first those of ``RECBOLE_PREF_PLUGINS``, and store all paths there for other processes.
 
     Args:
-        paths (iterable of str): Python files; those that are loaded already are left alone.
+        paths: Python files; each is executed once per process.
 
     Raises:
         PrefError: a file is missing or cannot be run.
     """
-    known = filter(None, os.environ.get(VARIABLE, "").split(os.pathsep))
-    wanted = list(dict.fromkeys(map(os.path.abspath, (*known, *paths))))
-    for path in wanted:
+    earlier = filter(None, os.environ.get(VARIABLE, "").split(os.pathsep))
+    files = list(dict.fromkeys(map(os.path.abspath, (*earlier, *paths))))
+    for path in files:
         name = f"recbole_pref_plugin_{hashlib.sha256(path.encode()).hexdigest()[:12]}"
         if name not in sys.modules:
             _run(path, name)
-    if wanted:
-        os.environ[VARIABLE] = os.pathsep.join(wanted)
+    if files:
+        os.environ[VARIABLE] = os.pathsep.join(files)
 
 
-def _run(path, name):
+def _run(path: str, name: str) -> None:
     global _running
     if not os.path.isfile(path):
-        near = map(str, Path(path).parent.glob("*.py"))
-        raise PrefError(f"--plugins names {path!r}, which does not exist.{suggest(path, near)}")
+        candidates = map(str, Path(path).parent.glob("*.py"))
+        raise PrefError(f"--plugins names {path!r}, which does not exist.{suggest(path, candidates)}")
     spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None:
-        raise PrefError(f"--plugins names {path!r}, which is no Python file: its name must end in .py.")
+    if spec is None or spec.loader is None:
+        raise PrefError(f"--plugins names {path!r}, which is not a Python file: its name must end in .py.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     before, _running = _running, path

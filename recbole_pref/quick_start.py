@@ -11,14 +11,17 @@ import shutil
 import sys
 import tempfile
 import traceback
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 from logging import getLogger
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import recbole.data.dataset
 import torch
 from recbole.data import create_dataset, data_preparation
+from recbole.data.dataset import Dataset
 from recbole.utils import ModelType, get_trainer, init_logger, init_seed, set_color
 
 from recbole_pref import checkpoint, distributed, memory
@@ -35,31 +38,33 @@ from recbole_pref.settings import settings_with, shown
 from recbole_pref.settings.files import known_keys
 from recbole_pref.training.trainer import trainer_class
 
+Loaders: TypeAlias = tuple[Any, Any, Any]  # of training, validation and test
+
 
 def run_recbole_pref(
-    model=None,
-    dataset=None,
-    config_file_list=None,
-    config_dict=None,
-    saved=True,
-    queue=None,
-):
+    model: str | type | None = None,
+    dataset: str | None = None,
+    config_file_list: list[str] | None = None,
+    config_dict: dict[str, Any] | None = None,
+    saved: bool = True,
+    queue: Any = None,
+) -> dict[str, Any]:
     """Train and test a model of RecBole or of RecBole-Pref.
 
     Args:
-        model (str, optional): model name, such as ``LPOSASRec`` or ``SASRec``.
-        dataset (str, optional): data set name.
-        config_file_list (list of str, optional): YAML files, later ones win.
-        config_dict (dict, optional): settings that win over files.
-        saved (bool): whether checkpoints are written.
-        queue (optional): gets the result, for processes started by others.
+        model: name of the model, such as ``LPOSASRec`` or ``SASRec``.
+        dataset: name of the data set.
+        config_file_list: YAML files; later ones win.
+        config_dict: settings, which override files.
+        saved: whether checkpoints are written.
+        queue: a queue that receives the result, for other processes.
 
     Returns:
-        dict: ``best_valid_score``, ``valid_score_bigger``, ``best_valid_result``, ``test_result`` as in
-        RecBole, and ``seconds_per_epoch``, ``epochs``, ``checkpoint``, ``history``.
+        ``best_valid_score``, ``valid_score_bigger``, ``best_valid_result``, ``test_result`` as in RecBole,
+        and ``seconds_per_epoch``, ``epochs``, ``checkpoint``, ``history``.
 
     Raises:
-        PrefError: a mistake in settings or data, in one sentence.
+        PrefError: settings or data are not valid.
     """
     config = Config(model, dataset, config_file_list, config_dict)
     with _no_trace_if_refused(config) as trainers:
@@ -75,7 +80,7 @@ def _train_and_test(config, saved, trainers):
         config["log_wandb"] = False  # the first process writes for all
     run = build_run(config, log=distributed.is_first())
     trainers.append(run.trainer)
-    if distributed.world()[0] > 1:  # each process draws random numbers of its own
+    if distributed.world()[0] > 1:  # each process draws other random numbers
         init_seed(config["seed"] + distributed.world()[1], config["reproducibility"])
     trainer, logger = run.trainer, getLogger()
     _resume(trainer, config)
@@ -87,8 +92,8 @@ def _train_and_test(config, saved, trainers):
         load_best = saved and trainer.store.best() is not None
         if load_best and distributed.is_first() and not checkpoint.verify(trainer.saved_model_file):
             raise PrefError(
-                f"checkpoint={trainer.saved_model_file!r} is not the one that this run wrote (it has no checksum): "
-                "remove it and start anew."
+                f"checkpoint={trainer.saved_model_file!r} was not written by this run (it has no checksum): "
+                "remove it and start again."
             )
         test_result = trainer.evaluate(
             run.test_data, load_best_model=load_best, show_progress=config["show_progress"]
@@ -122,7 +127,7 @@ def _train_and_test(config, saved, trainers):
 
 
 @contextmanager
-def _no_trace_if_refused(config):
+def _no_trace_if_refused(config: Config) -> Iterator[list[Any]]:
     """Remove the log, the curves and the empty folders of a run that is refused before its first epoch.
 
     Args:
@@ -153,31 +158,31 @@ def _no_trace_if_refused(config):
         raise
 
 
-def _shows_progress(config):
-    """Return whether to show progress bars: RecBole's own models take minutes per epoch, so theirs are shown."""
+def _shows_progress(config: Config) -> bool:
+    """Return whether to show progress bars; on a terminal, RecBole's slow models show them by default."""
     return config["show_progress"] or (method_of(config.model_class) is None and sys.stderr.isatty())
 
 
 @contextmanager
-def _explained(trainer):
-    """Say in one sentence what a model of RecBole trips over, whose own settings nobody checked."""
+def _explained(trainer: Any) -> Iterator[None]:
+    """Convert an error inside RecBole to a ``PrefError``: settings of its models are not all checked before."""
     try:
         with memory.explained():
             yield
     except PrefError:
         raise
     except Exception as error:
-        if not _in_recbole(error):  # a fault of this package, not of the settings
+        if not _in_recbole(error):  # an error of this package, not of the settings
             raise
         advice = "; some models of RecBole need enable_amp: False" if trainer.enable_amp else ""
         raise PrefError(
             f"model={trainer.config['model']!r} failed with these settings and data: {_reason(error)}{advice}"
         ) from error
     finally:
-        trainer.tensorboard.close()  # its thread would stay
+        trainer.tensorboard.close()  # ends its thread
 
 
-def _in_recbole(error):
+def _in_recbole(error: BaseException) -> bool:
     """Return whether the innermost frame of the two packages is RecBole's."""
     modules = (frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__))
     roots = [name.partition(".")[0] for name in modules if name.startswith("recbole")]
@@ -185,19 +190,19 @@ def _in_recbole(error):
 
 
 def run(
-    model=None,
-    dataset=None,
-    config_file_list=None,
-    config_dict=None,
-    saved=True,
-    nproc=1,
-    world_size=-1,
-    ip="localhost",
-    port=None,
-    group_offset=0,
-):
+    model: str | type | None = None,
+    dataset: str | None = None,
+    config_file_list: list[str] | None = None,
+    config_dict: dict[str, Any] | None = None,
+    saved: bool = True,
+    nproc: int = 1,
+    world_size: int = -1,
+    ip: str = "localhost",
+    port: str | None = None,
+    group_offset: int = 0,
+) -> dict[str, Any] | None:
     """Train and test on ``nproc`` processes, as RecBole's ``run``; see ``distributed.launch``."""
-    arguments = {
+    arguments: dict[str, Any] = {
         "model": model,
         "dataset": dataset,
         "config_file_list": config_file_list,
@@ -208,7 +213,7 @@ def run(
         raise PrefError(f"nproc={nproc!r} is not accepted: set it to a whole number of at least 1.")
     if nproc == 1 and world_size <= 0:
         return run_recbole_pref(**arguments)
-    config = Config(model, dataset, config_file_list, config_dict)  # mistakes end here, once
+    config = Config(model, dataset, config_file_list, config_dict)  # checks the settings once
     if method_of(config.model_class) is None:
         raise PrefError(
             f"nproc={nproc} does not work with model={config['model']!r}: only <Method><Backbone> models "
@@ -216,10 +221,10 @@ def run(
         )
     if config["device"].type == "cuda" and torch.cuda.device_count() < nproc:
         raise PrefError(
-            f"nproc={nproc} needs as many GPUs, and gpu_id={config['gpu_id']!r} shows {torch.cuda.device_count()}: "
-            "set gpu_id to their numbers, 0,1 for two, or to '' to train on the CPU."
+            f"nproc={nproc} needs as many GPUs, but gpu_id={config['gpu_id']!r} selects {torch.cuda.device_count()}: "
+            "set gpu_id to a list of GPUs such as 0,1, or to '' to train on the CPU."
         )
-    stem = _known_stem(config) or checkpoint.run_stem(config["model"], config["dataset"])
+    stem = _stem_of_run(config) or checkpoint.run_stem(config["model"], config["dataset"])
     arguments["config_dict"] = {**(config_dict or {}), "run_stem": stem}
     return distributed.launch(
         run_recbole_pref, arguments, nproc, ip, port, group_offset, world_size
@@ -227,23 +232,25 @@ def run(
 
 
 class Run:
-    """The parts of a run: config, dataset, the three loaders, model and trainer."""
+    """The parts of a run: configuration, data set, the three loaders, model and trainer."""
 
-    def __init__(self, config, dataset, loaders, model, trainer):
+    def __init__(
+        self, config: Config, dataset: Dataset, loaders: Loaders, model: torch.nn.Module, trainer: Any
+    ) -> None:
         self.config, self.dataset, self.model, self.trainer = config, dataset, model, trainer
         self.train_data, self.valid_data, self.test_data = loaders
 
 
-def build_run(config, log=True, dataset=None):
-    """Build everything a run needs, checking the data on the way.
+def build_run(config: Config, log: bool = True, dataset: Dataset | None = None) -> Run:
+    """Check the data and build all parts of a run.
 
     Args:
-        config (Config): ours.
-        log (bool): whether to log the configuration and the data.
-        dataset (Dataset, optional): what :func:`prepare_data` returned before, instead of the files.
+        config: the configuration.
+        log: whether to log the configuration and the data.
+        dataset: an earlier result of :func:`prepare_data`, which replaces the files.
 
     Returns:
-        Run
+        The parts of the run.
     """
     dataset, loaders = prepare_data(config, log, dataset)
     init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
@@ -257,7 +264,7 @@ def build_run(config, log=True, dataset=None):
         getLogger().debug(model)
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         getLogger().info(f"model: {type(model).__name__}, {trained:,} parameters (state: DEBUG logs its layers)")
-        # RecBole's table of the environment takes a second: it watches the processor for that long.
+        # RecBole's table of the environment takes a second, because it measures the processor load.
         getLogger().debug("environment:\n" + described(environment(config["device"])))
         _point_to_the_fast_path(config)
     try:
@@ -269,8 +276,8 @@ def build_run(config, log=True, dataset=None):
     return Run(config, dataset, loaders, model, trainer)
 
 
-def _point_to_the_fast_path(config):
-    """Say which model trains the loss of one of RecBole's sequential models many times faster."""
+def _point_to_the_fast_path(config: Config) -> None:
+    """Log the model of this package that trains the same loss faster than RecBole's sequential model."""
     fast = f"CE{config['model']}"
     entry = backbone_of(config.model_class) if method_of(config.model_class) is None else None
     if entry is not None and config["loss_type"] == "CE":
@@ -280,8 +287,8 @@ def _point_to_the_fast_path(config):
         )
 
 
-def _check_outputs(config):
-    """Make the output folders, before RecBole does, and refuse those that cannot be written."""
+def _check_outputs(config: Config) -> None:
+    """Create the output folders before RecBole does; refuse folders that cannot be written."""
     folders = {"checkpoint_dir": config["checkpoint_dir"], "log_tensorboard": "log_tensorboard"}
     if config["result_file"]:
         folders["result_file"] = os.path.dirname(os.path.abspath(config["result_file"]))
@@ -294,49 +301,51 @@ def _check_outputs(config):
                 pass
         except OSError as error:
             raise PrefError(
-                f"{setting}: the folder {folder!r} cannot be written ({error.strerror}): name or make one that can."
+                f"{setting}: the folder {folder!r} cannot be written ({error.strerror}): name or create a writable one."
             ) from None
 
 
-def _build_model(cls, config, dataset):
-    """Return the model, or say in one sentence what RecBole's constructor tripped over."""
+def _build_model(cls, config: Config, dataset: Dataset) -> torch.nn.Module:
+    """Build the model; convert errors in RecBole's constructor to a ``PrefError``."""
     try:
         return cls(config, dataset)
     except PrefError:
         raise
-    except Exception as error:  # whatever RecBole trips over
+    except Exception as error:  # any error inside RecBole
         raise PrefError(
             f"model={config['model']!r} cannot be built with these settings and data: {_reason(error)}"
         ) from error
 
 
-def _reason(error):
-    """Return what an exception that was not meant for the user tells, on one line of bounded length."""
+def _reason(error: BaseException) -> str:
+    """Return the reason in an exception of another library, on one line of bounded length."""
     text = " ".join(str(error).split())
     if isinstance(error, MemoryError) or "allocate memory" in text or "Unable to allocate" in text:
-        return "they need more memory than there is; lower sizes such as MAX_ITEM_LIST_LENGTH or hidden_size"
+        return "they need more memory than available; lower sizes such as MAX_ITEM_LIST_LENGTH or hidden_size"
     if text.startswith("Some feat is empty"):
-        return "user_inter_num_interval, item_inter_num_interval and val_interval leave nothing; loosen them"
+        return "user_inter_num_interval, item_inter_num_interval and val_interval leave no interactions; loosen them"
     if isinstance(error, ValueError) and text:
         return text if len(text) <= 300 else text[:300] + "..."
     return f"{type(error).__name__} {text[:300]}".strip()
 
 
-def prepare_data(config, log=True, dataset=None, unsplit=None):
+def prepare_data(
+    config: Config, log: bool = True, dataset: Dataset | None = None, unsplit: Callable[[Dataset], None] | None = None
+) -> tuple[Dataset, Loaders]:
     """Check, load and split the data of a configuration.
 
     Args:
-        config (Config): ours.
-        log (bool): whether to log the configuration and the data.
-        dataset (Dataset, optional): loaded before, instead of the files.
-        unsplit (callable, optional): is given the data set before RecBole makes rows of its interactions, in place.
+        config: the configuration.
+        log: whether to log the configuration and the data.
+        dataset: a loaded data set, which replaces the files.
+        unsplit: a function that receives the data set before RecBole splits it in place.
 
     Returns:
-        tuple: the data set, and a tuple of the training, validation and test loaders.
+        The data set, and the training, validation and test loaders.
     """
     init_seed(config["seed"], config["reproducibility"])
     try:
-        # Before the log, which is long: what refuses the data is read without searching for it.
+        # Check first, so that an error message is not hidden below a long log.
         notes = check_files(config, dataset is None)
         _start_log(config, log)
         for note in notes:
@@ -346,13 +355,13 @@ def prepare_data(config, log=True, dataset=None, unsplit=None):
             if unsplit is not None:
                 unsplit(dataset)
             if not os.path.exists(_pickles(config)["dataloaders_save_path"]):
-                # RecBole splits a data set in place, once; so it can serve several runs.
+                # RecBole splits a data set in place; store the splits, so that several runs can use it.
                 dataset.build = partial(_same, dataset.build())
         loaders = data_preparation(config, dataset)
         _seed_again(loaders, config)
     except PrefError:
         raise
-    except Exception as error:  # whatever RecBole trips over
+    except Exception as error:  # any error inside RecBole
         raise PrefError(
             f"dataset={config['dataset']!r} cannot be prepared with these settings: {_reason(error)}"
         ) from error
@@ -363,22 +372,23 @@ def prepare_data(config, log=True, dataset=None, unsplit=None):
             f"({rows / users:.1f} per user, {rows / items:.1f} per item)"
         )
         getLogger().debug(dataset)
-    data_check.check_split(*(len(loader._dataset) for loader in loaders), dataset.item_num)
+    train, valid, test = (len(loader._dataset) for loader in loaders)
+    data_check.check_split(train, valid, test, dataset.item_num)
     return dataset, loaders
 
 
-def check_files(config, read=True):
-    """Check the files that RecBole is going to load, before it loads them.
+def check_files(config: Config, read: bool = True) -> list[str]:
+    """Check the files of the data set before RecBole loads them.
 
     Args:
-        config (Config): ours; a model with features completes it.
-        read (bool): whether the data set is read from files at all.
+        config: the configuration; models with item features add settings to it.
+        read: whether the data set is read from files.
 
     Returns:
-        list of str: notes for the log, see ``data_check.check_atomic_files``.
+        Notes for the log, see ``data_check.check_atomic_files``.
 
     Raises:
-        PrefError: a missing or malformed file, or a pickle that is not trusted.
+        PrefError: a file is missing or malformed, or a pickle is not trusted.
     """
     _refuse_pickles(config)
     prepare_config = getattr(config.model_class, "prepare_config", None)
@@ -387,15 +397,15 @@ def check_files(config, read=True):
     return data_check.check_atomic_files(config["data_path"], config["dataset"], config) if read else []
 
 
-def _same(splits):
+def _same(splits: Any) -> Any:
     return splits
 
 
-def _pickles(config):
-    """Return the files that RecBole unpickles where they exist: dict of setting to path."""
+def _pickles(config: Config) -> dict[str, str]:
+    """Return the paths of files that RecBole would unpickle, by setting."""
     kinds = {ModelType.SEQUENTIAL: "Sequential", ModelType.KNOWLEDGE: "KnowledgeBased"}
-    own = f"{config['model']}Dataset"
-    kind = own if hasattr(recbole.data.dataset, own) else f"{kinds.get(config['MODEL_TYPE'], '')}Dataset"
+    of_model = f"{config['model']}Dataset"
+    kind = of_model if hasattr(recbole.data.dataset, of_model) else f"{kinds.get(config['MODEL_TYPE'], '')}Dataset"
     names = {
         "dataset_save_path": f"{config['dataset']}-{kind}.pth",
         "dataloaders_save_path": f"{config['dataset']}-for-{config['model']}-dataloader.pth",
@@ -404,20 +414,20 @@ def _pickles(config):
     return {setting: config[setting] or os.path.join(folder, name) for setting, name in names.items()}
 
 
-def _start_log(config, log):
+def _start_log(config: Config, log: bool) -> None:
     if not distributed.is_first():
         getLogger().setLevel(logging.ERROR)  # the first process logs for all
         return
     streams = sys.stdout, sys.stderr
     try:
-        os.makedirs(f"log/{config['model']}", exist_ok=True)  # RecBole fails where two runs make it at once
+        os.makedirs(f"log/{config['model']}", exist_ok=True)  # RecBole fails if two runs create it at the same time
         init_logger(config)
     except OSError as error:
         raise PrefError(
             f"the log file of model={config['model']!r} cannot be written ({error.strerror}): run in a folder "
-            "where log/ can be made."
+            "where log/ can be created."
         ) from None
-    # RecBole wraps these at each call; after some hundred runs in one process nothing could be printed.
+    # RecBole wraps these streams at each call; after hundreds of runs in one process, printing would fail.
     sys.stdout, sys.stderr = streams
     if log:
         getLogger().info(f"command: {shlex.join(sys.orig_argv)}")
@@ -431,8 +441,8 @@ def _start_log(config, log):
             getLogger().warning(f"{key} has no effect on {config['model']}: leave it out.")
 
 
-def _refuse_pickles(config):
-    """Refuse what save_dataset and save_dataloaders left, as unpickling can run any code."""
+def _refuse_pickles(config: Config) -> None:
+    """Refuse files of save_dataset and save_dataloaders, because unpickling can run any code."""
     for setting, path in _pickles(config).items():
         if os.path.exists(path) and not config["trust_checkpoint"]:
             raise PrefError(
@@ -441,8 +451,8 @@ def _refuse_pickles(config):
             )
 
 
-def _seed_again(loaders, config):
-    """Give loaders that RecBole stripped to save them (save_dataloaders) the generators they had."""
+def _seed_again(loaders: Loaders, config: Config) -> None:
+    """Restore the random generators that RecBole removes from loaders to save them (save_dataloaders)."""
     for loader in loaders:
         if loader.generator is None:
             loader.generator = torch.Generator()
@@ -450,69 +460,71 @@ def _seed_again(loaders, config):
             loader.sampler.generator = loader.generator
 
 
-def _known_stem(config):
-    """Return ``run_stem``, with ``resume: True`` by default that of the newest run of model and data, or None."""
+def _stem_of_run(config: Config) -> str | None:
+    """Return ``run_stem``; with ``resume: True``, the default is the stem of the newest run, or None."""
     if config["run_stem"] or config["resume"] is not True:
         return config["run_stem"]
     return checkpoint.newest_run(config["checkpoint_dir"], f"{config['model']}-{config['dataset']}-")
 
 
-def _resume(trainer, config):
-    """Load the checkpoint that ``resume`` asks for."""
-    wanted, state = config["resume"], None
-    if not wanted:
+def _resume(trainer: Any, config: Config) -> None:
+    """Load the checkpoint that ``resume`` selects."""
+    path, state = config["resume"], None
+    if not path:
         return
-    if wanted is True:
-        stem = _known_stem(config)
-        found = checkpoint.newest_good(config["checkpoint_dir"], stem) if stem else None
-        if found is None:
+    if path is True:
+        stem = _stem_of_run(config)
+        newest = checkpoint.newest_good(config["checkpoint_dir"], stem) if stem else None
+        if newest is None:
             getLogger().warning(
                 f"resume: no checkpoint of {config['run_stem'] or config['model'] + ' on ' + config['dataset']} "
-                f"in {config['checkpoint_dir']!r}; starting anew"
+                f"in {config['checkpoint_dir']!r}; training starts from the beginning"
             )
             return
-        wanted, state = found
-    if not checkpoint.verify(wanted, "resume"):
+        path, state = newest
+    if not checkpoint.verify(path, "resume"):
         raise PrefError(
-            f"resume={str(wanted)!r} has no checksum, so it is no checkpoint of RecBole-Pref: name one with -last- "
+            f"resume={str(path)!r} has no checksum, so it is not a checkpoint of RecBole-Pref: name one with -last- "
             "in its name, or set resume: False."
         )
-    state = checkpoint.load(wanted, setting="resume") if state is None else state
-    trainer.resume_checkpoint(wanted, state)
-    _refuse_other_settings(wanted, state.get("config", {}), config)
+    state = checkpoint.load(path, setting="resume") if state is None else state
+    trainer.resume_checkpoint(path, state)
+    _refuse_other_settings(path, state.get("config", {}), config)
 
 
-def _refuse_other_settings(path, stored, config):
-    """Refuse to go on with a run under settings that it does not have."""
-    own = checkpoint.to_plain(config.final_config_dict, other=str)
+def _refuse_other_settings(path: str | os.PathLike[str], stored: dict[str, Any], config: Config) -> None:
+    """Refuse to resume a run with other settings."""
+    current = checkpoint.to_plain(config.final_config_dict, other=str)
     may_differ = settings_with(scope="run") - {"seed"} | settings_with(free_on_resume=True)
-    for key in sorted((stored.keys() & own.keys()) - may_differ):
-        if stored[key] != own[key]:
+    for key in sorted((stored.keys() & current.keys()) - may_differ):
+        if stored[key] != current[key]:
             raise PrefError(
-                f"resume={str(path)!r} is of a run with {key}={shown(stored[key])}, this one has {shown(own[key])}: "
-                "give its settings, name the checkpoint of another run, or set resume: False."
+                f"resume={str(path)!r} is of a run with {key}={shown(stored[key])}, this one has "
+                f"{shown(current[key])}: use the settings of that run, name another checkpoint, or set resume: False."
             )
 
 
-def _as_floats(metrics):
-    """Return metrics with plain floats, which print and store well, or None."""
+def _as_floats(metrics: Mapping[str, Any] | None) -> dict[str, float] | None:
+    """Convert the values of metrics to Python floats."""
     return None if metrics is None else {name: float(value) for name, value in metrics.items()}
 
 
-def _mean(values):
+def _mean(values: list[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def objective_function(config_dict=None, config_file_list=None, saved=True):
+def objective_function(
+    config_dict: dict[str, Any] | None = None, config_file_list: list[str] | None = None, saved: bool = True
+) -> dict[str, Any]:
     """Train and test once for RecBole's ``HyperTuning``.
 
     Args:
-        config_dict (dict, optional): settings, ``model`` and ``dataset`` among them.
-        config_file_list (list of str, optional): YAML files.
-        saved (bool): whether checkpoints are written.
+        config_dict: settings, with ``model`` and ``dataset``.
+        config_file_list: YAML files.
+        saved: whether checkpoints are written.
 
     Returns:
-        dict: ``model`` and RecBole's four results.
+        ``model`` and RecBole's four results.
     """
     config = Config(config_dict=config_dict, config_file_list=config_file_list)
     logging.basicConfig(level=logging.ERROR)
@@ -529,18 +541,18 @@ def objective_function(config_dict=None, config_file_list=None, saved=True):
     }
 
 
-def load_data_and_model(model_file, **overrides):
-    """Load a checkpoint of ours with its data, as RecBole's function of that name.
+def load_data_and_model(model_file: str, **overrides: Any) -> tuple[Any, ...]:
+    """Load a checkpoint of this package with its data, like RecBole's function of this name.
 
     Args:
-        model_file (str): path of a checkpoint.
+        model_file: path of a checkpoint.
         **overrides: settings to change, such as ``data_path`` on another machine.
 
     Returns:
-        tuple: config, model, dataset, train_data, valid_data, test_data.
+        Configuration, model, data set, and the training, validation and test loaders.
 
     Raises:
-        PrefError: missing, damaged or foreign checkpoint, or data that do not fit it.
+        PrefError: the checkpoint is missing, damaged or not of this package, or its data do not match.
     """
     state = checkpoint.load(model_file, setting="model_file")
     parts = {"model": str, "config": dict, "state_dict": dict, "data": dict}
@@ -552,16 +564,19 @@ def load_data_and_model(model_file, **overrides):
     return (config, load_model(state, model_file, config, loaders[0]._dataset), dataset, *loaders)
 
 
-def load_model(state, model_file, config, dataset):
-    """Build the model of a checkpoint, give it the checkpoint's weights and set it to evaluation mode.
+def load_model(
+    state: Mapping[str, Any], model_file: str | os.PathLike[str], config: Config, dataset: Dataset
+) -> torch.nn.Module:
+    """Build the model of a checkpoint, load its weights and set it to evaluation mode.
 
     Args:
-        state (dict): a checkpoint of ours, loaded.
-        model_file (path-like): its file, for messages.
-        config (Config): of ``load_data``, as is ``dataset``, the rows of its training loader.
+        state: the content of a checkpoint.
+        model_file: its file, for messages.
+        config: the configuration, as returned by ``load_data``.
+        dataset: the data set of the training loader of ``load_data``.
 
     Raises:
-        PrefError: a model that these settings and data do not allow, or that the weights do not fit.
+        PrefError: the model cannot be built with these settings and data, or the weights do not fit.
     """
     model = _build_model(model_class(config["model"]), config, dataset).to(config["device"])
     try:
@@ -571,20 +586,26 @@ def load_model(state, model_file, config, dataset):
     return model.eval()
 
 
-def load_data(state, model_file, overrides, log=True, unsplit=None):
+def load_data(
+    state: Mapping[str, Any],
+    model_file: str | os.PathLike[str],
+    overrides: dict[str, Any],
+    log: bool = True,
+    unsplit: Callable[[Dataset], None] | None = None,
+) -> tuple[Config, Dataset, Loaders]:
     """Load the data that a checkpoint was trained on.
 
     Args:
-        state (Mapping): of a checkpoint of ours, ``model``, ``config`` and ``data``.
-        model_file (path-like): its file, for messages.
-        overrides (dict): settings to change.
+        state: ``model``, ``config`` and ``data`` of a checkpoint.
+        model_file: its file, for messages.
+        overrides: settings to change.
         log, unsplit: see ``prepare_data``.
 
     Returns:
-        tuple: config, data set, and a tuple of the training, validation and test loaders.
+        Configuration, data set, and the training, validation and test loaders.
 
     Raises:
-        PrefError: data that are missing or not those of the checkpoint.
+        PrefError: the data are missing or are not those of the checkpoint.
     """
     config = Config(state["model"], state["config"].get("dataset"), config_dict=settings_of(state, **overrides))
     dataset, loaders = prepare_data(config, log, unsplit=unsplit)
@@ -594,24 +615,24 @@ def load_data(state, model_file, overrides, log=True, unsplit=None):
     if differences:
         raise PrefError(
             f"model_file={str(model_file)!r} was trained on other data ({'; '.join(differences)}): set "
-            "data_path to the data it was made with."
+            "data_path to the original data."
         )
     return config, dataset, loaders
 
 
-def settings_of(state, /, **overrides):
-    """Return the settings of a checkpoint as ``config_dict`` takes them.
+def settings_of(state: Mapping[str, Any], /, **overrides: Any) -> dict[str, Any]:
+    """Return the settings of a checkpoint for ``config_dict``.
 
     Args:
-        state (dict): a checkpoint of ours, loaded.
+        state: the content of a checkpoint.
         **overrides: settings to change.
     """
     settings = {k: v for k, v in state["config"].items() if k not in settings_with(derived=True)}
     if settings.get("strict_config", True):
-        # Some of RecBole's models write into the configuration what they find in the data.
+        # Some of RecBole's models add facts about the data to the configuration.
         settings = {k: v for k, v in settings.items() if k in known_keys()}
     if method_of(model_class(state["model"])) is not None:
-        settings.pop("loss_type", None)  # FPMC writes RecBole's own there
+        settings.pop("loss_type", None)  # FPMC sets RecBole's loss_type
     negatives = settings.get("train_neg_sample_args")
     if isinstance(negatives, dict) and negatives.get("distribution") == "none":
         settings["train_neg_sample_args"] = None

@@ -187,9 +187,9 @@ def test_settings_from_words(words, expected):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["tau"], "'tau' is not understood"),
-        (["--tau"], "'--tau' is not understood"),
-        (["--=1"], "'--=1' is not understood"),
+        (["tau"], "'tau' is not valid"),
+        (["--tau"], "'--tau' is not valid"),
+        (["--=1"], "'--=1' is not valid"),
         (["--topk", "5", "10"], "lists with commas"),
         (["--tau=1", "--tau", "2"], "--tau is given twice"),
         (["comparee"], "Did you mean 'compare'"),

@@ -679,8 +679,9 @@ def test_the_command_line_compares_and_tells_what_failed(settings, tmp_path, cap
     }  # fmt: skip
     saved = json.loads((tmp_path / "out" / "comparison.json").read_text())
     assert saved["baseline"] == "GRU4Rec" and len(saved["runs"]) == 4
-    assert main(["--compare=CESASRec,GRU4Rec", *command]) == 0
-    assert "* differs from CESASRec" in capsys.readouterr().out
+    assert main(["--compare=CESASRec,GRU4Rec", "--columns=Tail NDCG@10, seconds_per_epoch", *command]) == 0
+    table = capsys.readouterr().out
+    assert "* differs from CESASRec" in table and "| model | seeds | Tail NDCG@10 | s / epoch |" in " ".join(table.split())
     stale, kept = (tmp_path / "out" / "plots" / name for name in ("sensitivity_tau.png", "mine.png"))
     stale.touch()
     kept.touch()
@@ -691,15 +692,15 @@ def test_the_command_line_compares_and_tells_what_failed(settings, tmp_path, cap
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        ("--compare=CESASRec --tune=a.yaml", "--compare and --tune are two commands"),
-        ("--plots=out --compare=CESASRec", "--plots and --compare are two commands"),
+        ("--compare=CESASRec --tune=a.yaml", "--compare and --tune are two modes"),
+        ("--plots=out --compare=CESASRec", "--plots and --compare are two modes"),
         ("--compare= --model=CESASRec", "--compare is empty"),
         ("--compare=CESASRec --model=GRU4Rec", "--model has no effect with --compare"),
         ("--compare=CESASRec --resume=True", "--resume has no effect with --compare"),
         ("--compare=CESASRec --nproc=4", "--nproc has no effect with --compare"),
         ("--plots=out --output=elsewhere", "--output has no effect with --plots"),
-        ("--model=CESASRec --columns=NDCG@10", "--columns goes with --compare"),
-        ("--model=CESASRec --output=elsewhere", "--output goes with --compare or --predict"),
+        ("--model=CESASRec --columns=NDCG@10", "--columns needs --compare"),
+        ("--model=CESASRec --output=elsewhere", "--output needs --compare or --predict"),
         ("--model=CESASRec --model=GRU4Rec", "--model is given twice"),
         ("--config_files=a.yaml --config_files=b.yaml", "--config_files is given twice"),
         ("-m CESASRec -d tiny --dataset=other", "--dataset is given twice"),

@@ -662,11 +662,16 @@ def test_scores_that_are_not_finite_are_not_ranked(make, model_class, mode, wron
         run(trainer, train, test)
 
 
-def test_sampled_ranking_encodes_each_sequence_once(tiny_dataset, monkeypatch):
-    mode = {"valid": "uni20", "test": "uni20"}
-    settings = {**tiny_dataset, "eval_args": {"mode": mode}}
+@pytest.mark.parametrize("split", [LEAVE_ONE_OUT, RATIO], ids=str)
+def test_sampled_ranking_encodes_each_sequence_once(tiny_dataset, monkeypatch, split):
+    settings = {**tiny_dataset, "eval_args": {"split": split, "mode": {"valid": "uni20", "test": "uni20"}}}
+    settings["eval_batch_size"] = 10**6
     built = build_run(RunConfig("CESASRec", config_dict=settings), log=False)
     encoded, encode = [], built.model.encode
     monkeypatch.setattr(built.model, "encode", lambda rows: encoded.append(len(rows)) or encode(rows))
     assert built.trainer.evaluate(built.test_data, load_best_model=False)
-    assert sum(encoded) == 60  # users; RecBole asks for 21 candidates each
+    sequences = built.test_data._dataset.inter_feat["item_id_list"][:]
+    assert len(sequences) >= 60
+    users = built.test_data._dataset.inter_feat["user_id"]
+    rows = torch.cat([users[:, None], sequences], dim=1)
+    assert sum(encoded) == len(torch.unique(rows, dim=0))  # RecBole asks for 21 candidates each

@@ -60,7 +60,7 @@ def test_what_vectors_cannot_hold_is_refused_or_left_out(tiny_dataset, tmp_path,
     recommender = Recommender(checkpoint)
     assert set(recommender.terms_beside_vectors()) == {"repeat_bias"}
     for call in (recommender.item_vectors, lambda: recommender.user_vectors([["i1"]])):
-        with pytest.raises(PrefError, match=r"beside them, repeat_bias .*dot_product_only"):
+        with pytest.raises(PrefError, match=r"dot products plus repeat_bias .*dot_product_only"):
             call()
     words = [f"--export={tmp_path / 'out'}", f"--checkpoint={checkpoint}"]
     assert cli.main(words) == 2 and "repeat_bias" in capsys.readouterr().err

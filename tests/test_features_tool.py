@@ -169,7 +169,7 @@ def test_bad_pictures_are_named(shop, tmp_path, capsys):
     refused(capsys, "pictures/i1.png cannot be read", *images, kind="image")
     (tmp_path / "pictures" / "i1.png").unlink()
     picture(tmp_path / "pictures" / "item1.png", (1, 2, 3))
-    refused(capsys, "pictures/item1.png: no item of the data set is called 'item1'", *images, kind="image")
+    refused(capsys, "pictures/item1.png: the data set has no item 'item1'", *images, kind="image")
     (tmp_path / "pictures" / "item1.png").unlink()
     picture(tmp_path / "pictures" / "i0.jpg", (1, 2, 3))
     refused(capsys, "i0.png: item 'i0' has i0.jpg already", *images, kind="image")
@@ -248,7 +248,7 @@ def test_a_copy_can_get_features_again(shop, tmp_path, capsys):
     (folder / "text.yaml").write_text("# mine\n")
     capsys.readouterr()
     # the encoder that would fail is not reached
-    refused(capsys, "copy.text exists already: train on it with", "--save_as=copy", "--encoder=my_encoders:broken")
+    refused(capsys, "copy.text exists already: train with it", "--save_as=copy", "--encoder=my_encoders:broken")
     assert (folder / "text.yaml").read_text() == "# mine\n"
     assert run(*words, "--force") == 0
     assert "mm_fields" in (folder / "text.yaml").read_text()

@@ -452,7 +452,7 @@ def test_an_empty_decile_stands_on_the_lower_end_of_a_log_axis(empty):
     assert band[:, 1].min() == pytest.approx(low)
     assert sorted(band[band[:, 1] < 1.001 * low][:, 0])[0] == 10  # nothing drops before the decile that is empty
     assert lines_of(axis)["A"][1][-1] == pytest.approx(max(mean[-1], low))
-    assert "lower end has share 0" in plots.caption("exposure")
+    assert "a share of 0 is drawn at the lower end" in plots.caption("exposure")
 
 
 def test_pictures_name_data_set_and_tail(runs):
@@ -605,7 +605,7 @@ def test_sensitivity_joins_only_runs_that_are_equal_otherwise():
     }  # fmt: skip
     assert plots.swept_settings(runs) == []
     assert plots.swept_settings(sweep_runs("tau", (0.1, 0.5, 1))) == ["tau"]
-    with pytest.raises(PrefError, match="'learning_rate' alone"):
+    with pytest.raises(PrefError, match="only in 'learning_rate'"):
         plots.variants(sweep_runs("tau", (0.1,)) + sweep_runs("tau", (0.2,), learning_rate=0.1), "learning_rate")
     with pytest.raises(PrefError, match="Did you mean 'tau'"):
         plots.variants(runs, "tauu")

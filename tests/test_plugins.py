@@ -147,12 +147,12 @@ def with_one_reference(pos, neg, ref_pos, *, width):
 @pytest.mark.parametrize(
     "name, loss, defaults, match",
     [
-        ("my-po", with_setting, {"width": 1}, "'my-po' is no name of a method"),
+        ("my-po", with_setting, {"width": 1}, "'my-po' cannot be the name of a method"),
         ("LPO", with_setting, {"width": 1}, "'LPO' exists in RecBole-Pref already"),
         ("sdpo", with_setting, {"width": 1}, "'sdpo' exists"),
         ("Own", no_names, {}, r"begins with \(a, b\): call its first two arguments pos"),
         ("Own", with_setting, {}, "needs a default for 'width'"),
-        ("Own", without_star, {"width": 1}, "takes width after its first two arguments: .* behind a star"),
+        ("Own", without_star, {"width": 1}, "takes width after its first two arguments: .* settings are keyword-only"),
         ("Own", with_one_reference, {"width": 1}, "takes ref_pos after its first two"),
         ("Own", with_setting, {"width": [1]}, "needs a default for 'width'"),
         ("Own", with_setting, {"width": 1, "num_negativs": 3}, "'num_negativs'.*Did you mean 'num_negatives'"),

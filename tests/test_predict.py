@@ -258,7 +258,7 @@ def test_sequences_of_unknown_items_alone_get_nothing(recommender, caplog):
         ("user,item\na,242,4\na,302,5\n", "as many fields"),
         ("items\n242, 302\n", "as many fields"),
         ("user,item,items\na,1,2\n", "columns user, item, items"),
-        ("user,itms\na,1\n", "columns user, itms: .* or 'user' alone"),
+        ("user,itms\na,1\n", "columns user, itms: .* or only 'user'"),
         ("", "as many fields"),
         ("user;items\na;1\n", "columns user;items"),
         ("user,item\nann,i1\n,i2\n", "row 2 is not complete"),
@@ -414,9 +414,9 @@ def test_long_runs_show_their_progress(recommender, tmp_path, monkeypatch, capsy
 def test_files_that_are_neither_csv_nor_parquet_are_refused(recommender, tmp_path, name):
     (tmp_path / name).write_text("items\ni3 i4\n")
     (tmp_path / "in.CSV").write_text("items\ni3 i4\n")
-    with pytest.raises(PrefError, match="^input=[^:]* is no CSV or Parquet file: .* ends in .csv or .parquet"):
+    with pytest.raises(PrefError, match="^input=[^:]* is not a CSV or Parquet file: use the suffix .csv or .parquet"):
         read_sequences(tmp_path / name)
-    with pytest.raises(PrefError, match="^output=[^:]* is no CSV or Parquet file: .* ends in .csv or .parquet"):
+    with pytest.raises(PrefError, match="^output=[^:]* is not a CSV or Parquet file: use the suffix .csv or .parquet"):
         predict_file("no model is needed", tmp_path / "in.CSV", tmp_path / name)
     assert predict_file(recommender[1], tmp_path / "in.CSV", tmp_path / "out.csv", k=2) == (2, 1)
 

@@ -103,7 +103,7 @@ def test_studies_share_their_runs_and_keep_tables_of_their_own(tmp_path, monkeyp
     monkeypatch.setattr(sys, "argv", ["study.py", "--studies=all", f"--output={tmp_path}"])
     assert study.main() == 0
     told = capsys.readouterr()
-    assert told.err.startswith("The studies on amazon-beauty are left out: it is not under data_path=")
+    assert told.err.startswith("The studies on amazon-beauty are skipped: it is not under data_path=")
     assert told.err.count("no pictures: matplotlib is missing") == 2 == told.err.count("\n") - 1
     assert trained == ["CE SASRec"] * 2 + ["LPO SASRec"] * 2 + ["DPO SASRec"] * 2
     assert reported == {"one": ["CE SASRec", "LPO SASRec"], "two": ["CE SASRec", "DPO SASRec"]}

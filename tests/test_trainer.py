@@ -21,6 +21,7 @@ from recbole.utils import get_model, init_seed
 
 from recbole_pref import checkpoint, quick_start, schedule
 from recbole_pref.config import Config
+from recbole_pref.config.checks import settings_without_effect
 from recbole_pref.errors import PrefError
 from recbole_pref.quick_start import build_run, run_recbole_pref
 from recbole_pref.training import trainer
@@ -532,7 +533,7 @@ def test_a_finished_run_keeps_one_last_checkpoint_unless_more_are_asked_for(tiny
 def test_worker_does_not_change_results(tiny_dataset, tmp_path, model):
     results = []
     for worker in (0, 1):
-        more = {"worker": worker, "epochs": 1, "checkpoint_dir": str(tmp_path / str(worker))}
+        more = {"worker": worker, "checkpoint_dir": str(tmp_path / str(worker))}
         results.append(run_recbole_pref(model, config_dict={**stock_settings(model, tiny_dataset), **more}))
     assert results[0]["test_result"] == results[1]["test_result"]
     assert results[0]["history"] == results[1]["history"]
@@ -560,8 +561,10 @@ def test_settings_without_effect_are_reported(tiny_dataset, caplog):
     negatives = {"distribution": "uniform", "sample_num": 1}
     settings = {**tiny_dataset, "state": "INFO", "repeatable": True, "train_neg_sample_args": negatives}
     build_run(Config("CESASRec", config_dict=settings))
-    for key in ("repeatable", "train_neg_sample_args"):
-        assert f"{key} has no effect on CESASRec: leave it out." in caplog.text
+    assert "train_neg_sample_args has no effect on CESASRec: leave it out." in caplog.text
+    assert "repeatable" not in caplog.text  # it is the default
+    assert settings_without_effect(Config("CESASRec", config_dict={**tiny_dataset, "threshold": {"rating": 3}}))
+    assert not settings_without_effect(Config("BPR", "ml-100k", config_dict={"threshold": {"rating": 3}}))
 
 
 def test_wandb_gets_flat_settings_and_the_curves(tiny_dataset, monkeypatch):

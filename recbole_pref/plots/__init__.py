@@ -83,7 +83,7 @@ def caption(name: str) -> str:
 
 
 def figures(
-    folder: str | os.PathLike[str], runs: list[Run] | None = None, refused: list[PrefError] | None = None
+    folder: str | Path, runs: list[Run] | None = None, refused: list[PrefError] | None = None
 ) -> dict[str, Figure]:
     """Draw every picture for which a comparison folder has the data.
 
@@ -131,7 +131,7 @@ def figures(
 
 
 def draw_all(
-    folder: str | os.PathLike[str], output: str | os.PathLike[str] | None = None, refused: list[PrefError] | None = None
+    folder: str | Path, output: str | os.PathLike[str] | None = None, refused: list[PrefError] | None = None
 ) -> dict[str, Path]:
     """Write every picture for which a comparison folder has the data.
 

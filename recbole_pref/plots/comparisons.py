@@ -66,7 +66,8 @@ def learning_curves(runs: list[Run], metric: str = "ndcg@10") -> Figure:
             _draw_curve(axis, group, key, look[label], label)
         axis.set_xlabel("epoch")
         axis.set_ylabel(f"valid {display_name(key)}")
-        axis.xaxis.get_major_locator().set_params(integer=True)
+        locator: Any = axis.xaxis.get_major_locator()
+        locator.set_params(integer=True)
     add_legend(figure, [(label, line_handle(look[label])) for label in groups])
     return figure
 
@@ -76,7 +77,7 @@ def curve_of(run: Run, key: str) -> dict[int, float]:
 
     Epochs are counted from 1, as in ``epochs_to_best``; the history counts from 0.
     """
-    curve = {entry["epoch"] + 1: entry[key] for entry in run.history if key in entry}
+    curve = {int(entry["epoch"]) + 1: entry[key] for entry in run.history if key in entry}
     return {epoch: value for epoch, value in curve.items() if math.isfinite(value)}
 
 
@@ -94,7 +95,7 @@ def _draw_curve(axis: Axes, runs: list[Run], key: str, style: Style, label: str)
         values = np.array([[curve[epoch] for epoch in shared] for curve in curves])  # [seeds, epochs]
         draw_mean(axis, shared, values, style, label, markevery=max(1, len(shared) // 10))
     last = shared[-1] if shared else -1
-    thin = {"color": style["color"], "linestyle": style["linestyle"], "linewidth": 0.7, "alpha": 0.6}
+    thin: dict[str, Any] = {"color": style["color"], "linestyle": style["linestyle"], "linewidth": 0.7, "alpha": 0.6}
     for curve in curves:
         epochs = sorted(epoch for epoch in curve if epoch >= last)
         if len(epochs) > 1:
@@ -136,13 +137,14 @@ def trade_off(runs: list[Run], metric: str = "ndcg@10") -> Figure:
     for (label, cloud), mean, std in zip(points.items(), means, spread):
         colour, marker = look[label]["color"], look[label]["marker"]
         dots = axis.scatter(
-            *cloud.T, s=22, color=colour, marker=marker, alpha=0.35, linewidths=0, label=f"_runs {label}"
+            cloud[:, 0], cloud[:, 1], s=22, color=colour, marker=marker, alpha=0.35, linewidths=0,
+            label=f"_runs {label}",
         )  # fmt: skip
         values = ["; ".join(f"{display_name(key)} {value:.4f}" for key, value in zip((metric, tail), point))
                   for point in (*cloud, mean)]  # fmt: skip
         add_tips(dots, [f"{label}, seed {run.seed}: {text}" for run, text in zip(groups[label], values)])
         bars = axis.errorbar(
-            *mean, xerr=std[0], yerr=std[1], color=colour, marker=marker, markersize=8,
+            mean[0], mean[1], xerr=std[0], yerr=std[1], color=colour, marker=marker, markersize=8,
             markeredgecolor="white", elinewidth=1, capsize=2, linestyle="none", label=label,
         )  # fmt: skip
         add_tips(bars.lines[0], [f"{label}, mean: {values[-1]}"])
@@ -154,12 +156,12 @@ def trade_off(runs: list[Run], metric: str = "ndcg@10") -> Figure:
         from matplotlib.lines import Line2D
 
         dot = Line2D([], [], color=GREY, marker="o", markersize=4.5, alpha=0.5, linestyle="none")
-        mean = Line2D([], [], color=GREY, marker="o", markersize=8, linestyle="none")
-        handles = [("one run", dot), ("mean ± standard deviation", mean), *handles]
+        disc = Line2D([], [], color=GREY, marker="o", markersize=8, linestyle="none")
+        handles = [("one run", dot), ("mean ± standard deviation", disc), *handles]
     add_legend(figure, handles)
-    dots = np.concatenate(list(points.values()))
-    bars = [np.hstack((means - spread * side, means + spread * side)) for side in ([1, 0], [0, 1])]
-    boxes = np.concatenate((*bars, np.hstack((dots, dots))))
+    runs_at = np.concatenate(list(points.values()))
+    spans = [np.hstack((means - spread * side, means + spread * side)) for side in ([1, 0], [0, 1])]
+    boxes = np.concatenate((*spans, np.hstack((runs_at, runs_at))))
     name_points(figure, axis, means, list(points), [look[label]["color"] for label in points], boxes)
     return figure
 
@@ -193,7 +195,7 @@ def tail_gap(runs: list[Run]) -> Figure:
     add_scope(figure, scope(runs, tail=True))
     look = styles(by_label(runs))
     axis.axvline(0, color=GREY, linestyle="--", linewidth=1, label="0")
-    beside = {
+    beside: dict[str, Any] = {
         "xytext": (46, 0), "xycoords": ("axes fraction", "data"), "textcoords": "offset points",
         "fontsize": 9, "va": "center", "ha": "right",
     }  # fmt: skip
@@ -204,7 +206,7 @@ def tail_gap(runs: list[Run]) -> Figure:
         axis.stairs(steps, edges, baseline=base, fill=True, color=colour, alpha=0.3, label=label)
         axis.stairs(steps, edges, baseline=base, color=colour, linewidth=1)
         median = float(np.median(gaps))
-        mark = {"color": dark(colour), "linewidth": 2.2, "label": f"_median {label}"}
+        mark: dict[str, Any] = {"color": dark(colour), "linewidth": 2.2, "label": f"_median {label}"}
         axis.plot([median, median], [base, base + 0.85], **mark)
         axis.annotate(f"{median / 10**power:.2f}".replace("-", "−"), (1, base + 0.3), **beside)
     axis.annotate("median", (1, 0.9), **beside)
@@ -272,7 +274,8 @@ def _exposure_axis(axis: Axes, shares: Iterable[np.ndarray]) -> float:
     if not means.any() or means.max() <= LOG_SPAN * means[means > 0].min():
         return 0
     axis.set_yscale("log", subs=[])
-    axis.yaxis.get_major_locator().set_params(subs=(1, 3))
+    locator: Any = axis.yaxis.get_major_locator()
+    locator.set_params(subs=(1, 3))
     axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     return min(values[values > 0].min() for values in (means, every)) / 2
 

@@ -97,7 +97,8 @@ def panels(width: float, height: float, rows: int = 1, columns: int = 1, **optio
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.07, h_pad=0.05)
+    layout: Any = figure.get_layout_engine()
+    layout.set(w_pad=0.07, h_pad=0.05)
     FigureCanvasAgg(figure)  # needed to measure text before the picture is saved
     axes = figure.subplots(rows, columns, squeeze=False, **options)
     return figure, list(axes.flat)
@@ -147,7 +148,7 @@ def add_legend(figure: Figure, entries: list[tuple[str, Any]]) -> None:
         figure.set_size_inches(width, height + 0.2 * math.ceil(len(entries) / columns))
         place = "outside lower center"
     # matplotlib before 3.10 skips texts that begin with "_", so the texts are set afterwards
-    legend = figure.legend(handles, ["-"] * len(texts), loc=place, ncols=columns, handlelength=2.8)
+    legend = figure.legend(handles, ["-"] * len(texts), loc=place, ncols=columns, handlelength=2.8)  # type: ignore[call-overload]  # newer places
     for text, shown in zip(legend.get_texts(), texts):
         text.set_text(shown)
 
@@ -240,7 +241,8 @@ def name_points(
     from matplotlib.patheffects import withStroke
 
     figure.draw_without_rendering()  # compute the layout, so that pixels are known
-    renderer, pixel = figure.canvas.get_renderer(), figure.dpi / 72
+    canvas: Any = figure.canvas
+    renderer, pixel = canvas.get_renderer(), figure.dpi / 72
     frame = np.array(axis.get_window_extent(renderer).extents)
     low, high = (axis.transData.transform(boxes[:, side]) for side in (slice(0, 2), slice(2, 4)))
     taken = np.concatenate((np.hstack((low - 4 * pixel, high + 4 * pixel)), _step_boxes(axis)))
@@ -348,7 +350,7 @@ def as_html(figure: Figure, name: str, title: str) -> str:
         name: a name that is unique in the page.
         title: the text for screen readers.
     """
-    tipped = figure.findobj(lambda artist: hasattr(artist, "tips"))
+    tipped: list[Any] = figure.findobj(lambda artist: hasattr(artist, "tips"))
     for artist in tipped:  # matplotlib writes links around points; they are replaced by groups with a title
         artist.set_urls(artist.tips) if hasattr(artist, "set_urls") else artist.set_url(artist.tips[0])
     try:

@@ -162,7 +162,7 @@ def collapse_rows(runs: list[Run], metric: str = "ndcg@10", least: int = 3) -> l
         lines = variants(runs, "num_negatives")
     except PrefError:
         return []
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "method": name, "K": int(k), "metric": run.test_result.get(metric, math.nan), "loss": _loss_at_best(run),
             "dataset": run.dataset, "epochs": "metric and loss of the best epoch",

@@ -50,9 +50,11 @@ def sweep_pareto(rows: list[dict[str, Any]], overall: str = "ndcg@10", tail: str
     points = np.array([entry[1:] for entry in numbered])  # [trials, 2]
     front = pareto_front(points)
     figure, (axis,) = panels(6.0, 4.6)
-    edge = {"edgecolors": "white", "linewidths": 0.4}
-    others = axis.scatter(*points[~front].T, s=24, color=COLOURS[5], label="trials", **edge)
-    best = axis.scatter(*points[front].T, s=52, color=COLOURS[4], marker="D", label="on the front", **edge)
+    edge: dict[str, Any] = {"edgecolors": "white", "linewidths": 0.4}
+    others = axis.scatter(points[~front, 0], points[~front, 1], s=24, color=COLOURS[5], label="trials", **edge)
+    best = axis.scatter(
+        points[front, 0], points[front, 1], s=52, color=COLOURS[4], marker="D", label="on the front", **edge
+    )  # fmt: skip
     axis.margins(0.1)
     axis.set_xlabel(_metric_of(overall))
     axis.set_ylabel(_metric_of(tail))
@@ -103,7 +105,7 @@ def parallel_coordinates(rows: list[dict[str, Any]], columns: list[str], objecti
     lines = np.array([*(places for places, _ in scaled), norm(score)]).T  # [trials, columns]
     figure, (axis,) = panels(max(5.0, 1.35 * len(columns) + 1.2), 4.0)
     x = np.arange(len(columns))
-    segments = np.stack((np.broadcast_to(x, lines.shape), lines), axis=2)  # [trials, columns, 2]
+    segments: Any = np.stack((np.broadcast_to(x, lines.shape), lines), axis=2)  # [trials, columns, 2]
     trials = LineCollection(segments, cmap="viridis_r", norm=norm, linewidths=1.1, alpha=0.75, label="trials")
     trials.set_array(score)
     axis.add_collection(trials)
@@ -125,7 +127,7 @@ def parallel_coordinates(rows: list[dict[str, Any]], columns: list[str], objecti
     axis.grid(False)
     axis.spines[:].set_visible(False)
     # The colour bar is the axis of the objective, where the lines end.
-    strip = axis.inset_axes([x[-1], 0, 0.08, 1], transform=axis.transData)
+    strip = axis.inset_axes((x[-1], 0, 0.08, 1), transform=axis.transData)
     figure.colorbar(ScalarMappable(norm, "viridis_r"), cax=strip)
     add_legend(figure, [(f"best trial, {_metric_of(objective)} {score[-1]:.4g}", axis.lines[0])])
     return figure

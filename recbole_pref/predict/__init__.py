@@ -1,4 +1,4 @@
-"""Recommendations for people, from a checkpoint.
+"""Recommendations from a checkpoint.
 
     python run_recbole_pref.py --predict=saved/...-best.pth --input=sequences.csv --output=top.csv --k=10
 """

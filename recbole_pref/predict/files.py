@@ -1,32 +1,42 @@
-"""Recommendations from file to file, in pieces: bounded memory, and a killed run continues with its next piece."""
+"""Read sequences from a file and write recommendations to a file, in pieces.
+
+Pieces bound the memory, and an interrupted run continues with its next piece.
+"""
+
+from __future__ import annotations  # pyarrow is imported late
 
 import json
 import os
 import shutil
 import sys
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
+import pandas as pd
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from recbole_pref import checkpoint
 from recbole_pref.environment import write_result
 from recbole_pref.errors import PrefError
-from recbole_pref.predict.reading import Source, table_ending
+from recbole_pref.predict.reading import Piece, Source, table_ending
 from recbole_pref.predict.recommender import Recommender, usable_device
+
+if TYPE_CHECKING:
+    import pyarrow
 
 PIECE_ROWS = 50_000
 _PROGRESS_AFTER = 2.0  # seconds; shorter runs show no progress bar
 
 
 class Predicted(NamedTuple):
-    """What a file of recommendations holds.
+    """Size of a file of recommendations.
 
     Attributes:
-        recommendations: its rows.
-        users: users or sequences with at least one.
+        recommendations: number of rows.
+        users: number of users or sequences with at least one recommendation.
     """
 
     recommendations: int
@@ -44,22 +54,22 @@ def predict_file(
     device: str = "cpu",
     piece_rows: int = PIECE_ROWS,
 ) -> Predicted:
-    """Recommend for every sequence or user of a file and write user, rank, item and score.
+    """Recommend items for every sequence or user in a file and write user, rank, item and score.
 
-    Each finished piece is a file in the folder ``<target>.parts``, so a run that was stopped continues when it is
-    called again. ``target`` appears whole at the end, and the folder is removed.
+    Each finished piece is a file in the folder ``<target>.parts``, so the same call continues an interrupted run. At
+    the end, the pieces are joined to ``target`` and the folder is removed.
 
     Args:
-        model_file: checkpoint.
+        model_file: the checkpoint.
         source: see ``read_sequences``.
-        target: CSV or Parquet file to write; ``user`` is the number of the row, from 1, where the source names none.
+        target: CSV or Parquet file to write; without users in the source, ``user`` is the number of the row, from 1.
         k, exclude_seen, unknown: see ``Recommender.recommend`` and ``Recommender.recommend_users``.
         data_path, device: see ``Recommender``.
-        piece_rows: sequences or users of a piece.
+        piece_rows: sequences or users per piece.
 
     Raises:
-        PrefError: what those refuse; a target that is one of the files to read or neither CSV nor Parquet, or whose
-            folder of pieces belongs to another command.
+        PrefError: as in ``Recommender``; or the target is an input file, is neither CSV nor Parquet, or has pieces of
+            another command.
     """
     for option, path in (("predict", model_file), ("input", source)):
         if os.path.exists(path) and os.path.exists(target) and os.path.samefile(path, target):
@@ -67,9 +77,9 @@ def predict_file(
     table_ending(target, "output")
     if piece_rows < 1:
         raise PrefError(f"piece_rows={piece_rows} is not accepted: set it to at least 1.")
-    device = usable_device(device)
+    checked_device = usable_device(device)
     table = Source(source, piece_rows)
-    recommender = Recommender(model_file, device, data_path)
+    recommender = Recommender(model_file, checked_device, data_path)
     command = {
         "predict": _identity(model_file), "input": _identity(source), "k": k, "exclude_seen": exclude_seen,
         "unknown": unknown, "piece_rows": piece_rows,
@@ -85,9 +95,9 @@ def predict_file(
     return Predicted(*map(sum, zip(*parts.pieces))) if parts.pieces else Predicted(0, 0)
 
 
-def _recommend(recommender, piece, k, exclude_seen, unknown):
-    """Return user, rank, item and score for a piece: DataFrame."""
-    options = {"k": k, "exclude_seen": exclude_seen, "unknown": unknown, "first": piece.first}
+def _recommend(recommender: Recommender, piece: Piece, k: int, exclude_seen: bool, unknown: str) -> pd.DataFrame:
+    """Return user, rank, item and score for a piece."""
+    options: dict[str, Any] = {"k": k, "exclude_seen": exclude_seen, "unknown": unknown, "first": piece.first}
     if piece.sequences is None:
         return recommender.recommend_users(piece.names, **options)
     frame = recommender.recommend(piece.sequences, **options)
@@ -95,16 +105,16 @@ def _recommend(recommender, piece, k, exclude_seen, unknown):
     return frame
 
 
-def _identity(path):
-    """Return what changes when a file is another one: its path, size and time of change."""
-    path = Path(path).absolute()
-    facts = path.stat()
-    return [str(path), facts.st_size, facts.st_mtime_ns]
+def _identity(path: str | os.PathLike[str]) -> list[Any]:
+    """Return path, size and modification time of a file."""
+    absolute = Path(path).absolute()
+    facts = absolute.stat()
+    return [str(absolute), facts.st_size, facts.st_mtime_ns]
 
 
 @contextmanager
-def _parts(target, command):
-    """Hold the folder of a target's pieces; it goes when it holds none, or the target is complete."""
+def _parts(target: str | os.PathLike[str], command: dict[str, Any]) -> Iterator[_Parts]:
+    """Lock the folder of the pieces; at the end, remove it if it is empty or the target is complete."""
     parts = _Parts(target, command)
     try:
         parts.folder.mkdir(parents=True, exist_ok=True)
@@ -125,40 +135,41 @@ def _parts(target, command):
 
 
 class _Parts:
-    """The finished pieces of a target: a file each, and a manifest that lists them.
+    """The finished pieces of a target: one file per piece and a manifest.
 
     Attributes:
-        pieces (list of list of int): rows and users of each finished piece.
-        complete (bool): whether the target is written.
+        pieces: numbers of rows and users of each finished piece.
+        complete: whether the target is written.
     """
 
-    def __init__(self, target, command):
+    def __init__(self, target: str | os.PathLike[str], command: dict[str, Any]) -> None:
         self.target, self.command = Path(target), command
         self.ending = self.target.suffix.lower()
         self.folder = self.target.with_name(self.target.name + ".parts")
         self.manifest = self.folder / "manifest.json"
-        self.pieces, self.complete = [], False
+        self.pieces: list[list[int]] = []
+        self.complete = False
 
-    def read(self):
-        """Read the manifest of an earlier process that was given the same command."""
+    def read(self) -> None:
+        """Read the manifest of an earlier process with the same command."""
         if not self.manifest.exists():
             return
-        found = json.loads(self.manifest.read_text(encoding="utf-8"))
-        changed = [key for key, value in self.command.items() if found["command"].get(key) != value]
+        manifest = json.loads(self.manifest.read_text(encoding="utf-8"))
+        changed = [key for key, value in self.command.items() if manifest["command"].get(key) != value]
         if changed:
             raise PrefError(
-                f"'{self.folder}' holds {len(found['pieces'])} finished pieces of another command "
-                f"({', '.join(changed)} changed since): give that command again to continue it, or remove the folder."
+                f"'{self.folder}' holds {len(manifest['pieces'])} finished pieces of another command "
+                f"({', '.join(changed)} changed since): run that command again to continue it, or remove the folder."
             )
-        self.pieces = found["pieces"]
+        self.pieces = manifest["pieces"]
 
-    def _path(self, number):
+    def _path(self, number: int) -> Path:
         return self.folder / f"{number:06d}{self.ending}"
 
-    def add(self, frame):
-        """Store a finished piece: DataFrame."""
+    def add(self, frame: pd.DataFrame) -> None:
+        """Store a finished piece."""
 
-        def write(file):
+        def write(file: BinaryIO) -> None:
             if self.ending == ".csv":
                 file.write(frame.to_csv(index=False, header=not self.pieces).encode())
                 return
@@ -170,11 +181,11 @@ class _Parts:
         self.pieces.append([len(frame), int((frame["rank"] == 1).sum())])
         write_result(self.manifest, {"command": self.command, "pieces": self.pieces}, "output")
 
-    def assemble(self):
+    def assemble(self) -> None:
         """Write the target from its pieces."""
         paths = [self._path(number) for number in range(len(self.pieces))]
 
-        def write(file):
+        def write(file: BinaryIO) -> None:
             if self.ending == ".csv":
                 if not paths:
                     file.write(b"user,rank,item,score\n")
@@ -192,14 +203,14 @@ class _Parts:
         self.complete = True
 
 
-def _schema():
+def _schema() -> pyarrow.Schema:
     import pyarrow
 
     kinds = {"user": pyarrow.string(), "rank": pyarrow.int64(), "item": pyarrow.string(), "score": pyarrow.float32()}
     return pyarrow.schema(list(kinds.items()))
 
 
-def _arrow(frame):
+def _arrow(frame: pd.DataFrame) -> pyarrow.Table:
     import pyarrow
 
     return pyarrow.Table.from_pandas(frame, schema=_schema(), preserve_index=False).replace_schema_metadata(None)

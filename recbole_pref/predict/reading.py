@@ -1,9 +1,9 @@
-"""Sequences of item tokens, or users, read from a file in pieces of bounded size."""
+"""Read sequences of item tokens, or users, from a file in pieces of bounded size."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -18,7 +18,7 @@ class Piece(NamedTuple):
     Attributes:
         first: number of the first one, from 1.
         names: the users, or the numbers of the rows from 1.
-        sequences: item tokens of each; None for users alone.
+        sequences: item tokens of each; None if the file has only users.
     """
 
     first: int
@@ -27,25 +27,26 @@ class Piece(NamedTuple):
 
 
 def table_ending(path: str | Path, option: str) -> str:
-    """Return how a table's name ends, ``.csv`` or ``.parquet``, or refuse it."""
+    """Return the suffix of a table, ``.csv`` or ``.parquet``; refuse other suffixes."""
     ending = Path(path).suffix.lower()
     if ending not in (".csv", ".parquet"):
-        raise PrefError(f"{option}={str(path)!r} is no CSV or Parquet file: name one that ends in .csv or .parquet.")
+        raise PrefError(f"{option}={str(path)!r} is not a CSV or Parquet file: use the suffix .csv or .parquet.")
     return ending
 
 
 def read_sequences(path: str | Path) -> tuple[list[str], list[list[str]] | None]:
     """Read sequences of item tokens, or users, from a CSV or Parquet file.
 
-    Either a column ``items`` (tokens separated by spaces) and, optionally, ``user``; or columns ``user`` and
-    ``item``, one interaction a row in time order; or ``user`` as the only column.
+    The file has a column ``items`` (tokens separated by spaces) and optionally ``user``; or the columns ``user`` and
+    ``item``, with one interaction per row in time order; or only the column ``user``.
 
     Returns:
-        tuple: names (list of str, the users, or the numbers of the rows from 1), sequences (list of list of str,
-        None for users alone).
+        The names of the users or the numbers of the rows, from 1; and the sequences, or None if the file has only
+        users.
     """
     source = Source(path, 100_000)
-    names, sequences = [], []
+    names: list[str] = []
+    sequences: list[list[str]] = []
     for piece in source.pieces():
         names += piece.names
         sequences += piece.sequences or []
@@ -55,18 +56,18 @@ def read_sequences(path: str | Path) -> tuple[list[str], list[list[str]] | None]
 class Source:
     """A file of sequences or users; see :func:`read_sequences` for its columns.
 
-    Rows ``user`` and ``item`` are read to the end before the first piece, as a user's rows may be anywhere: each takes
-    8 bytes until then, and each user and item its token.
+    A file with ``user`` and ``item`` is read completely before the first piece, because the rows of a user may be
+    anywhere. It needs 8 bytes per row and the tokens of users and items.
 
     Args:
         path: CSV or Parquet file.
-        rows: sequences or users of a piece, at most.
+        rows: largest number of sequences or users per piece.
 
     Attributes:
-        users_alone (bool): whether the file names users and no items.
+        users_alone: whether the file has users and no items.
 
     Raises:
-        PrefError: a missing file, or one that is not such a table.
+        PrefError: the file is missing or has other columns.
     """
 
     def __init__(self, path: str | Path, rows: int) -> None:
@@ -75,22 +76,22 @@ class Source:
         if not path.is_file():
             raise PrefError(f"input={str(path)!r} {'is a folder' if path.is_dir() else 'does not exist'}: name a file.")
         self.parquet = table_ending(path, "input") == ".parquet"
-        self._found = self._tables()
-        # pandas stores an index beside the columns
-        columns = [name for name in next(self._found) if not str(name).startswith("__index_level_")]
+        self._iterator = self._tables()
+        # pandas also stores an index
+        columns = [name for name in next(self._iterator) if not str(name).startswith("__index_level_")]
         used = [name for name in ("user", "item", "items") if name in columns]
-        self.users_alone = columns == ["user"]  # beside other columns, one of them may be a misspelt 'items'
+        self.users_alone = columns == ["user"]  # another column may be a misspelt 'items'
         if not self.users_alone and used not in (["items"], ["user", "items"], ["user", "item"]):
             raise PrefError(
                 f"input={str(path)!r} has the columns {', '.join(map(str, columns))}: it needs 'items', or 'user' "
-                "and 'item', or 'user' alone."
+                "and 'item', or only 'user'."
             )
         self.used = used
 
     def count(self) -> int | None:
-        """Return how many sequences or users the file holds, None where only reading all of it would tell.
+        """Return the number of sequences or users in the file; None for interactions, which would have to be read.
 
-        In CSV line ends within quoted cells count as well.
+        In a CSV file, line ends within quoted cells are also counted.
         """
         if self.used == ["user", "item"]:
             return None
@@ -102,10 +103,10 @@ class Source:
             return sum(part.count(b"\n") for part in iter(partial(file.read, 1 << 20), b"")) - 1
 
     def pieces(self) -> Iterator[Piece]:
-        """Yield the sequences or users of the file, at most ``rows`` at a time, once.
+        """Yield the sequences or users of the file once, at most ``rows`` per piece.
 
         Raises:
-            PrefError: a row that is not complete, a cell that is not a sequence, a damaged file.
+            PrefError: a row is not complete, a cell is not a sequence, or the file is damaged.
         """
         if self.used == ["user", "item"]:
             yield from self._of_interactions()
@@ -118,9 +119,10 @@ class Source:
                 sequences = [self._tokens(value, row) for row, value in enumerate(frame["items"], start=start)]
             yield Piece(start, list(map(str, names)), sequences)
 
-    def _of_interactions(self):
-        """Yield the pieces of a file with one interaction a row, users in the order in which they appear."""
-        user_codes, item_codes = {}, {}
+    def _of_interactions(self) -> Iterator[Piece]:
+        """Yield the pieces of a file with one interaction per row; users are in the order of first appearance."""
+        user_codes: dict[str, int] = {}
+        item_codes: dict[str, int] = {}
         parts = []
         for _, frame in self._numbered():
             codes = [_codes(frame["user"], user_codes), _codes(frame["item"], item_codes)]
@@ -132,14 +134,14 @@ class Source:
         names, tokens = list(user_codes), np.array(list(item_codes), dtype=object)
         for start in range(0, len(names), self.rows):
             stop = min(start + self.rows, len(names))
-            found = tokens[items[bounds[start] : bounds[stop]]]
+            histories = tokens[items[bounds[start] : bounds[stop]]]
             cuts = bounds[start + 1 : stop] - bounds[start]
-            yield Piece(start + 1, names[start:stop], [part.tolist() for part in np.split(found, cuts)])
+            yield Piece(start + 1, names[start:stop], [part.tolist() for part in np.split(histories, cuts)])
 
-    def _numbered(self):
+    def _numbered(self) -> Iterator[tuple[int, pd.DataFrame]]:
         """Yield the number of the first row, from 1, and the used columns of each table."""
         start, named = 1, [name for name in self.used if name != "items"]
-        for frame in self._found:
+        for frame in self._iterator:
             frame = frame[self.used].copy()
             for name in named:
                 frame[name] = without_fractions(frame[name])
@@ -147,13 +149,13 @@ class Source:
             if empty.any():
                 row = start + int(empty.to_numpy().argmax())
                 raise PrefError(f"input={str(self.path)!r}: row {row} is not complete: remove it.")
-            for at in range(0, len(frame), self.rows):  # blank rows that were held back make a table longer
+            for at in range(0, len(frame), self.rows):  # a table may be longer because of blank rows before it
                 part = frame.iloc[at : at + self.rows]
                 yield start, part
                 start += len(part)
 
-    def _tables(self):
-        """Yield tables of about ``rows`` rows, an empty one first."""
+    def _tables(self) -> Iterator[pd.DataFrame]:
+        """Yield tables of about ``rows`` rows; the first one is empty."""
         try:
             if self.parquet:
                 yield from parquet_parts(self.path, (), self.rows)
@@ -161,41 +163,41 @@ class Source:
                 yield from _without_blanks(text_parts(self.path, ",", skip_blank_lines=False, rows=self.rows))
         except PrefError as error:
             raise PrefError(
-                f"input is no table with one header line and as many fields in each row (a field with commas goes in "
-                f"quotes, the items of a sequence are separated by spaces): {error}"
+                f"input is not a table with one header line and as many fields in each row (quote fields with commas, "
+                f"and separate the items of a sequence by spaces): {error}"
             ) from None
 
-    def _tokens(self, value, row):
-        """Return the item tokens of a cell: list of str."""
+    def _tokens(self, value: Any, row: int) -> list[str]:
+        """Return the item tokens of a cell."""
         if isinstance(value, str):
             return value.split()
         if isinstance(value, (list, np.ndarray)) and all(isinstance(token, (str, int, np.integer)) for token in value):
             return list(map(str, value))
         raise PrefError(
-            f"input={str(self.path)!r}: row {row} of 'items' is neither a text of tokens between spaces nor a list of "
-            "them."
+            f"input={str(self.path)!r}: row {row} of 'items' is neither a text with tokens between spaces nor a list "
+            "of tokens."
         )
 
 
-def _codes(values, known):
-    """Return a number per value, new ones of ``known`` for values that are new: int array."""
-    codes, found = pd.factorize(values.astype(str))
-    return np.array([known.setdefault(str(value), len(known)) for value in found], np.int64)[codes]
+def _codes(values: pd.Series, code_of: dict[str, int]) -> np.ndarray:
+    """Return the number of each value; new values are added to ``code_of``."""
+    codes, distinct = pd.factorize(values.astype(str))
+    return np.array([code_of.setdefault(str(value), len(code_of)) for value in distinct], np.int64)[codes]
 
 
-def _without_blanks(parts):
-    """Yield the tables of a CSV file; before its end a blank line is a row where rows go by their numbers."""
-    held = None
+def _without_blanks(parts: Iterable[pd.DataFrame]) -> Iterator[pd.DataFrame]:
+    """Yield the tables of a CSV file without blank lines; with only ``items``, a blank inner line is a row."""
+    pending = None
     for part in parts:
-        if held is None:
-            held = part.iloc[:0]
-            yield held
+        if pending is None:
+            pending = part.iloc[:0]
+            yield pending
         blank = part.eq("").all(axis=1).to_numpy()
         if list(part) != ["items"]:
             yield part[~blank]
             continue
         if not blank.all():
             end = len(part) - int(np.logical_and.accumulate(blank[::-1]).sum())
-            yield pd.concat([held, part.iloc[:end]])
-            held, part = held.iloc[:0], part.iloc[end:]
-        held = pd.concat([held, part])
+            yield pd.concat([pending, part.iloc[:end]])
+            pending, part = pending.iloc[:0], part.iloc[end:]
+        pending = pd.concat([pending, part])

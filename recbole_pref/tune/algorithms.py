@@ -10,8 +10,8 @@ from recbole_pref.errors import PrefError
 from recbole_pref.tune.space import RANGES, Plan
 
 # Schedulers compare the latest validations of trials. A search uses the best ones, like the choice of the winner.
-_LATEST = {"metric": "score", "mode": "max"}
-_BEST = {"metric": "best_score", "mode": "max"}
+_LATEST: dict[str, Any] = {"metric": "score", "mode": "max"}
+_BEST: dict[str, Any] = {"metric": "best_score", "mode": "max"}
 
 
 class HyperBand(schedulers.HyperBandScheduler):

@@ -4,6 +4,7 @@ from __future__ import annotations  # Ray is imported late
 
 import json
 import shutil
+from collections.abc import Iterable
 from logging import getLogger
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from ray.tune import Result, ResultGrid
 
 
-def trial_rows(grid: ResultGrid, plan: Plan) -> list[dict[str, Any]]:
+def trial_rows(grid: Iterable[Result], plan: Plan) -> list[dict[str, Any]]:
     """Return a dict per trial, the best first and the failed last.
 
     Args:
@@ -82,7 +83,8 @@ def finish(grid: ResultGrid, folder: Path, plan: Plan, config: Config, settings:
     Raises:
         PrefError: no trial succeeded.
     """
-    rows = trial_rows(grid, plan)
+    results: list[Result] = [grid[index] for index in range(len(grid))]
+    rows = trial_rows(results, plan)
     write_result(folder / "trials.json", {"objective": settings["objective"], "trials": rows})
     _write_csv(folder / "trials.csv", rows)
     text = table(rows, plan, config, settings)
@@ -95,12 +97,12 @@ def finish(grid: ResultGrid, folder: Path, plan: Plan, config: Config, settings:
         reasons = "; ".join(dict.fromkeys(row["reason"] for row in rows if row["reason"]))
         raise PrefError(f"tune: no trial succeeded ({reasons or 'none was started'}).")
     _draw(rows, plan, folder, _pair(settings, config))
-    winner = next(result for result in grid if Path(result.path).name == rows[0]["trial_id"])
+    winner = next(result for result in results if Path(result.path).name == rows[0]["trial_id"])
     test = export(winner, folder, config, plan)
     shown = ", ".join(f"{display_name(name)} {value:.4f}" for name, value in test.items())
     print(f"best trial {rows[0]['trial_id']}, test set: {shown}")
     print(f"run it again: --config_files={folder / 'best.yaml'}")
-    for result in grid:
+    for result in results:
         _drop_older(Path(result.path))
 
 
@@ -182,6 +184,8 @@ def export(result: Result, folder: Path, config: Config, plan: Plan) -> dict[str
         The test metrics.
     """
     target = folder / "best.pth"
+    metrics = result.metrics
+    assert metrics is not None and result.checkpoint is not None
     with result.checkpoint.as_directory() as directory:
         best = Path(directory, f"{STEM}-best.pth")
         checkpoint.write_atomically(target, lambda file: file.write(best.read_bytes()), "storage_path")
@@ -191,9 +195,9 @@ def export(result: Result, folder: Path, config: Config, plan: Plan) -> dict[str
         settings.pop(key, None)
     settings["gpu_id"] = config["gpu_id"]  # the trial used the GPU that Ray assigned
     # If the scheduler stopped the trial, train for the same epochs, unless the learning rate depends on their number.
-    stopped = result.metrics["epoch"] < settings["epochs"]
+    stopped = metrics["epoch"] < settings["epochs"]
     if stopped and settings.get("lr_scheduler", "none") == "none" and not settings.get("warmup_ratio"):
-        settings["epochs"] = result.metrics["epoch"]
+        settings["epochs"] = metrics["epoch"]
     winner = {"model": state["model"], "dataset": state["config"]["dataset"], **settings}
     text = f"# Best of {plan.trials} trials; run it with --config_files={target.with_suffix('.yaml').name}\n"
     text += yaml.safe_dump(json.loads(json.dumps(winner)), sort_keys=False, allow_unicode=True)
@@ -205,7 +209,7 @@ def export(result: Result, folder: Path, config: Config, plan: Plan) -> dict[str
         folder / "best.json",
         {
             "trial_id": Path(result.path).name,
-            "best_valid_score": result.metrics["best_score"],
+            "best_valid_score": metrics["best_score"],
             "best_valid_result": dict(state["best_valid_result"]),
             "test_result": test,
             "settings": winner,

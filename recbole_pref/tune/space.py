@@ -293,7 +293,7 @@ def as_setting(key: str, value: Any) -> Any:
 
 def _named(value: Any, key: str, choices: dict[str, dict[str, Any]]) -> tuple[str, dict[str, Any]]:
     """Parse ``asha`` or ``{name: asha, grace_epochs: 3}`` to the name and all options."""
-    options = {"name": value} if isinstance(value, str) else value
+    options: Any = {"name": value} if isinstance(value, str) else value
     if not isinstance(options, dict) or "name" not in options:
         raise PrefError(f"tune: {key}={value!r} names none of {', '.join(choices)}.")
     name = options["name"]
