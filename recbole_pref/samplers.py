@@ -10,7 +10,7 @@ before it are counted.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -495,8 +495,8 @@ SAMPLERS: dict[str, Sampler] = {
 }
 
 
-_CHOICES = {
-    "neg_sampler": tuple(SAMPLERS),
+_CHOICES: dict[str, Collection[str]] = {
+    "neg_sampler": SAMPLERS.keys(),
     "neg_candidates": ("all", "head", "tail"),
     "sampler_space": ("probability", "logit"),
     "pool_draw": ("uniform", "score"),
