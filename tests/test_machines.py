@@ -54,12 +54,12 @@ def start(machines, tmp_path):
     """Starts the command on a machine, in a process group that ends with the test."""
     started = []
 
-    def on(number, settings, *options):
+    def on(number, settings, *options, address=ADDRESSES[0]):
         folder = tmp_path / f"machine{number}"
         folder.mkdir(exist_ok=True)
         (folder / "run.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
         words = ["--model=LPOSASRec", "--config_files=run.yaml", "--nproc=1", "--world_size=2"]
-        words += [f"--ip={ADDRESSES[0]}", f"--group_offset={number}", *options]
+        words += [f"--ip={address}", f"--group_offset={number}", *options]
         process = subprocess.Popen(
             ["ip", "netns", "exec", machines[number], sys.executable, "-m", "recbole_pref.cli", *words],
             cwd=folder, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(checkpoint.__file__).parents[2])},
@@ -94,6 +94,12 @@ def test_two_machines_train_what_one_process_trains(start, tiny_dataset, tmp_pat
         states.append(checkpoint.load(last)["state_dict"])
     for name, tensor in states[0].items():
         torch.testing.assert_close(states[1][name], tensor, rtol=1e-3, atol=2e-5, msg=name)
+
+
+def test_an_address_without_a_route_is_named_with_its_option(start, tiny_dataset):
+    lost = start(1, tiny_dataset, address="10.78.0.1")
+    text, _ = lost.communicate(timeout=PATIENCE)
+    assert lost.returncode == 2 and "ip='10.78.0.1' cannot be reached from this machine" in text, text
 
 
 @pytest.mark.parametrize("dying", [0, 1])
