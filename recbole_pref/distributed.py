@@ -236,20 +236,20 @@ def _explained() -> Iterator[None]:
 
 
 def _interface_to(ip: str) -> str:
-    """Return the name of the network interface with which this machine reaches an address.
+    """Return the name of the network interface with which this machine reaches an address, "" where it has none.
 
     Raises:
-        PrefError: there is no route to it, or the name is not known.
+        PrefError: there is no route to the address.
     """
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect((ip, _PORT))  # sends nothing
-        except OSError as error:
-            raise PrefError(
-                f"ip={ip!r} cannot be reached from this machine ({error}): set --ip to the address of the machine with "
-                "the first process."
-            ) from None
-        own = probe.getsockname()[0]
-    return next(
-        name for name, addresses in psutil.net_if_addrs().items() if own in {address.address for address in addresses}
-    )
+    try:
+        family, _, _, _, address = socket.getaddrinfo(ip, _PORT, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect(address)  # sends nothing
+            own = probe.getsockname()[0]
+    except OSError as error:
+        raise PrefError(
+            f"ip={ip!r} cannot be reached from this machine ({error}): set --ip to the address of the machine with the "
+            "first process."
+        ) from error
+    interfaces = psutil.net_if_addrs().items()
+    return next((name for name, found in interfaces if own in {address.address for address in found}), "")
