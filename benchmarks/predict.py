@@ -5,19 +5,63 @@
 
 Trains SASRec for one epoch, then recommends 10 items for the test sequences of the same users in both ways.
 RecBole takes internal user ids and needs the data set; ours takes item tokens and the checkpoint alone.
+
+    python benchmarks/predict.py --file_rows=100000,1000000 --format=parquet
+
+recommends from file to file instead, for so many rows drawn from these sequences: seconds and peak memory.
 """
 
 import argparse
+import multiprocessing
 import tempfile
 import time
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from tabulate import tabulate
 
 
+def test_sequences(dataset, test_data, number):
+    """Yield the item tokens of the first test sequences."""
+    rows = test_data._dataset.inter_feat
+    for items, length in zip(rows[dataset.iid_field + "_list"][:number], rows["item_length"][:number]):
+        yield [str(token) for token in dataset.id2token(dataset.iid_field, items[:length].numpy())]
+
+
+def from_file_to_file(path, source, target, queue):
+    """Recommend for a file of sequences; put the seconds and the peak memory in MiB into a queue."""
+    from recbole_pref.memory import peak_mb
+    from recbole_pref.predict import predict_file
+
+    started = time.perf_counter()
+    predict_file(path, source, target)
+    queue.put((time.perf_counter() - started, peak_mb()))
+
+
+def print_files(path, sequences, sizes, ending):
+    """Measure ``from_file_to_file`` in a process for each size and print the table."""
+    texts, table = np.array([" ".join(sequence) for sequence in sequences], dtype=object), []
+    context = multiprocessing.get_context("spawn")
+    for rows in sizes:
+        with tempfile.TemporaryDirectory() as folder:
+            source, target = Path(folder, f"in.{ending}"), Path(folder, f"out.{ending}")
+            frame = pd.DataFrame({"items": np.random.default_rng(0).choice(texts, rows)})
+            frame.to_csv(source, index=False) if ending == "csv" else frame.to_parquet(source)
+            queue = context.SimpleQueue()
+            process = context.Process(target=from_file_to_file, args=(path, source, target, queue))
+            process.start()
+            process.join()
+            seconds, peak = queue.get()
+            written = target.stat().st_size / 2**20
+        table.append([f"{rows:,}", *(f"{number:,.0f}" for number in (seconds, rows / seconds, peak, written))])
+    header = ["rows", "seconds", "rows / s", "peak MiB", "output MiB"]
+    print(tabulate(table, header, "github", disable_numparse=True))
+
+
 def main():
-    """Measure both ways and print the table."""
+    """Measure both ways, or from file to file, and print the table."""
     from recbole.utils.case_study import full_sort_topk
 
     from recbole_pref.predict import Recommender
@@ -28,20 +72,20 @@ def main():
     parser.add_argument("--data_path", default="dataset/")
     parser.add_argument("--users", type=int, default=943)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--file_rows", default="")
+    parser.add_argument("--format", choices=("parquet", "csv"), default="parquet")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         settings = {"epochs": 1, "checkpoint_dir": folder, "state": "ERROR", "data_path": arguments.data_path}
         path = run_recbole_pref("CESASRec", arguments.dataset, config_dict=settings)["checkpoint"]
         _, model, dataset, _, _, test_data = load_data_and_model(path)
         recommender = Recommender(path)
-    rows = test_data._dataset.inter_feat
-    users = rows[dataset.uid_field].numpy()[: arguments.users]
-    lists = rows[dataset.iid_field + "_list"][: arguments.users]
-    lengths = rows["item_length"][: arguments.users]
-    sequences = [
-        [str(token) for token in dataset.id2token(dataset.iid_field, items[:length].numpy())]
-        for items, length in zip(lists, lengths)
-    ]
+        if arguments.file_rows:
+            sizes = [int(size) for size in arguments.file_rows.split(",")]
+            print_files(path, list(test_sequences(dataset, test_data, arguments.users)), sizes, arguments.format)
+            return
+    users = test_data._dataset.inter_feat[dataset.uid_field].numpy()[: arguments.users]
+    sequences = list(test_sequences(dataset, test_data, arguments.users))
     model.eval()
     ways = {
         "RecBole full_sort_topk": lambda: full_sort_topk(users, model, test_data, 10, torch.device("cpu")),

@@ -46,7 +46,8 @@ MODES = {
     "plots": "draw the charts and the report of a comparison again",
     "list": "print methods, backbones and settings",
 }
-_FLAGS = ("--debug", "--quiet", "--keep_seen", "--dot_product_only", "--help", "--version")  # options without a value
+# Options without a value.
+_FLAGS = ("--debug", "--quiet", "--keep_seen", "--dot_product_only", "--estimate", "--help", "--version")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -92,6 +93,7 @@ def _add_options(parser: argparse.ArgumentParser, mode: str) -> None:
         add("--resume", nargs="?", const="True", type=path,
             help="continue from the newest checkpoint or from this one, or continue a sweep")  # fmt: skip
     if mode == "train":
+        add("--estimate", action="store_true", help="print memory and time of the run from a few steps; train nothing")
         add("--nproc", type=int, default=1, help="processes on this machine that train together (1)")
         add("--world_size", type=int, default=-1, help="processes on all machines; -1 for nproc")
         add("--ip", default="localhost", help="address of the machine with the first process (localhost)")
@@ -351,6 +353,11 @@ def _train(options: argparse.Namespace, settings: dict[str, Any]) -> int:
 
     with explained():
         _check_settings(model, dataset, options.config_files, settings)
+        if options.estimate:
+            from recbole_pref.estimate import estimate
+
+            print(estimate(model, dataset, options.config_files, settings).text())
+            return 0
         result = run(
             model,
             dataset,
@@ -362,6 +369,9 @@ def _train(options: argparse.Namespace, settings: dict[str, Any]) -> int:
             port=options.port,
             group_offset=options.group_offset,
         )
+    if result is None:
+        print("recbole-pref: this machine is done; the first one prints the results.")
+        return 0
     from recbole_pref.compare.tables import result_table
 
     assert result is not None

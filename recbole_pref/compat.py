@@ -1,8 +1,8 @@
 """RecBole 1.2.1 on today's numpy, pandas, torch and ray: every patch, here and nowhere else.
 
-RecBole's package is used as published. A patch names its cause in RecBole's source, is as small as it
-can be, is applied only where its guard says that it is needed, and says when it can go. ``apply`` runs
-once, when ``recbole_pref`` is imported; ``applied()`` tells what was done.
+RecBole's package is used as published. A patch is small. It names its cause in RecBole's source and the change
+of RecBole that makes it superfluous, and is applied only if its guard says that it is needed. ``apply`` runs once,
+when RecBole is imported; ``applied()`` returns the applied patches.
 """
 
 import builtins
@@ -15,6 +15,7 @@ import types
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 from unittest import mock
 
 from recbole_pref.errors import PrefError
@@ -22,7 +23,7 @@ from recbole_pref.late import after_import
 
 RECBOLE_VERSION = "1.2.1"
 _INSTALL = f"pip install --no-deps recbole=={RECBOLE_VERSION}"
-# What RecBole imports when it is imported, as module and distribution.
+# The packages that RecBole imports: module and distribution.
 _NEEDED = {
     "torch": "torch", "numpy": "numpy", "pandas": "pandas", "scipy": "scipy", "sklearn": "scikit-learn",
     "yaml": "pyyaml", "ray": "ray[tune]", "tqdm": "tqdm", "colorlog": "colorlog",
@@ -36,11 +37,11 @@ class Patch:
     """One change to RecBole.
 
     Attributes:
-        name (str): how it is called in ``applied()`` and in the tests.
-        cause (str): file and line of RecBole 1.2.1 and what goes wrong there.
-        until (str): what makes it superfluous.
-        needed (callable): whether this environment needs it.
-        change (callable): does it.
+        name: its name in ``applied()`` and in the tests.
+        cause: file and line of RecBole 1.2.1, and the problem there.
+        until: the change of RecBole that makes the patch superfluous.
+        needed: returns whether this environment needs the patch.
+        change: applies the patch.
     """
 
     name: str
@@ -50,16 +51,16 @@ class Patch:
     change: Callable[[], None]
 
 
-def _version(package):
+def _version(package: str) -> tuple[int, ...]:
     return tuple(int(part) for part in importlib.metadata.version(package).split(".")[:2])
 
 
-def _module(name):
+def _module(name: str) -> Any:
     return importlib.import_module(f"recbole.{name}")
 
 
-def _over(module, **replaced):
-    """Return a module that answers for ``module`` with some names replaced."""
+def _over(module: Any, **replaced: Any) -> Any:
+    """Return a proxy of ``module`` with some names replaced."""
     proxy = types.ModuleType(module.__name__, module.__doc__)
     proxy.__getattr__ = lambda name: getattr(module, name)
     vars(proxy).update(replaced)
@@ -69,19 +70,19 @@ def _over(module, **replaced):
 # -- numpy
 
 
-def _numpy_names_missing():
+def _numpy_names_missing() -> bool:
     import numpy
 
     return not hasattr(numpy, "float_")
 
 
-def _name_numpy_types():
+def _name_numpy_types() -> None:
     import numpy
 
     numpy.float_, numpy.complex_, numpy.unicode_ = numpy.float64, numpy.complex128, numpy.str_
 
 
-def _sort_interactions_as_arrays():
+def _sort_interactions_as_arrays() -> None:
     import numpy
 
     interaction = _module("data.interaction")
@@ -93,13 +94,13 @@ def _sort_interactions_as_arrays():
 # -- scipy
 
 
-def _dict_update_missing():
+def _dict_update_missing() -> bool:
     from scipy.sparse import dok_matrix
 
     return not hasattr(dok_matrix, "_update")
 
 
-def _update_dict_of_keys():
+def _update_dict_of_keys() -> None:
     from scipy.sparse import dok_matrix
 
     dok_matrix._update = lambda self, entries: self._dict.update(entries)
@@ -108,16 +109,16 @@ def _update_dict_of_keys():
 # -- pandas
 
 
-def _pandas_copies():
+def _pandas_copies() -> bool:
     return _version("pandas") >= (3, 0)
 
 
-def _fill_missing_features():
+def _fill_missing_features() -> None:
     dataset = _module("data.dataset.dataset")
     original = dataset.Dataset._fill_nan
 
-    def _fill_nan(self):
-        # What is filled here the original finds complete; it goes on with sequences.
+    def _fill_nan(self: Any) -> None:
+        # The original then finds these fields complete and only fills sequences.
         for name in self.feat_name_list:
             feat = getattr(self, name)
             for field in feat:
@@ -132,11 +133,11 @@ def _fill_missing_features():
     dataset.Dataset._fill_nan = _fill_nan
 
 
-def _read_empty_sequences():
+def _read_empty_sequences() -> None:
     dataset = _module("data.dataset.dataset")
     pandas = dataset.pd
 
-    def read_csv(*args, **options):
+    def read_csv(*args: Any, **options: Any) -> Any:
         frame = pandas.read_csv(*args, **options)
         sequences = [column for column in frame if str(column).endswith("_seq")]
         return frame.fillna({column: "" for column in sequences})
@@ -144,10 +145,10 @@ def _read_empty_sequences():
     dataset.pd = _over(pandas, read_csv=read_csv)
 
 
-def _measure_elementwise():
+def _measure_elementwise() -> None:
     import pandas
 
-    def _len(value):
+    def _len(value: Any) -> int | Any:
         # ``series.agg(len)`` meant the length of each element; pandas 3 calls len(series).
         return value.map(builtins.len) if isinstance(value, pandas.Series) else builtins.len(value)
 
@@ -158,16 +159,16 @@ def _measure_elementwise():
 # -- torch
 
 
-def _anomaly_detection_set():
+def _anomaly_detection_set() -> bool:
     import torch
 
-    # Imported before, it has left its mark already.
+    # If sine.py is already imported, it has already switched anomaly detection on.
     before = torch.is_anomaly_enabled() and "recbole.model.sequential_recommender.sine" not in sys.modules
     _module("model.sequential_recommender")
     return torch.is_anomaly_enabled() and not before
 
 
-def _unset_anomaly_detection():
+def _unset_anomaly_detection() -> None:
     import torch
 
     torch.autograd.set_detect_anomaly(False)
@@ -176,19 +177,19 @@ def _unset_anomaly_detection():
 # -- RecBole itself
 
 
-def _collect_values_that_are_no_tensors():
+def _collect_non_tensors() -> None:
     import torch
 
     collector = _module("evaluator.collector").Collector
     original = collector.get_data_struct
 
-    def get_data_struct(self):
-        held = self.data_struct._data_dict
-        plain = {k: v for k, v in held.items() if not isinstance(v, torch.Tensor)}
+    def get_data_struct(self: Any) -> Any:
+        collected = self.data_struct._data_dict
+        plain = {k: v for k, v in collected.items() if not isinstance(v, torch.Tensor)}
         for key in plain:
-            del held[key]
+            del collected[key]
         struct = original(self)
-        held.update(plain)
+        collected.update(plain)
         struct._data_dict.update(plain)
         return struct
 
@@ -196,27 +197,29 @@ def _collect_values_that_are_no_tensors():
     collector.get_data_struct = get_data_struct
 
 
-def _replace(module, owner, name, function, calls_original=False):
-    """Put a function in the place of a method of RecBole; with ``calls_original`` it is given that one first."""
-    owner = getattr(_module(module), owner)
-    original = getattr(owner, name)
+def _replace(
+    module: str, owner: str, name: str, function: Callable[..., Any], calls_original: bool = False
+) -> None:
+    """Replace a method of RecBole by a function; with ``calls_original`` its first argument is the original method."""
+    cls = getattr(_module(module), owner)
+    original: Any = getattr(cls, name)
 
     @functools.wraps(original)
-    def method(self, *args, **options):
+    def replacement(self: Any, *args: Any, **options: Any) -> Any:
         return function(original, self, *args, **options) if calls_original else function(self, *args, **options)
 
-    method.original = original
-    setattr(owner, name, method)
+    replacement.original = original
+    setattr(cls, name, replacement)
 
 
-def _parse_in_c():
+def _parse_in_c() -> None:
     from recbole_pref.data import reading
 
     dataset = _module("data.dataset.dataset")
     dataset.pd = _over(dataset.pd, read_csv=reading.read_csv)
 
 
-def _keep_sequences_as_slices():
+def _keep_sequences_as_slices() -> None:
     from recbole_pref.data import dataset
 
     where = "data.dataset.sequential_dataset", "SequentialDataset"
@@ -225,19 +228,19 @@ def _keep_sequences_as_slices():
     _replace(*where, "_benchmark_presets", dataset.cut_lists, calls_original=True)
 
 
-def _number_tokens_by_category():
+def _number_tokens_by_category() -> None:
     from recbole_pref.data import dataset
 
     _replace("data.dataset.dataset", "Dataset", "_concat_remaped_tokens", dataset.concat_tokens, calls_original=True)
 
 
-def _count_on_arrays():
+def _count_on_arrays() -> None:
     from recbole_pref.data import dataset
 
     _module("data.dataset.dataset").Counter = dataset.count
 
 
-def _split_on_arrays():
+def _split_on_arrays() -> None:
     from recbole_pref.data import dataset
 
     where = "data.dataset.dataset", "Dataset"
@@ -246,47 +249,47 @@ def _split_on_arrays():
     _replace(*where, "split_by_ratio", dataset.split_by_ratio, calls_original=True)
 
 
-def _number_rows_by_range():
-    def as_list(values=()):
+def _number_rows_by_range() -> None:
+    def as_list(values: Any = ()) -> Any:
         return values if isinstance(values, range) else builtins.list(values)
 
     vars(_module("data.dataloader.abstract_dataloader"))["list"] = as_list
 
 
-def _remove_duplicates_stably():
+def _remove_duplicates_stably() -> None:
     from recbole_pref.data import dataset
 
     _replace("data.dataset.dataset", "Dataset", "_remove_duplication", dataset.remove_duplication, calls_original=True)
 
 
-def _compare_values_as_texts():
+def _compare_values_as_texts() -> None:
     from recbole_pref.data import dataset
 
     where = "data.dataset.dataset", "Dataset"
     _replace(*where, "_filter_by_field_value", dataset.filter_by_field_value, calls_original=True)
 
 
-def _refuse_outdated_datasets():
+def _refuse_outdated_datasets() -> None:
     from recbole_pref.data import dataset
 
     utils = _module("data.utils")
     utils.pickle = _over(utils.pickle, load=dataset.load_saved)
 
 
-def _keep_times_exact():
+def _keep_times_exact() -> None:
     from recbole_pref.data import dataset
 
     _replace("data.dataset.dataset", "Dataset", "_change_feat_format", dataset.order_by_exact_time, calls_original=True)
 
 
-def _share_items_of_lists():
+def _share_items_of_lists() -> None:
     from recbole_pref.data import dataset
 
     _replace("data.dataset.dataset", "Dataset", "_set_alias", dataset.add_list_alias, calls_original=True)
 
 
-def _save_checkpoint(state, path, **_):
-    """Write a checkpoint of RecBole's trainers as plain data; stands for ``torch.save``."""
+def _save_checkpoint(state: Any, path: Any, **_: Any) -> None:
+    """Write a checkpoint of RecBole's trainers as plain data; replaces ``torch.save``."""
     from recbole_pref import checkpoint
 
     state = dict(state)
@@ -297,8 +300,8 @@ def _save_checkpoint(state, path, **_):
     checkpoint.save(state, path)
 
 
-def _load_checkpoint(path, map_location="cpu"):
-    """Return a checkpoint of RecBole's trainers or of ours as RecBole reads it; stands for ``torch.load``."""
+def _load_checkpoint(path: Any, map_location: Any = "cpu") -> dict[str, Any]:
+    """Return a checkpoint of RecBole's trainers or of ours in RecBole's form; replaces ``torch.load``."""
     from recbole_pref import checkpoint
 
     remedy = (
@@ -312,8 +315,8 @@ def _load_checkpoint(path, map_location="cpu"):
     return state
 
 
-def _config_of(settings):
-    """Return RecBole's ``Config`` with the settings of a checkpoint, none of which is evaluated as code."""
+def _config_of(settings: dict[str, Any]) -> Any:
+    """Return RecBole's ``Config`` with the settings of a checkpoint, without evaluating any of them as code."""
     import torch
 
     cls, enums = _module("config.configurator").Config, _module("utils.enum_type")
@@ -325,26 +328,26 @@ def _config_of(settings):
     return config
 
 
-def _store_plain_checkpoints():
+def _store_plain_checkpoints() -> None:
     trainer = _module("trainer.trainer")
     trainer.torch = _over(trainer.torch, save=_save_checkpoint, load=_load_checkpoint)
 
 
-def _load_plain_checkpoints(original, model_file):
+def _load_plain_checkpoints(original: Any, model_file: Any) -> Any:
     import torch
 
     state, load = _load_checkpoint(model_file), torch.load
 
-    def load_or_state(file, *args, **options):
+    def load_or_state(file: Any, *args: Any, **options: Any) -> Any:
         return state if file is model_file else load(file, *args, **options)
 
     with mock.patch.object(torch, "load", load_or_state):
         return original(model_file)
 
 
-def _prepare_quick_start():
-    # RecBole's quick start imports Ray, which takes seconds: it is changed when it is imported.
-    def change():
+def _prepare_quick_start() -> None:
+    # RecBole's quick start imports Ray, which takes seconds: patch it when it is imported.
+    def change() -> None:
         module, package = (sys.modules.get(f"recbole.quick_start{name}") for name in (".quick_start", ""))
         original = module.load_data_and_model
         load = functools.wraps(original)(functools.partial(_load_plain_checkpoints, original))
@@ -357,11 +360,11 @@ def _prepare_quick_start():
     after_import("recbole.quick_start.quick_start", change)
 
 
-def _read_our_properties():
+def _read_our_properties() -> None:
     config = _module("config.configurator").Config
     original = config._load_internal_config_dict
 
-    def _load_internal_config_dict(self, model, model_class, dataset):
+    def _load_internal_config_dict(self: Any, model: Any, model_class: Any, dataset: Any) -> None:
         original(self, model, model_class, dataset)
         if getattr(model_class, "preference_method", None) is not None or hasattr(model_class, "own_settings"):
             from recbole_pref.settings.files import load_properties
@@ -373,13 +376,13 @@ def _read_our_properties():
 
 
 class _NoCurves:
-    """Stands for TensorBoard's writer in the processes that write no files."""
+    """Replaces TensorBoard's writer in the processes that write no files."""
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> Any:
         return lambda *args, **options: None
 
 
-def _write_curves_once():
+def _write_curves_once() -> None:
     from recbole_pref import distributed
 
     trainer = _module("trainer.trainer")
@@ -387,39 +390,64 @@ def _write_curves_once():
     trainer.get_tensorboard = lambda logger: original(logger) if distributed.is_first() else _NoCurves()
 
 
-def _draw_with_generators():
+class _FlatSettings(dict):
+    """The settings of a configuration by flat names, as wandb shows them, with the attributes that RecBole reads."""
+
+    def __init__(self, config: Any) -> None:
+        from recbole_pref.checkpoint import to_plain
+
+        self.wandb_project = config["wandb_project"]
+        parts = list(to_plain(config.final_config_dict, other=str).items())
+        while parts:
+            name, value = parts.pop(0)
+            if isinstance(value, dict) and value:
+                parts = [(f"{name}.{key}", part) for key, part in value.items()] + parts
+            else:
+                self[name] = value
+
+
+def _give_wandb_settings() -> None:
+    def setup(original: Any, self: Any) -> None:
+        if self.log_wandb:
+            self.config = _FlatSettings(self.config)
+        original(self)
+
+    _replace("utils.wandblogger", "WandbLogger", "setup", setup, calls_original=True)
+
+
+def _draw_with_generators() -> None:
     import numpy
 
     search = _module("trainer.hyper_tuning")
     search.np = _over(numpy, random=_over(numpy.random, RandomState=numpy.random.default_rng))
 
 
-def _filter_further_features():
+def _filter_further_features() -> None:
     import pandas
 
     dataset = _module("data.dataset.dataset")
     original = dataset.Dataset._filter_by_inter_num
 
-    def _filter_by_inter_num(self):
+    def _filter_by_inter_num(self: Any) -> None:
         original(self)
         if self.config["mm_fields"] is None:  # no model with item features
             return
         sources = [feat[self.iid_field] for feat in (self.inter_feat, self.item_feat) if feat is not None]
-        known = pandas.concat(sources).unique()
+        items = pandas.concat(sources).unique()
         for suffix in self.config["additional_feat_suffix"] or ():
             feat = getattr(self, f"{suffix}_feat")
             for field in set(feat) & set(self.alias["item_id"]):
-                lost = feat.index[~feat[field].isin(known)]
-                feat.drop(lost, inplace=True)
-                if len(lost):
+                removed = feat.index[~feat[field].isin(items)]
+                feat.drop(removed, inplace=True)
+                if len(removed):
                     name = f"{self.dataset_name}.{suffix}"
-                    self.logger.info(f"{name}: {len(lost)} items without interactions are left out")
+                    self.logger.info(f"{name}: {len(removed)} items without interactions are removed")
 
     _filter_by_inter_num.original = original
     dataset.Dataset._filter_by_inter_num = _filter_by_inter_num
 
 
-def _silence_notices():
+def _silence_notices() -> None:
     for category, message in (
         (FutureWarning, r".*torch\.cuda\.amp\.GradScaler.*"),
         (UserWarning, r"The given NumPy array is not writable.*"),
@@ -430,12 +458,12 @@ def _silence_notices():
     import pandas
 
     for name in ("ChainedAssignmentError", "Pandas4Warning"):
-        category = getattr(pandas.errors, name, None)
-        if category is not None:
-            warnings.filterwarnings("ignore", category=category, module=r"recbole\.")
+        of_pandas = getattr(pandas.errors, name, None)
+        if of_pandas is not None:
+            warnings.filterwarnings("ignore", category=of_pandas, module=r"recbole\.")
 
 
-def _always():
+def _always() -> bool:
     return True
 
 
@@ -494,7 +522,7 @@ PATCHES = (
     Patch(
         "stable_duplicates",
         "data/dataset/dataset.py:853 sorts by time with pandas' unstable sort before it removes duplicates: "
-        "interactions with equal times change places",
+        "interactions with equal times change their order",
         "RecBole sorts with kind='stable'",
         _always,
         _remove_duplicates_stably,
@@ -524,8 +552,8 @@ PATCHES = (
     ),
     Patch(
         "list_alias",
-        "data/dataset/dataset.py:525 numbers the items in the lists of pre-split files apart from their targets "
-        "unless alias_of_item_id says otherwise",
+        "data/dataset/dataset.py:525 numbers the items in the lists of pre-split files separately from their targets "
+        "unless alias_of_item_id is set",
         "RecBole sets the alias",
         _always,
         _share_items_of_lists,
@@ -540,7 +568,7 @@ PATCHES = (
     ),
     Patch(
         "outdated_datasets",
-        "data/utils.py:61 takes a saved data set for current whatever became of its files",
+        "data/utils.py:61 considers a saved data set current even if its files have changed",
         "RecBole compares their times",
         _always,
         _refuse_outdated_datasets,
@@ -581,7 +609,7 @@ PATCHES = (
         "and TailPercentage crash (RecBole #2194)",
         "RecBole merges #2209",
         _always,
-        _collect_values_that_are_no_tensors,
+        _collect_non_tensors,
     ),
     Patch(
         "plain_checkpoints",
@@ -606,6 +634,13 @@ PATCHES = (
         _write_curves_once,
     ),
     Patch(
+        "wandb_settings",
+        "utils/wandblogger.py:39 gives wandb the Config object, of which it shows no settings",
+        "RecBole passes final_config_dict",
+        _always,
+        _give_wandb_settings,
+    ),
+    Patch(
         "search_generator",
         "trainer/hyper_tuning.py:117 makes a RandomState, and hyperopt 0.2.7 draws from a Generator",
         "RecBole calls default_rng",
@@ -621,8 +656,8 @@ PATCHES = (
     ),
     Patch(
         "further_features",
-        "data/dataset/dataset.py:172-190 filters no additional feature file: items that filters removed, or that are "
-        "in no interaction, come back into the catalogue with their features",
+        "data/dataset/dataset.py:172-190 does not filter additional feature files: items that filters removed, or that "
+        "are in no interaction, return to the catalogue with their features",
         "RecBole filters additional features",
         _always,
         _filter_further_features,
@@ -638,11 +673,11 @@ PATCHES = (
 _applied: list[str] = []
 
 
-def check_installation():
-    """Refuse to go on without RecBole 1.2.1 and what it imports.
+def check_installation() -> None:
+    """Check that RecBole 1.2.1 and its dependencies are installed.
 
     Raises:
-        PrefError: names what is missing and the command that installs it.
+        PrefError: names the missing packages and the command that installs them.
     """
     try:
         version = importlib.metadata.version("recbole")
@@ -659,8 +694,8 @@ def check_installation():
         raise PrefError(f"packages that RecBole imports are missing: run 'pip install {quoted}'.")
 
 
-def apply():
-    """Check the installation and apply the patches that are needed; later calls do nothing."""
+def apply() -> None:
+    """Check the installation and apply the necessary patches; repeated calls have no effect."""
     if _applied:
         return
     check_installation()
@@ -670,6 +705,6 @@ def apply():
             _applied.append(patch.name)
 
 
-def applied():
-    """Return the names of the applied patches: tuple of str."""
+def applied() -> tuple[str, ...]:
+    """Return the names of the applied patches."""
     return tuple(_applied)

@@ -1,59 +1,71 @@
 """Data parallel training on several processes (``--nproc``), gloo on the CPU, NCCL on GPUs.
 
-Every process builds the same data, batches and model. Of each batch a process takes its share of rows;
-weights are normalised over the whole batch and gradients are summed before each step, so that the result is
-that of one process with the same batch, up to rounding and to the random numbers of dropout and samplers.
-Validation and test run on every process over all rows, so metrics are exact; the first one writes files.
+Every process builds the same data, batches and model, and takes its share of the rows of each batch. Weights are
+normalised over the whole batch and gradients are summed before each step. So the result equals that of one process
+with the same batch, up to rounding and the random numbers of dropout and samplers. Every process validates and
+tests on all rows, so metrics are exact. The first process writes the files.
 """
 
 import os
 import pickle
+import socket
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
+import psutil
 import torch
 import torch.distributed as dist
 
 from recbole_pref.environment import threads_per_process
 from recbole_pref.errors import PrefError
 
-_PORT = 5678  # where machines meet that were not given another one
+_PORT = 5678  # the default port when several machines train together
 _PATIENCE = timedelta(minutes=30)
 _alone = False
 
 
-def world():
-    """Return how many processes train together and the number of this one."""
+def world() -> tuple[int, int]:
+    """Return the number of processes that train together, and the rank of this one."""
     if not _alone and dist.is_available() and dist.is_initialized():
         return dist.get_world_size(), dist.get_rank()
     return 1, 0
 
 
-def is_first():
+def is_first() -> bool:
     """Return whether this process writes files and logs."""
     return world()[1] == 0
 
 
-def wait():
+def of_first(value: Any) -> Any:
+    """Return the first process's value of an object that can be pickled."""
+    if world()[0] == 1:
+        return value
+    values = [value]
+    dist.broadcast_object_list(values)
+    return values[0]
+
+
+def wait() -> None:
     """Wait for the other processes."""
     if world()[0] > 1:
         dist.barrier()
 
 
-def share(batch):
+def share(batch: Any) -> Any:
     """Return this process's rows of a batch.
 
-    A batch too small to give every process some is taken whole by all, which the weights make up for.
+    If a batch is too small to share, every process takes all of it; the weights account for this.
     """
     size, rank = world()
     return batch if size == 1 or batch.parts() < size else batch.share(size, rank)
 
 
-def total(value):
+def total(value: torch.Tensor) -> torch.Tensor:
     """Return the sum of a tensor over the processes, without gradient."""
     if world()[0] > 1:
         value = value.detach().clone()
@@ -61,7 +73,7 @@ def total(value):
     return value
 
 
-def sum_gradients(parameters):
+def sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
     """Sum the gradients of all processes in place; parameters without one count as zero."""
     if world()[0] == 1:
         return
@@ -73,8 +85,8 @@ def sum_gradients(parameters):
 
 
 @contextmanager
-def alone():
-    """Inside the block this process acts as if it trained by itself (a reference, for instance)."""
+def alone() -> Iterator[None]:
+    """In the block this process trains on its own, for example a reference model."""
     global _alone
     before, _alone = _alone, True
     try:
@@ -84,25 +96,25 @@ def alone():
 
 
 def launch(
-    function: Callable,
-    arguments: dict,
+    function: Callable[..., Any],
+    arguments: dict[str, Any],
     nproc: int,
     ip: str = "localhost",
-    port: str | None = None,
+    port: str | int | None = None,
     group_offset: int = 0,
     world_size: int = -1,
-):
+) -> Any:
     """Run ``function(**arguments)`` in ``nproc`` processes and return the first one's result.
 
     Args:
-        function (callable): importable; its result must be picklable.
-        arguments (dict): its keyword arguments.
-        nproc (int): processes on this machine.
-        ip (str): address of the machine with the first process.
-        port (str, optional): port on that machine where the processes meet; by default a free one when all processes
+        function: an importable function with a picklable result.
+        arguments: its keyword arguments.
+        nproc: processes on this machine.
+        ip: address of the machine with the first process.
+        port: port on that machine at which the processes connect; by default a free one when all processes
             are on this machine, otherwise 5678.
-        group_offset (int): number of the first process of this machine.
-        world_size (int): processes on all machines; -1 for ``nproc``.
+        group_offset: number of the first process of this machine.
+        world_size: processes on all machines; -1 for ``nproc``.
 
     Raises:
         PrefError: the port is in use, or a process ended early; the others are stopped.
@@ -128,20 +140,20 @@ def launch(
             )
         except mp.ProcessRaisedException as error:
             lines = str(error).strip().splitlines()
-            said = lines[-1].split("PrefError: ", 1)[-1] if lines else "no message"
+            message = lines[-1].split("PrefError: ", 1)[-1] if lines else "no message"
             raise PrefError(
-                f"process {error.error_index} of {nproc} failed, the others were stopped: {said}"
+                f"process {error.error_index} of {nproc} failed, the others were stopped: {message}"
             ) from error
         except mp.ProcessExitedException as error:
             raise PrefError(
                 f"process {error.error_index} of {nproc} died (exit code {error.exit_code}), the others were "
-                "stopped; go on with --resume=True."
+                "stopped; continue with --resume=True."
             ) from error
         return pickle.loads(file.read_bytes()) if file.is_file() else None
 
 
-def _open_store(ip, port):
-    """Return the store where the processes meet, listening at a port, or at a free one where it is 0."""
+def _open_store(ip: str, port: Any) -> dist.TCPStore:
+    """Return the store to which the processes connect; it listens at a port, or at a free one for port 0."""
     if not str(port).isdecimal() or int(port) >= 2**16:
         raise PrefError(f"port={port!r} is not accepted: set --port to a whole number below {2**16}.")
     try:
@@ -153,8 +165,8 @@ def _open_store(ip, port):
         ) from error
 
 
-def _join_store(ip, port):
-    """Return the store of :func:`_open_store` from another process."""
+def _join_store(ip: str, port: int) -> dist.TCPStore:
+    """Connect to the store of :func:`_open_store` from another process."""
     try:
         return dist.TCPStore(ip, port, is_master=False, timeout=_PATIENCE)
     except dist.DistError as error:
@@ -164,28 +176,80 @@ def _join_store(ip, port):
         ) from error
 
 
-def _reason(error):
+def _reason(error: Exception) -> str:
     return " ".join(str(error).split())[:200]
 
 
-def _entry(local_rank, function, arguments, file, size, nproc, offset, ip, port, command):
-    sys.orig_argv = command  # which the log of a run begins with
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if ip == "127.0.0.1" else "")
+def _entry(
+    local_rank: int,
+    function: Any,
+    arguments: dict[str, Any],
+    file: Path,
+    size: int,
+    nproc: int,
+    offset: int,
+    ip: str,
+    port: int,
+    command: list[str],
+) -> None:
+    sys.orig_argv = command  # the log of a run begins with it
+    # By default gloo takes the address of the host's name, which is often a loopback address.
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", _interface_to(ip))
     cuda = torch.cuda.is_available() and torch.cuda.device_count() >= nproc
     if cuda:
         torch.cuda.set_device(local_rank)
-    dist.init_process_group(
-        "nccl" if cuda else "gloo",
-        store=_join_store(ip, port),
-        rank=offset + local_rank,
-        world_size=size,
-        timeout=_PATIENCE,
-    )
+    with _explained():
+        dist.init_process_group(
+            "nccl" if cuda else "gloo",
+            store=_join_store(ip, port),
+            rank=offset + local_rank,
+            world_size=size,
+            timeout=_PATIENCE,
+        )
     torch.set_num_threads(threads_per_process(nproc))
     try:
-        result = function(**arguments)
-        if is_first():
-            file.write_bytes(pickle.dumps(result))
-        wait()
+        with _explained():
+            result = function(**arguments)
+            if is_first():
+                file.write_bytes(pickle.dumps(result))
+            wait()
     finally:
         dist.destroy_process_group()
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Say in one sentence that another process is gone, whatever operation noticed it.
+
+    Raises:
+        PrefError: the connection to another process was lost.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error).lower():
+            raise
+        raise PrefError(
+            f"the connection to another process is lost ({_reason(error)}): look there for the cause, then continue by "
+            "giving all machines their commands again with --resume=True."
+        ) from error
+
+
+def _interface_to(ip: str) -> str:
+    """Return the name of the network interface with which this machine reaches an address, "" where it has none.
+
+    Raises:
+        PrefError: there is no route to the address.
+    """
+    try:
+        family, _, _, _, address = socket.getaddrinfo(ip, _PORT, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect(address)  # sends nothing
+            own = probe.getsockname()[0]
+    except OSError as error:
+        raise PrefError(
+            f"ip={ip!r} cannot be reached from this machine ({error}): set --ip to the address of the machine with the "
+            "first process."
+        ) from error
+    interfaces = psutil.net_if_addrs().items()
+    return next((name for name, found in interfaces if own in {address.address for address in found}), "")

@@ -1,4 +1,4 @@
-"""What a result depends on beside its settings: versions, machine, commit and command."""
+"""Facts that a result depends on besides its settings: versions, machine, commit and command."""
 
 import json
 import math
@@ -8,9 +8,11 @@ import shlex
 import signal
 import subprocess
 import sys
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
+from typing import IO, Any
 
 import torch
 
@@ -19,15 +21,15 @@ from recbole_pref.checkpoint import to_plain, write_atomically
 _PACKAGES = ("torch", "numpy", "pandas", "ray", "recbole", "recbole_pref")
 
 
-def environment(device=None):
+def environment(device: torch.device | str | None = None) -> dict[str, Any]:
     """Return the versions, the machine, the commit and the command of this process.
 
     Args:
-        device (torch.device or str, optional): the device in use; the default is the first CUDA
+        device: the device in use; the default is the first CUDA
             device when there is one, otherwise the CPU.
 
     Returns:
-        dict: plain values; None where something is not known.
+        dict: plain values; None for an unknown fact.
     """
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -44,12 +46,12 @@ def environment(device=None):
 
 
 def described(facts: dict) -> str:
-    """Return what :func:`environment` returned as lines for the log."""
+    """Return the result of :func:`environment` as lines for the log."""
     return "\n".join(f"{name}: {value}" for name, value in facts.items() if value is not None)
 
 
-def _version(name):
-    module = sys.modules.get(name)  # knows local builds ("2.13.0+cpu") and uninstalled checkouts
+def _version(name: str) -> str | None:
+    module = sys.modules.get(name)  # its version also covers local builds ("2.13.0+cpu") and uninstalled checkouts
     version = getattr(module, "__version__", None)
     if isinstance(version, str):
         return str(version)
@@ -59,7 +61,7 @@ def _version(name):
         return None
 
 
-def _device_name(device):
+def _device_name(device: torch.device) -> str | None:
     if device.type == "cuda" and torch.cuda.is_available():
         return torch.cuda.get_device_name(device)
     try:
@@ -70,33 +72,33 @@ def _device_name(device):
     return next(names, None) or platform.processor() or platform.machine() or None
 
 
-def usable_cores():
-    """Return how many cores this process may use, which in a container is fewer than there are."""
+def usable_cores() -> int:
+    """Return how many cores this process may use; in a container these can be fewer than the machine has."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
-def threads_per_process(processes):
-    """Return the share of torch's threads, which ``OMP_NUM_THREADS`` sets, of each of several processes."""
+def threads_per_process(processes: int) -> int:
+    """Return how many of torch's threads (``OMP_NUM_THREADS``) each of several processes may use."""
     return max(1, min(torch.get_num_threads(), usable_cores()) // processes)
 
 
-def python_path(paths):
+def python_path(paths: Iterable[str]) -> str:
     """Return ``PYTHONPATH`` for other processes: this package's folder first, then ``paths``.
 
-    An uninstalled checkout is on the path of a prompt as "", which another folder's processes do not find.
+    An interactive session has an uninstalled checkout on its path as "", which is wrong in another folder.
     """
     package = str(Path(__file__).resolve().parents[1])
     return os.pathsep.join(dict.fromkeys([package, *filter(None, paths)]))
 
 
-def git_commit(folder="."):
-    """Return the commit checked out in ``folder``, ``-dirty`` added when files differ, or None."""
+def git_commit(folder: str | Path = ".") -> str | None:
+    """Return the commit checked out in ``folder``, with ``-dirty`` when files differ, or None."""
     # `describe` looks at the commit and the working tree in one call; no tag replaces the hash.
     command = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             command,
             cwd=folder,
             env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},
@@ -108,32 +110,32 @@ def git_commit(folder="."):
         )
     except (OSError, ValueError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip() or None if done.returncode == 0 else None
+    return process.stdout.strip() or None if process.returncode == 0 else None
 
 
-def write_result(path, result, setting="result_file"):
-    """Write ``result`` as JSON that any parser reads, whole or not at all.
+def write_result(path: str | os.PathLike, result: dict[str, Any], setting: str = "result_file") -> None:
+    """Write ``result`` atomically as JSON that any parser reads.
 
-    Tensors become numbers or lists, what has no plain form becomes text, and the numbers that JSON
-    lacks become "nan", "inf" and "-inf", which ``float()`` reads back.
+    Tensors become numbers or lists. Objects without a plain form become text. Numbers that JSON lacks become
+    "nan", "inf" and "-inf", which ``float()`` reads.
 
     Args:
-        path (path-like): the file to create or replace.
-        result (dict): the values.
-        setting (str): what chose the path, for messages.
+        path: the file to create or replace.
+        result: the values.
+        setting: the setting that holds the path, for messages.
 
     Raises:
         PrefError: the file cannot be written; names the setting.
     """
     text = json.dumps(_json_value(to_plain(result, other=str)), indent=2, allow_nan=False)
 
-    def write(file):
+    def write(file: IO[bytes]) -> None:
         file.write(text.encode("utf-8") + b"\n")
 
     write_atomically(path, write, setting)
 
 
-def _json_value(value):
+def _json_value(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
         return _json_value(value.tolist())
     if isinstance(value, float) and not math.isfinite(value):
@@ -146,8 +148,8 @@ def _json_value(value):
 
 
 @contextmanager
-def sigterm_as_ctrl_c():
-    """Let SIGTERM, with which schedulers of clusters end a job, do here what Ctrl-C does; only in the main thread.
+def sigterm_as_ctrl_c() -> Iterator[None]:
+    """Handle SIGTERM, which cluster schedulers send to end a job, like Ctrl-C; only in the main thread.
 
     Raises:
         KeyboardInterrupt: SIGTERM arrived.
@@ -160,5 +162,5 @@ def sigterm_as_ctrl_c():
     try:
         yield
     finally:
-        if before is not None:  # None: not set from Python, and not to be had back
+        if before is not None:  # None: the handler was not set from Python and cannot be restored
             signal.signal(signal.SIGTERM, before)

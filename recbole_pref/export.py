@@ -17,6 +17,7 @@ The id of an item is its place in ``item_tokens.json`` plus 1; 0 pads sequences 
 import copy
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,7 +40,7 @@ class QueryEncoder(torch.nn.Module):
         model (PreferenceMixin): with a backbone entry; shares its parameters.
     """
 
-    def __init__(self, model: torch.nn.Module) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__()
         model = copy.copy(model)
         model._modules = dict(model._modules)  # the table below replaces the encoder's own in this copy alone
@@ -49,7 +50,7 @@ class QueryEncoder(torch.nn.Module):
 
     def forward(self, item_ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         """Return vectors [B, H] of sequences [B, L] of item ids, padded with 0 on the right, and their lengths [B]."""
-        model = self.model
+        model: Any = self.model
         if model.backbone.encode_all is None:
             nobody = torch.zeros_like(lengths)
             fields = {model.ITEM_SEQ: item_ids, model.ITEM_SEQ_LEN: lengths, model.USER_ID: nobody}

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import IO, TYPE_CHECKING, Any
 
 from recbole_pref import cli
 from recbole_pref.data.convert import check_name
@@ -238,7 +238,7 @@ def encode(
 def write_features(path: Path, suffix: str, items: Iterable[str], vectors: np.ndarray) -> None:
     """Write the columns ``<suffix>_id:token`` and ``<suffix>_emb:float_seq`` atomically."""
 
-    def write(file: BinaryIO) -> None:
+    def write(file: IO[bytes]) -> None:
         file.write(f"{suffix}_id:token\t{suffix}_emb:float_seq\n".encode())
         for item, vector in zip(items, vectors):
             item = f'"{item.replace(chr(34), chr(34) * 2)}"' if item.startswith('"') else item
@@ -247,7 +247,7 @@ def write_features(path: Path, suffix: str, items: Iterable[str], vectors: np.nd
     _write(path, write)
 
 
-def _write(path: Path, write: Callable[[BinaryIO], Any]) -> None:
+def _write(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
     from recbole_pref.checkpoint import write_atomically
 
     write_atomically(path, write, "--data_path")

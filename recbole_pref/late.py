@@ -1,7 +1,8 @@
-"""Modules that are imported when they are used, and what happens when they are."""
+"""Modules that are imported on first use, and actions after an import."""
 
 import importlib
 import importlib.abc
+import importlib.machinery
 import importlib.util
 import sys
 import types
@@ -10,19 +11,19 @@ from typing import Any
 
 
 class LateModule(types.ModuleType):
-    """Stands for a module that is imported when one of its names is used, so that ``--help`` need not wait for it."""
+    """A module that is imported when one of its names is first used, so that ``--help`` answers at once."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(importlib.import_module(self.__name__), name)
 
 
 class _AfterImport(importlib.abc.MetaPathFinder):
-    """Finds a module where the other finders find it, and calls ``action`` right after its first import."""
+    """Finds a module through the other finders, and calls ``action`` right after its first import."""
 
     def __init__(self, name: str, action: Callable[[], None]) -> None:
         self.name, self._action, self._searching = name, action, False
 
-    def find_spec(self, fullname, path=None, target=None):
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> importlib.machinery.ModuleSpec | None:
         if fullname != self.name or self._searching:
             return None
         self._searching = True
@@ -30,21 +31,21 @@ class _AfterImport(importlib.abc.MetaPathFinder):
             spec = importlib.util.find_spec(fullname)
         finally:
             self._searching = False
-        if spec is not None:
+        if spec is not None and spec.loader is not None:
             execute = spec.loader.exec_module
 
-            def exec_module(module):
+            def exec_module(module: types.ModuleType) -> None:
                 execute(module)
                 self._action()
 
-            spec.loader.exec_module = exec_module
+            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec
 
 
 def after_import(name: str, action: Callable[[], None]) -> None:
-    """Call ``action`` now where a module is imported already, otherwise right after its first import.
+    """Call ``action`` now if a module is imported, otherwise right after its first import.
 
-    Harmless when called again for a module that is not imported yet.
+    Repeated calls before the import have no further effect.
     """
     if name in sys.modules:
         action()

@@ -1,82 +1,86 @@
 """Losses of the preference methods: pure functions of the scores of one positive and K negatives.
 
 Every loss takes the policy's values of the positive [B] and of the negatives [B, K] and returns one
-loss per row [B]; where it compares with a reference model, the reference's values of the same items
-follow. The first two arguments are called ``pos_logps, neg_logps`` where log-probabilities over the
-catalogue (in nats) are needed, and ``pos, neg`` where a constant added to a row changes nothing, so
-that raw scores do as well. Settings are keyword-only and named as in the property files. In the
-formulas w is the positive, l a negative, and Delta = log pi - log pi_ref.
+loss per row [B]. A loss that compares with a reference model also takes the reference's values of the
+same items. The first two arguments are called ``pos_logps, neg_logps`` when the loss needs
+log-probabilities over the catalogue (in nats). They are called ``pos, neg`` when a constant added to a
+row does not change the loss, so that raw scores suffice. Settings are keyword-only and named as in the
+property files. In the formulas w is the positive, l a negative, and Delta = log pi - log pi_ref.
 
-Inputs below float32 are computed in float32, float64 stays float64; autocast changes nothing. Values
-and gradients are finite for scores of +-1e4. NaN in gives NaN out.
+Inputs below float32 are computed in float32; float64 stays float64; autocast has no effect. Values
+and gradients are finite for scores of +-1e4. A NaN in the input gives a NaN in the output.
 """
 
+from collections.abc import Iterable
+from typing import Any
+
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from recbole_pref.errors import PrefError, suggest
 
 _CLUSTER_PAIRS = 2**19  # pairs of cuts that top_cluster holds at a time: 4 MB, within caches
 _CLUSTER_TIE = 1e-12  # relative difference below which two partitions count as equally good
-_EXP_LIMIT = 10.0  # exponents of probability ratios above this go on along the tangent
+_EXP_LIMIT = 10.0  # above this exponent, probability ratios follow the tangent of exp
 
 
-def _island(*tensors):
+def _island(*tensors: Any) -> list[Tensor]:
     """Return the tensors in at least float32."""
     return [tensor.to(torch.promote_types(tensor.dtype, torch.float32)) for tensor in tensors]
 
 
-def _pair_margins(pos, neg, ref_pos, ref_neg):
+def _pair_margins(pos: Tensor, neg: Tensor, ref_pos: Tensor, ref_neg: Tensor) -> Tensor:
     """Return Delta_w - Delta_l for each negative: [B, K]."""
     pos, neg, ref_pos, ref_neg = _island(pos, neg, ref_pos, ref_neg)
     return (pos - ref_pos).unsqueeze(1) - (neg - ref_neg)
 
 
-def _one_against_all(margins):
+def _one_against_all(margins: Tensor) -> Tensor:
     """Return -log of the positive's share in a softmax, from its margins above the others: [B]."""
     return -F.logsigmoid(-torch.logsumexp(-margins, dim=1))
 
 
-def _tangent_exp(x):
+def _tangent_exp(x: Tensor) -> Tensor:
     """Return exp(x), continued along its tangent above 10 so that value and slope stay finite."""
     return x.clamp(max=_EXP_LIMIT).exp() * (1 + (x - _EXP_LIMIT).clamp(min=0))
 
 
-def _kl_terms(log_ratios):
+def _kl_terms(log_ratios: Tensor) -> Tensor:
     """Return the k3 estimate of KL(pi, pi_ref), e^x - x - 1 of x = log pi_ref - log pi, elementwise."""
     near = log_ratios.clamp(max=_EXP_LIMIT)
     slope = torch.expm1(near)  # keeps the digits that 1 + x loses near 0
     return slope - near + slope * (log_ratios - near)
 
 
-def _unknown(name, value, options):
+def _unknown(name: str, value: object, options: Iterable[str]) -> PrefError:
     return PrefError(
         f"{name}={value!r} is not accepted: set it to one of {', '.join(options)}."
         f"{suggest(value, options)}"
     )
 
 
-def log1mexp(x):
+def log1mexp(x: Tensor) -> Tensor:
     """Return log(1 - exp(x)) for x < 0 without cancellation, elementwise."""
-    # Near 0 expm1 keeps the digits, far below log1p does. Each branch sees only arguments that it is
-    # safe for, or the gradient of the branch not taken would be NaN.
+    # expm1 is accurate near 0, log1p far below. Each branch gets only arguments that are safe for it;
+    # otherwise the gradient of the branch not taken would be NaN.
     near = x > -0.6931471805599453
     by_expm1 = (-torch.expm1(torch.where(near, x, -1.0))).log()
     by_log1p = torch.log1p(-torch.where(near, -1.0, x).exp())
     return torch.where(near, by_expm1, by_log1p)
 
 
-def lpo(pos_logps, neg_logps, *, tau, lpo_space):
+def lpo(pos_logps: Tensor, neg_logps: Tensor, *, tau: float, lpo_space: str) -> Tensor:
     """Listwise preference optimization: the positive's share in a softmax with its negatives.
 
     -log[e^(x_w / tau) / (e^(x_w / tau) + sum_l e^(x_l / tau))], where x is the probability pi
     (``probability``), the score (``logit``) or log pi (``log_prob``). Scores and log-probabilities
-    differ by a constant per row, which cancels: the last two coincide. Cross-entropy is not in it.
+    differ by a constant per row, which cancels, so the last two are equal. Cross-entropy is not included.
 
     Args:
-        pos_logps, neg_logps (Tensor): [B], [B, K].
-        tau (float): temperature, > 0; paper 0.1, searched in [0.05, 2].
-        lpo_space (str): probability (the paper), logit or log_prob; else a PrefError.
+        pos_logps, neg_logps: [B], [B, K].
+        tau: temperature, > 0; paper 0.1, searched in [0.05, 2].
+        lpo_space: probability (the paper), logit or log_prob; else a PrefError.
 
     Reference: LPO4Rec, arXiv 2507.02255, equation 13; the authors' code adds +0.5 times the share
     itself (no -log) with tau = 2, so that training lowers the positive.
@@ -89,19 +93,21 @@ def lpo(pos_logps, neg_logps, *, tau, lpo_space):
     return _one_against_all((pos.unsqueeze(1) - neg) / tau)
 
 
-def dpo(pos, neg, ref_pos, ref_neg, *, beta, dpo_loss, label_smoothing):
+def dpo(
+    pos: Tensor, neg: Tensor, ref_pos: Tensor, ref_neg: Tensor, *, beta: float, dpo_loss: str, label_smoothing: float
+) -> Tensor:
     """Direct preference optimization, the mean over the K pairs of a row.
 
     With h = beta (Delta_w - Delta_l) and smoothing e:
     ``sigmoid`` -(1 - e) log sigma(h) - e log sigma(-h), DPO, or cDPO where e > 0;
     ``robust`` [-(1 - e) log sigma(h) + e log sigma(-h)] / (1 - 2 e), rDPO;
-    ``ipo`` (Delta_w - Delta_l - 1 / (2 beta))^2, in which e has no part.
+    ``ipo`` (Delta_w - Delta_l - 1 / (2 beta))^2, which ignores e.
 
     Args:
-        pos, neg, ref_pos, ref_neg (Tensor): [B], [B, K], [B], [B, K].
-        beta (float): strength of the tie to the reference, > 0; typically 0.1.
-        dpo_loss (str): sigmoid, ipo or robust; else a PrefError.
-        label_smoothing (float): probability that a preference is flipped, in [0, 0.5).
+        pos, neg, ref_pos, ref_neg: [B], [B, K], [B], [B, K].
+        beta: strength of the tie to the reference, > 0; typically 0.1.
+        dpo_loss: sigmoid, ipo or robust; else a PrefError.
+        label_smoothing: probability that a preference is flipped, in [0, 0.5).
 
     Reference: DPO, arXiv 2305.18290, equation 7; IPO, arXiv 2310.12036, equation 17; rDPO, arXiv
     2403.00409. As in the authors' code, which has one pair per row.
@@ -109,56 +115,56 @@ def dpo(pos, neg, ref_pos, ref_neg, *, beta, dpo_loss, label_smoothing):
     margins = _pair_margins(pos, neg, ref_pos, ref_neg)  # [B, K]
     if dpo_loss == "ipo":
         return (margins - 1 / (2 * beta)).square().mean(dim=1)
-    kept, flipped = -F.logsigmoid(beta * margins), -F.logsigmoid(-beta * margins)
+    correct, flipped = -F.logsigmoid(beta * margins), -F.logsigmoid(-beta * margins)
     keep, flip = 1 - label_smoothing, label_smoothing
     if dpo_loss == "sigmoid":
-        return (keep * kept + flip * flipped).mean(dim=1)
+        return (keep * correct + flip * flipped).mean(dim=1)
     if dpo_loss == "robust":
-        return ((keep * kept - flip * flipped) / (keep - flip)).mean(dim=1)
+        return ((keep * correct - flip * flipped) / (keep - flip)).mean(dim=1)
     raise _unknown("dpo_loss", dpo_loss, ("sigmoid", "ipo", "robust"))
 
 
-def sdpo(pos, neg, ref_pos, ref_neg, *, beta):
+def sdpo(pos: Tensor, neg: Tensor, ref_pos: Tensor, ref_neg: Tensor, *, beta: float) -> Tensor:
     """Softmax DPO: the positive against all K negatives in one softmax.
 
     -log sigma(-log sum_l exp(beta (Delta_l - Delta_w))).
 
     Args:
-        pos, neg, ref_pos, ref_neg (Tensor): [B], [B, K], [B], [B, K].
-        beta (float): strength of the tie to the reference, > 0; authors' script 1.
+        pos, neg, ref_pos, ref_neg: [B], [B, K], [B], [B, K].
+        beta: strength of the tie to the reference, > 0; authors' script 1.
 
     Reference: S-DPO, arXiv 2406.09215; the authors' code sums exponentials before it takes the
-    logarithm, which overflows where log-sum-exp does not.
+    logarithm, which can overflow; log-sum-exp does not.
     """
     return _one_against_all(beta * _pair_margins(pos, neg, ref_pos, ref_neg))
 
 
-def dmpo(pos, neg, ref_pos, ref_neg, *, beta):
+def dmpo(pos: Tensor, neg: Tensor, ref_pos: Tensor, ref_neg: Tensor, *, beta: float) -> Tensor:
     """Direct multi-preference optimization: the positive against the mean of the K negatives.
 
     -log sigma(beta Delta_w - (1 / K) sum_l beta Delta_l). Every negative gets the same gradient,
     however easy it is.
 
     Args:
-        pos, neg, ref_pos, ref_neg (Tensor): [B], [B, K], [B], [B, K].
-        beta (float): strength of the tie to the reference, > 0; DynamicPO's comparison 1.
+        pos, neg, ref_pos, ref_neg: [B], [B, K], [B], [B, K].
+        beta: strength of the tie to the reference, > 0; DynamicPO's comparison 1.
 
-    Reference: DMPO, doi 10.1145/3627673.3679611; in the authors' code the reference cancels and the
-    mean is taken over the losses of pairs, beside cross-entropy.
+    Reference: DMPO, doi 10.1145/3627673.3679611; in the authors' code the reference cancels, the mean is
+    taken over the losses of pairs, and cross-entropy is added.
     """
     return -F.logsigmoid(beta * _pair_margins(pos, neg, ref_pos, ref_neg).mean(dim=1))
 
 
-def simpo(pos, neg, *, beta, gamma):
+def simpo(pos: Tensor, neg: Tensor, *, beta: float, gamma: float) -> Tensor:
     """SimPO for single items: a pair loss with scale and target margin, the mean over K pairs.
 
-    -log sigma(beta (log pi_w - log pi_l) - gamma). Items have length 1, so that there is no length to
-    average over: it is BPR with scale beta and margin gamma.
+    -log sigma(beta (log pi_w - log pi_l) - gamma). An item has length 1, so nothing is averaged over a
+    length: the loss is BPR with scale beta and margin gamma.
 
     Args:
-        pos, neg (Tensor): [B], [B, K].
-        beta (float): scale, > 0; authors' runs 2 to 10.
-        gamma (float): target margin of the scaled gap; authors advise gamma / beta in [0, 1].
+        pos, neg: [B], [B, K].
+        beta: scale, > 0; authors' runs 2 to 10.
+        gamma: target margin of the scaled gap; authors advise gamma / beta in [0, 1].
 
     Reference: SimPO, arXiv 2405.14734, equation 6; the authors' code writes gamma as beta times
     ``gamma_beta_ratio``.
@@ -167,16 +173,16 @@ def simpo(pos, neg, *, beta, gamma):
     return -F.logsigmoid(beta * (pos.unsqueeze(1) - neg) - gamma).mean(dim=1)
 
 
-def orpo(pos_logps, neg_logps):
+def orpo(pos_logps: Tensor, neg_logps: Tensor) -> Tensor:
     """Odds-ratio term of ORPO, the mean over the K pairs; ``ce_weight`` mixes in cross-entropy.
 
     -log sigma(o_w - o_l) with log-odds o = log pi - log(1 - pi).
 
     Args:
-        pos_logps, neg_logps (Tensor): [B], [B, K].
+        pos_logps, neg_logps: [B], [B, K].
 
     Reference: ORPO, arXiv 2403.07691, equation 7; the authors' code takes the logarithm of a sigmoid,
-    which underflows, and log(1 - pi) without care for pi near 1.
+    which underflows, and computes log(1 - pi) inaccurately for pi near 1.
     """
     # A log-probability is exact to about one unit of its dtype; nearer to 0 the odds would be noise.
     limit = -torch.finfo(pos_logps.dtype).eps
@@ -185,37 +191,37 @@ def orpo(pos_logps, neg_logps):
     return -F.logsigmoid(pos_odds.unsqueeze(1) - neg_odds).mean(dim=1)
 
 
-def mppo(pos_logps, neg_logps, *, beta):
+def mppo(pos_logps: Tensor, neg_logps: Tensor, *, beta: float) -> Tensor:
     """Multi-pair preference optimization on probabilities, without a reference.
 
     -log sigma(beta (K pi_w - sum_l pi_l)).
 
     Args:
-        pos_logps, neg_logps (Tensor): [B], [B, K].
-        beta (float): scale, > 0; DynamicPO's comparison 1.
+        pos_logps, neg_logps: [B], [B, K].
+        beta: scale, > 0; DynamicPO's comparison 1.
 
-    Reference: MPPO, arXiv 2412.15244, in the form of DynamicPO's code: probabilities of items take
-    the place of average likelihoods of texts.
+    Reference: MPPO, arXiv 2412.15244, in the form of DynamicPO's code, which uses probabilities of
+    items instead of average likelihoods of texts.
     """
     pos, neg = _island(pos_logps, neg_logps)
     return -F.logsigmoid(beta * (pos.exp().unsqueeze(1) - neg.exp()).sum(dim=1))
 
 
 @torch.no_grad()
-def top_cluster(values):
+def top_cluster(values: Tensor) -> Tensor:
     """Mark the highest cluster of an exact one-dimensional 3-means of each row: [B, K] -> bool [B, K].
 
-    The partition of least squared error is contiguous in sorted order, so that all pairs of cuts can
-    be compared through prefix sums. Equal values are never separated; with fewer than three distinct
-    values each is its own cluster; of equally good partitions the one with the smallest top cluster
-    is taken. Nothing depends on the order of the columns. Memory is bounded for any B.
+    The partition of least squared error is contiguous in sorted order, so prefix sums compare all pairs
+    of cuts. Equal values share a cluster. Fewer than three distinct values form a cluster each. Of
+    equally good partitions the one with the smallest top cluster is taken. The order of the columns has
+    no effect. Memory is bounded for any B.
     """
     pairs = _CLUSTER_PAIRS if values.device.type == "cpu" else 16 * _CLUSTER_PAIRS
     rows = max(1, pairs // values.shape[1] ** 2)
     return torch.cat([_top_cluster(part.double()) for part in values.split(rows)])
 
 
-def _top_cluster(values):
+def _top_cluster(values: Tensor) -> Tensor:
     ordered = values.sort(dim=1, descending=True).values  # [B, K]
     size = torch.arange(1, values.shape[1] + 1, device=values.device)  # [K]
     prefix = (ordered - ordered.mean(dim=1, keepdim=True)).cumsum(dim=1)  # [B, K] of the first 1..K
@@ -229,22 +235,32 @@ def _top_cluster(values):
     explained = explained.masked_fill(width < 0, -1.0).amax(dim=2)  # [B, i]
     best = explained.amax(dim=1, keepdim=True)
     last = (explained >= best * (1 - _CLUSTER_TIE)).int().argmax(dim=1, keepdim=True)  # [B, 1]
-    return values >= ordered.gather(1, last)  # by value: twins stay together
+    return values >= ordered.gather(1, last)  # by value: equal values stay together
 
 
 @torch.no_grad()
-def boundary_negatives(pos, neg):
+def boundary_negatives(pos: Tensor, neg: Tensor) -> tuple[Tensor, Tensor]:
     """Select DynamicPO's boundary negatives: [B], [B, K] -> two bool Tensors [B, K].
 
     The boundary is every negative that scores at least as high as the positive, else the top cluster
-    of the negatives. The second mask is the rest, or the boundary again where nothing is left.
+    of the negatives. The second mask holds the other negatives, or the boundary again when there are no others.
     """
     violating = ~(neg < pos.unsqueeze(1))  # NaN violates, and shows in the loss
     boundary = torch.where(violating.any(dim=1, keepdim=True), violating, top_cluster(neg))
     return boundary, torch.where(boundary.all(dim=1, keepdim=True), boundary, ~boundary)
 
 
-def dynamicpo(pos, neg, ref_pos, ref_neg, *, beta, gamma, dynamic_base, dynamic_beta):
+def dynamicpo(
+    pos: Tensor,
+    neg: Tensor,
+    ref_pos: Tensor,
+    ref_neg: Tensor,
+    *,
+    beta: float,
+    gamma: float,
+    dynamic_base: str,
+    dynamic_beta: str,
+) -> tuple[Tensor, dict[str, Tensor]]:
     """DynamicPO: DMPO or S-DPO on the boundary negatives, each with its own beta.
 
     For a boundary negative b, with d = log pi_w - log pi_b and c = log pi_b - the mean log pi of the
@@ -253,20 +269,20 @@ def dynamicpo(pos, neg, ref_pos, ref_neg, *, beta, gamma, dynamic_base, dynamic_
     ``sdpo`` -log sigma(-log sum_b exp(beta_b (Delta_b - Delta_w))).
 
     Args:
-        pos, neg, ref_pos, ref_neg (Tensor): [B], [B, K], [B], [B, K].
-        beta (float): base strength, > 0; authors' script 1.
-        gamma (float): margin; authors' code 2 (v1) and 6 (v2), for texts. Gaps between items are a few
-            nats, so that such margins push nearly every beta_b to beta / 2.
-        dynamic_base (str): dmpo or sdpo; else a PrefError.
-        dynamic_beta (str): adaptive as above; half (beta / 2, the control) or constant (beta), with
+        pos, neg, ref_pos, ref_neg: [B], [B, K], [B], [B, K].
+        beta: base strength, > 0; authors' script 1.
+        gamma: margin; authors' code 2 (v1) and 6 (v2), for texts. Gaps between items are a few
+            nats, so such margins push almost every beta_b to beta / 2.
+        dynamic_base: dmpo or sdpo; else a PrefError.
+        dynamic_beta: adaptive as above; half (beta / 2, the control) or constant (beta), with
             the boundary selection alone; else a PrefError.
 
     Returns:
         tuple: losses [B] and a dict of detached [B]: ``mean_beta`` over the boundary and
         ``boundary_size``, the number of boundary negatives.
 
-    Reference: DynamicPO, arXiv 2605.00327, as the authors' code has it (the equations were not seen);
-    there k-means starts from one fixed seed, and a tie with K = 1 divides by zero.
+    Reference: DynamicPO, arXiv 2605.00327, as in the authors' code (we have not seen the equations);
+    their k-means starts from a fixed seed, and a tie with K = 1 divides by zero.
     """
     pos, neg = _island(pos, neg)
     boundary, rest = boundary_negatives(pos, neg)
@@ -292,7 +308,7 @@ def dynamicpo(pos, neg, ref_pos, ref_neg, *, beta, gamma, dynamic_base, dynamic_
     return losses, {"mean_beta": mean_beta, "boundary_size": size.to(losses.dtype)}
 
 
-def anchor_for(topk):
+def anchor_for(topk: int) -> int:
     """Return TAWin's anchor for a cut-off: the 0-based rank of the topk-th negative.
 
     The positive is among the first topk exactly when it outscores that negative.
@@ -300,18 +316,18 @@ def anchor_for(topk):
     return topk - 1
 
 
-def soft_topk(x, k, tau):
+def soft_topk(x: Tensor, k: int, tau: float) -> Tensor:
     """Return soft top-k weights min(1, exp((x - lam) / tau)), lam such that they sum to k.
 
     In closed form: with x in descending order the first m weigh 1, and lam = tau (log sum_{i > m}
     exp(x_i / tau) - log(k - m)) for the smallest m that leaves no other weight above 1.
 
     Args:
-        x (Tensor): [..., n] -> weights [..., n] in [0, 1].
-        k (int): sum of the weights, >= 1; k >= n gives ones.
-        tau (float): softness, > 0; towards 0 the k largest weigh 1 and the others 0.
+        x: [..., n] -> weights [..., n] in [0, 1].
+        k: sum of the weights, >= 1; k >= n gives ones.
+        tau: softness, > 0; towards 0 the k largest weigh 1 and the others 0.
 
-    Reference: the operator T of TAWin, arXiv 2604.22504, as a third party reports it.
+    Reference: the operator T of TAWin, arXiv 2604.22504, according to a third party's report.
     """
     if k >= x.shape[-1]:
         return torch.ones_like(x)
@@ -327,7 +343,7 @@ def soft_topk(x, k, tau):
 
 
 @torch.no_grad()
-def rank_weights(neg, *, tau, tawin_anchor, tawin_window):
+def rank_weights(neg: Tensor, *, tau: float, tawin_anchor: int, tawin_window: int) -> Tensor:
     """Return TAWin's weights of negatives, a soft window over their rank: [B, K] -> [B, K], sum K.
 
     Ranks are 0-based among the row's negatives, best first; equal scores share their mean rank. The
@@ -342,7 +358,7 @@ def rank_weights(neg, *, tau, tawin_anchor, tawin_window):
     return weights * (neg.shape[1] / weights.sum(dim=1, keepdim=True))
 
 
-def group_advantages(n_negatives, advantage_ddof):
+def group_advantages(n_negatives: int, advantage_ddof: int) -> tuple[float, float]:
     """Return GRPO's advantage (R - mean) / std of the positive (R = 1) and of a negative (R = 0).
 
     ``advantage_ddof`` is 0 for the standard deviation of the population, 1 for the unbiased one.
@@ -352,7 +368,9 @@ def group_advantages(n_negatives, advantage_ddof):
     return (1 - mean) / std, -mean / std
 
 
-def _clipped_objective(pos, neg, old_pos, old_neg, weights, *, clip_eps, advantage_ddof):
+def _clipped_objective(
+    pos: Tensor, neg: Tensor, old_pos: Tensor, old_neg: Tensor, weights: Tensor, *, clip_eps: float, advantage_ddof: int
+) -> Tensor:
     """Return PPO's clipped loss over a group of one positive and K weighted negatives: [B].
 
     -(1 / G) sum_m omega_m min(rho_m A_m, clip(rho_m, 1 - eps, 1 + eps) A_m), rho = pi / pi_old,
@@ -366,40 +384,40 @@ def _clipped_objective(pos, neg, old_pos, old_neg, weights, *, clip_eps, advanta
 
 
 def tawin(
-    pos,
-    neg,
-    ref_pos=None,
-    ref_neg=None,
+    pos: Tensor,
+    neg: Tensor,
+    ref_pos: Tensor | None = None,
+    ref_neg: Tensor | None = None,
     *,
-    tau,
-    tawin_anchor,
-    tawin_window,
-    clip_eps,
-    kl_weight,
-    advantage_ddof,
-    old_policy,
-):
+    tau: float,
+    tawin_anchor: int,
+    tawin_window: int,
+    clip_eps: float,
+    kl_weight: float,
+    advantage_ddof: int,
+    old_policy: str,
+) -> Tensor:
     """TAWin: GRPO whose negatives are weighted by a window over their rank (windowed partial AUC).
 
     -(1 / G) sum_m omega_m min(rho_m A_m, clip(rho_m) A_m) + kl_weight (1 / G) sum_m [e^(-Delta_m) +
-    Delta_m - 1], over the G = K + 1 items of the group; above e^10 exponentials go on along their
+    Delta_m - 1], over the G = K + 1 items of the group; above e^10 exponentials follow their
     tangent. On-policy without KL the weighted advantages sum to 0: the value is 0, its gradient
-    is not, and raw scores do. With KL, or with the reference as old policy, log-probabilities are
-    needed.
+    is not, and raw scores suffice. With KL, or with the reference as old policy, the loss needs
+    log-probabilities.
 
     Args:
-        pos, neg (Tensor): [B], [B, K], the group.
-        ref_pos, ref_neg (Tensor or None): [B], [B, K]; a PrefError if needed and missing.
-        tau (float): softness of the window, in ranks, > 0; paper 1.
-        tawin_anchor (int): 0-based rank at its centre, >= 0; paper 2 for Recall@3, 4 for Recall@5.
-        tawin_window (int): its width in ranks, >= 1; the paper's value is not known.
-        clip_eps (float): PPO's clipping, in (0, 1); without effect on-policy.
-        kl_weight (float): weight of the KL term, >= 0; MiniOneRec 1e-3.
-        advantage_ddof (int): 0 or 1, see ``group_advantages``.
-        old_policy (str): current (rho = 1) or reference; else a PrefError.
+        pos, neg: [B], [B, K], the group.
+        ref_pos, ref_neg: [B], [B, K]; a PrefError if needed and missing.
+        tau: softness of the window, in ranks, > 0; paper 1.
+        tawin_anchor: 0-based rank at its centre, >= 0; paper 2 for Recall@3, 4 for Recall@5.
+        tawin_window: its width in ranks, >= 1; the paper's value is not known.
+        clip_eps: PPO's clipping, in (0, 1); has no effect on-policy.
+        kl_weight: weight of the KL term, >= 0; MiniOneRec 1e-3.
+        advantage_ddof: 0 or 1, see ``group_advantages``.
+        old_policy: current (rho = 1) or reference; else a PrefError.
 
-    Reference: TAWin, arXiv 2604.22504, from a third party's report (no code is public); that ranks
-    are raw, and those under the current policy, is our choice.
+    Reference: TAWin, arXiv 2604.22504, according to a third party's report (no code is public); using
+    raw ranks, and those under the current policy, is our choice.
     """
     if old_policy not in ("current", "reference"):
         raise _unknown("old_policy", old_policy, ("current", "reference"))
@@ -425,12 +443,12 @@ def tawin(
 
 @torch.no_grad()
 def neighbour_profiles(item_vectors: torch.Tensor, top: int = 10, chunk: int = 1024) -> torch.Tensor:
-    """Return what HaNoRec compares items by: the softmax of each item's ``top`` largest cosines, descending.
+    """Return HaNoRec's profiles of items: the softmax of each item's ``top`` largest cosines, descending.
 
     Args:
-        item_vectors (Tensor): [n, H] with the padding item 0, which is nobody's neighbour; an item is not its own.
-        top (int): neighbours per item; HaNoRec 10. Fewer where the catalogue is smaller.
-        chunk (int): items compared at a time, [chunk, n] cosines.
+        item_vectors: [n, H] with the padding item 0, which is never a neighbour; an item is not its own neighbour.
+        top: neighbours per item; HaNoRec 10. Fewer when the catalogue is smaller.
+        chunk: items compared at a time, [chunk, n] cosines.
 
     Returns:
         Tensor: [n, top], each row sums to 1.
@@ -440,34 +458,36 @@ def neighbour_profiles(item_vectors: torch.Tensor, top: int = 10, chunk: int = 1
     for start in range(0, len(unit), chunk):
         cosines = unit[start : start + chunk] @ unit.t()  # [c, n]
         cosines[:, 0] = -float("inf")
-        own = torch.arange(len(cosines), device=unit.device)
-        cosines[own, start + own] = -float("inf")
+        line = torch.arange(len(cosines), device=unit.device)
+        cosines[line, start + line] = -float("inf")
         profiles.append(cosines.topk(min(top, len(unit) - 2), dim=1).values.softmax(dim=1))
     return torch.cat(profiles)
 
 
 def neighbour_gaps(profiles: torch.Tensor, pos_ids: torch.Tensor, neg_ids: torch.Tensor) -> torch.Tensor:
-    """Return HaNoRec's delta, how differently positive and negatives are surrounded: [n, T], [B], [B, K] -> [B, K]."""
+    """Return HaNoRec's delta, the distance of the profiles of positive and negatives: [n, T], [B], [B, K] -> [B, K]."""
     return (profiles[pos_ids].unsqueeze(1) - profiles[neg_ids]).norm(dim=-1)
 
 
-def hanorec(pos, neg, ref_pos, ref_neg, neighbour_gap=None, *, beta):
+def hanorec(
+    pos: Tensor, neg: Tensor, ref_pos: Tensor, ref_neg: Tensor, neighbour_gap: Tensor | None = None, *, beta: float
+) -> tuple[Tensor, dict[str, Tensor]]:
     """HaNoRec: DPO whose beta follows the hardness of each pair and the noise of the batch, the mean over K pairs.
 
     -log sigma(beta m h_l (Delta_w - Delta_l)), where h_l = sigma(delta_l) / sigma(mean delta) and
-    m = sigma(trimmed mean of g / mean g) / sigma(1), g = Delta_w - Delta_l. Both are detached, and both compare
-    pairs with the others that the call sees: the whole batch where ``ce_weight`` is 0, else a chunk of it.
+    m = sigma(trimmed mean of g / mean g) / sigma(1), g = Delta_w - Delta_l. Both are detached. Both
+    compare a pair with the other pairs of the call: the whole batch when ``ce_weight`` is 0, else a chunk.
 
     Args:
-        pos, neg, ref_pos, ref_neg (Tensor): [B], [B, K], [B], [B, K].
-        neighbour_gap (Tensor or None): [B, K] delta of ``neighbour_gaps``; None: all pairs are equally hard, h = 1.
-        beta (float): base strength, > 0; authors' code 0.1.
+        pos, neg, ref_pos, ref_neg: [B], [B, K], [B], [B, K].
+        neighbour_gap: [B, K] delta of ``neighbour_gaps``; None: all pairs are equally hard, h = 1.
+        beta: base strength, > 0; authors' code 0.1.
 
     Returns:
         tuple: losses [B] and a dict with ``mean_beta`` [B], detached.
 
-    Reference: HaNoRec as the authors' code has it (wangyu0627/HaNoRec), where K = 1; the share that is trimmed, a
-    tenth at each end, is our choice, as is h over several negatives.
+    Reference: HaNoRec as in the authors' code (wangyu0627/HaNoRec), where K = 1. The trimmed share, a tenth at each
+    end, and h over several negatives are our choices.
     """
     margins = _pair_margins(pos, neg, ref_pos, ref_neg)  # [B, K]
     gains = margins.detach().flatten()
@@ -482,20 +502,22 @@ def hanorec(pos, neg, ref_pos, ref_neg, neighbour_gap=None, *, beta):
 
 
 @torch.no_grad()
-def diagnostics(pos, neg, ref_pos=None, ref_neg=None, beta=1.0):
-    """Return what an alignment run needs watched, as a dict of detached Tensors [B].
+def diagnostics(
+    pos: Tensor, neg: Tensor, ref_pos: Tensor | None = None, ref_neg: Tensor | None = None, beta: float = 1.0
+) -> dict[str, Tensor]:
+    """Return the quantities that monitor an alignment run: dict of detached Tensors [B].
 
     ``reward_margin``: beta times the mean of Delta_w - Delta_l, or the mean gap of the scores without
     a reference; ``reward_accuracy``: share of negatives that the policy ranks below the positive;
-    ``pos_score``, ``neg_score``: the positive's value and the mean of the negatives', as they came.
+    ``pos_score``, ``neg_score``: the positive's value and the mean of the negatives' values.
 
     Args:
-        pos, neg, ref_pos, ref_neg (Tensor): [B], [B, K], and [B], [B, K] or None.
-        beta (float): scale of the implicit reward.
+        pos, neg, ref_pos, ref_neg: [B], [B, K], and [B], [B, K] or None.
+        beta: scale of the implicit reward.
     """
     pos, neg = _island(pos, neg)
     gaps = pos.unsqueeze(1) - neg  # [B, K]
-    if ref_pos is None:
+    if ref_pos is None or ref_neg is None:
         margins = gaps
     else:
         margins = beta * _pair_margins(pos, neg, ref_pos, ref_neg)

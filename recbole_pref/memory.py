@@ -1,8 +1,9 @@
-"""Memory: how much was used, and running out of it told so that the user knows what to lower."""
+"""Peak memory, and an error message that names the settings to lower when memory runs out."""
 
 import re
 import resource
 import sys
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,7 +18,7 @@ _REMEDY = (
 
 
 @contextmanager
-def explained():
+def explained() -> Iterator[None]:
     """Turn running out of memory inside the block into one sentence.
 
     Raises:
@@ -33,9 +34,11 @@ def explained():
         raise PrefError(f"out of memory: {_REMEDY}") from error
 
 
-def peak_mb():
-    """Return the most memory this process held so far, in MiB; on a GPU machine the host's part."""
-    if sys.platform == "linux":  # whose ru_maxrss begins with what the process held that started this one
-        return int(re.search(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text()).group(1)) / 1024
+def peak_mb() -> float:
+    """Return the peak memory of this process in MiB, without the memory of GPUs."""
+    if sys.platform == "linux":  # ru_maxrss there includes the peak of the parent process
+        match = re.search(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text())
+        assert match is not None  # Linux always writes this line
+        return int(match[1]) / 1024
     unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20

@@ -1,16 +1,17 @@
 """The preference-optimization methods: ``Method`` and the table ``METHODS``.
 
 A new method is one loss function in ``losses.py``, one file ``properties/method/<Name>.yaml`` and one
-line in ``METHODS``. What a method needs is read off its loss: keyword-only parameters are its
-settings, ``ref_pos`` means that it compares with a reference model, and first parameters called
-``pos_logps, neg_logps`` mean that it needs log-probabilities (with the normalizer over the catalogue),
-where ``pos, neg`` may be raw scores. ``neighbour_gap`` asks for the difference of the items' neighbours.
+line in ``METHODS``. The signature of the loss states what the method needs. Keyword-only parameters are
+its settings. ``ref_pos`` means that it compares with a reference model. First parameters called
+``pos_logps, neg_logps`` mean that it needs log-probabilities (with the normalizer over the catalogue);
+``pos, neg`` may be raw scores. ``neighbour_gap`` means that it compares the neighbours of items.
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -18,22 +19,21 @@ class Method:
     """A preference-optimization method: a loss and what it needs.
 
     Attributes:
-        name (str): the first half of the model names.
-        function (callable, str or None): the loss, or its name in ``losses.py``, which imports torch and is therefore
-            read on first use; None leaves cross-entropy alone.
-        title (str): one line for ``--list``.
-        normalized (callable or None): from the settings to whether log-probabilities and a reference are needed,
-            where that depends on them; by default the names of the loss's parameters tell.
-        defaults (dict or None): of a method from outside the package (``plugins.add_method``), which has no
-            property file.
-        source (str or None): SHA-256 of the file that its loss stands in.
+        name: the first half of the model names.
+        function: the loss, or its name in ``losses.py``, which imports torch and is therefore imported on first use;
+            None for cross-entropy alone.
+        title: one line for ``--list``.
+        normalized: ``settings -> bool``, whether the loss needs log-probabilities and a reference, when this depends on
+            the settings; by default the names of the loss's parameters decide.
+        defaults: settings of a method from outside the package (``plugins.add_method``), which has no property file.
+        source: SHA-256 of the file that defines its loss.
     """
 
     name: str
     function: Callable | str | None
     title: str
-    normalized: Callable | None = None
-    defaults: dict | None = None
+    normalized: Callable[[Mapping[str, Any]], bool] | None = None
+    defaults: dict[str, Any] | None = None
     source: str | None = None
 
     @cached_property
@@ -46,19 +46,19 @@ class Method:
         return getattr(losses, self.function)
 
     @cached_property
-    def _parameters(self):
+    def _parameters(self) -> dict[str, inspect.Parameter]:
         return dict(inspect.signature(self.loss).parameters) if self.loss else {}
 
     @property
-    def setting_names(self):
-        """The loss's own settings: tuple of str."""
+    def setting_names(self) -> tuple[str, ...]:
+        """The names of the loss's settings."""
         return tuple(
             name
             for name, parameter in self._parameters.items()
             if parameter.kind is parameter.KEYWORD_ONLY
         )
 
-    def compares_with_reference(self, settings):
+    def compares_with_reference(self, settings: Mapping[str, Any]) -> bool:
         """Return whether the loss compares with a reference model under these settings."""
         if "ref_pos" not in self._parameters:
             return False
@@ -66,24 +66,24 @@ class Method:
 
     @property
     def compares_neighbours(self) -> bool:
-        """Whether the loss reads how differently positive and negatives are surrounded (``losses.neighbour_gaps``)."""
+        """Whether the loss compares the neighbours of positive and negatives (``losses.neighbour_gaps``)."""
         return "neighbour_gap" in self._parameters
 
-    def needs_reference(self, settings):
-        """Return whether training under these settings needs a reference model: for the loss or its negatives."""
+    def needs_reference(self, settings: Mapping[str, Any]) -> bool:
+        """Return whether training under these settings needs a reference model, for the loss or its negatives."""
         if self.loss is None or settings["lambda"] == 0:
             return False
         return self.compares_with_reference(settings) or settings["neg_sampler"] == "reference_pool"
 
-    def needs_log_probs(self, settings):
+    def needs_log_probs(self, settings: Mapping[str, Any]) -> bool:
         """Return whether the loss needs log-probabilities rather than scores."""
         if self.normalized is not None:
             return self.normalized(settings)
         return "pos_logps" in self._parameters
 
 
-def _tawin_normalized(settings):
-    # On-policy without KL the weighted advantages sum to zero and the normalizer drops out.
+def _tawin_normalized(settings: Mapping[str, Any]) -> bool:
+    # On-policy without KL the weighted advantages sum to zero, so the normalizer cancels.
     return settings["kl_weight"] > 0 or settings["old_policy"] == "reference"
 
 
@@ -96,7 +96,7 @@ METHODS = {
         Method("SDPO", "sdpo", "softmax DPO: all negatives in one softmax"),
         Method("DMPO", "dmpo", "direct multi-preference optimization"),
         Method("SimPO", "simpo", "reference-free margin loss"),
-        Method("ORPO", "orpo", "odds-ratio loss beside cross-entropy"),
+        Method("ORPO", "orpo", "odds-ratio loss plus cross-entropy"),
         Method("DynamicPO", "dynamicpo", "boundary negatives and dual-margin beta"),
         Method("RoDPO", "dpo", "DPO with one random negative of the dynamic top-K pool"),
         Method("HaNoRec", "hanorec", "DPO with a beta per pair, by hardness and noise"),
@@ -107,6 +107,6 @@ METHODS = {
 }
 
 
-def method_of(cls):
-    """Return the Method of a model class, or None where it is none of ours."""
-    return METHODS.get(getattr(cls, "preference_method", None))
+def method_of(cls: type) -> Method | None:
+    """Return the Method of a model class, or None when it is not one of ours."""
+    return METHODS.get(getattr(cls, "preference_method", ""))

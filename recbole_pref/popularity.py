@@ -4,24 +4,26 @@ Counts come from training interactions only. RecBole's ``item_counter`` counts t
 augmented rows and so misses the first item of every user; ``data.sequences.train_counts`` adds it.
 """
 
+from collections.abc import Callable
+
 import torch
 
 from recbole_pref.errors import PrefError, suggest
 
-# Name of ``tail_split`` to what head items are, for tables and pictures.
+# Value of ``tail_split`` to a description of the head items, for tables and figures.
 HEAD_RULES = {
     "items": "the most popular {:.4g}% of the items",
     "interactions": "the most popular items with {:.4g}% of the interactions",
 }
 
 
-def count_items(targets, first_items, n_items):
+def count_items(targets: torch.Tensor, first_items: torch.Tensor, n_items: int) -> torch.Tensor:
     """Return how often each item occurs in training.
 
     Args:
-        targets (Tensor): [N] target items of the training rows.
-        first_items (Tensor): [M] first item of each user, which is no row's target.
-        n_items (int): items with padding.
+        targets: [N] target items of the training rows.
+        first_items: [M] first item of each user, which is not the target of any row.
+        n_items: items with padding.
 
     Returns:
         Tensor: [n_items] int64.
@@ -29,18 +31,18 @@ def count_items(targets, first_items, n_items):
     return torch.bincount(torch.cat([targets, first_items]), minlength=n_items)
 
 
-def head_tail_split(counts, rule, head_ratio):
+def head_tail_split(counts: torch.Tensor, rule: str, head_ratio: float) -> torch.Tensor:
     """Return which items are head.
 
     By ``items`` the head is the most popular ``head_ratio`` of all catalogue items, rounded (0.2 is
-    the Pareto reading, 0.8 what LPO4Rec's code did); by ``interactions`` it is the fewest items
+    the Pareto rule, 0.8 the value in LPO4Rec's code); by ``interactions`` it is the fewest items
     that hold at least ``head_ratio`` of the training interactions. Equal counts are ordered by item
-    id, the smaller one first. Items never seen in training are tail.
+    id, the smaller one first. Items that do not occur in training are tail items.
 
     Args:
-        counts (Tensor): [n_items] training counts, index 0 is padding.
-        rule (str): ``items`` or ``interactions``.
-        head_ratio (float): in (0, 1).
+        counts: [n_items] training counts, index 0 is padding.
+        rule: ``items`` or ``interactions``.
+        head_ratio: in (0, 1).
 
     Returns:
         Tensor: [n_items] bool, False for padding.
@@ -79,26 +81,30 @@ def head_tail_split(counts, rule, head_ratio):
     return head
 
 
-def head_in_words(rule, head_ratio):
-    """Return what head items are, for tables and pictures: str. The tail are the others.
+def head_in_words(rule: str, head_ratio: float) -> str:
+    """Return a description of the head items for tables and figures; the others are tail items.
 
     Args:
-        rule, head_ratio: as :func:`head_tail_split` takes them.
+        rule, head_ratio: see :func:`head_tail_split`.
     """
     return HEAD_RULES[rule].format(100 * head_ratio)
 
 
-def sample_weights(is_tail, alpha_head, alpha_tail, total=None):
+def sample_weights(
+    is_tail: torch.Tensor,
+    alpha_head: float,
+    alpha_tail: float,
+    total: Callable[[torch.Tensor], torch.Tensor] | None = None,
+) -> torch.Tensor:
     """Return the weights of the rows of a batch: softmax of alpha over the batch (LPO4Rec eq. 17).
 
-    They sum to 1, as those of an ordinary mean: a batch of head rows alone or of tail rows alone is
-    averaged; otherwise a tail row weighs exp(alpha_tail - alpha_head) times a head row.
+    They sum to 1. A batch of only head rows or only tail rows is averaged. Otherwise a tail row weighs
+    exp(alpha_tail - alpha_head) times as much as a head row.
 
     Args:
-        is_tail (Tensor): [B] bool, whether the target is a tail item.
-        alpha_head, alpha_tail (float): LPO4Rec uses 0 and 1.
-        total (callable, optional): sums a tensor over the processes that share the batch; their weights together
-            then sum to 1.
+        is_tail: [B] bool, whether the target is a tail item.
+        alpha_head, alpha_tail: LPO4Rec uses 0 and 1.
+        total: sums a tensor over the processes that share the batch, so that their weights together sum to 1.
 
     Returns:
         Tensor: [B] float32.

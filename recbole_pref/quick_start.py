@@ -7,13 +7,15 @@ return RecBole's results.
 import logging
 import os
 import shlex
+import shutil
 import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from logging import getLogger
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import recbole.data.dataset
@@ -27,7 +29,7 @@ from recbole_pref.config import Config, given_data_path
 from recbole_pref.config.checks import settings_without_effect
 from recbole_pref.data import check as data_check
 from recbole_pref.environment import described, environment, write_result
-from recbole_pref.errors import PrefError
+from recbole_pref.errors import Interrupted, PrefError
 from recbole_pref.evaluation.ranking import history_is_masked
 from recbole_pref.methods import method_of
 from recbole_pref.model.backbones import backbone_of
@@ -65,9 +67,20 @@ def run_recbole_pref(
         PrefError: settings or data are not valid.
     """
     config = Config(model, dataset, config_file_list, config_dict)
+    with _no_trace_if_refused(config) as trainers:
+        result = _train_and_test(config, saved, trainers)
+    if queue is not None:
+        queue.put(result)
+    return result
+
+
+def _train_and_test(config, saved, trainers):
+    """Return what ``run_recbole_pref`` returns; ``trainers`` (list) gets the trainer as soon as it is made."""
     if not distributed.is_first():
         config["log_wandb"] = False  # the first process writes for all
+    config["run_stem"] = distributed.of_first(config["run_stem"])  # machines would name it by their clocks
     run = build_run(config, log=distributed.is_first())
+    trainers.append(run.trainer)
     if distributed.world()[0] > 1:  # each process draws other random numbers
         init_seed(config["seed"] + distributed.world()[1], config["reproducibility"])
     trainer, logger = run.trainer, getLogger()
@@ -111,9 +124,40 @@ def run_recbole_pref(
             "config": checkpoint.to_plain(config.final_config_dict, other=str),
         }
         write_result(config["result_file"], record)
-    if queue is not None:
-        queue.put(result)
     return result
+
+
+@contextmanager
+def _no_trace_if_refused(config: Config) -> Iterator[list[Any]]:
+    """Remove the log, the curves and the empty folders of a run that is refused before its first epoch.
+
+    Args:
+        config (Config): of the run.
+
+    Yields:
+        list: to be given the trainer.
+    """
+    outputs = [os.path.join("log", config["model"]), "log_tensorboard", config["checkpoint_dir"]]
+    missing = {str(folder) for path in map(Path, outputs) for folder in (path, *path.parents) if not folder.exists()}
+    logger = getLogger()
+    trainers: list[Any] = []
+    before = logger.handlers[:]
+    try:
+        yield trainers
+    except PrefError as error:
+        if isinstance(error, Interrupted) or any(trainer.has_started for trainer in trainers):
+            raise
+        for handler in [handler for handler in logger.handlers if handler not in before]:
+            logger.removeHandler(handler)
+            handler.close()
+            if isinstance(handler, logging.FileHandler):
+                Path(handler.baseFilename).unlink(missing_ok=True)
+                curves = os.path.basename(handler.baseFilename).split(".")[0]  # as RecBole names them
+                shutil.rmtree(Path("log_tensorboard", curves), ignore_errors=True)
+        for folder in sorted(missing, key=len, reverse=True):
+            with suppress(OSError):  # it is not empty
+                os.rmdir(folder)
+        raise
 
 
 def _shows_progress(config: Config) -> bool:
@@ -225,8 +269,12 @@ def build_run(config: Config, log: bool = True, dataset: Dataset | None = None) 
         # RecBole's table of the environment takes a second, because it measures the processor load.
         getLogger().debug("environment:\n" + described(environment(config["device"])))
         _point_to_the_fast_path(config)
-    trainer.prepare(loaders[0])
-    trainer.check_groups(loaders[2], "test")
+    try:
+        trainer.prepare(loaders[0])
+        trainer.check_groups(loaders[2], "test")
+    except PrefError:
+        trainer.tensorboard.close()
+        raise
     return Run(config, dataset, loaders, model, trainer)
 
 
@@ -369,6 +417,9 @@ def _pickles(config: Config) -> dict[str, str]:
 
 
 def _start_log(config: Config, log: bool) -> None:
+    if not distributed.is_first():
+        getLogger().setLevel(logging.ERROR)  # the first process logs for all
+        return
     streams = sys.stdout, sys.stderr
     try:
         os.makedirs(f"log/{config['model']}", exist_ok=True)  # RecBole fails if two runs create it at the same time
@@ -390,8 +441,6 @@ def _start_log(config: Config, log: bool) -> None:
         getLogger().info("\n  ".join([heading, *lines, "(state: DEBUG logs all settings)"]))
         for key in settings_without_effect(config):
             getLogger().warning(f"{key} has no effect on {config['model']}: leave it out.")
-    elif not distributed.is_first():
-        getLogger().setLevel(logging.ERROR)  # the first process logs for all
 
 
 def _refuse_pickles(config: Config) -> None:

@@ -2,8 +2,11 @@
 
 import importlib
 import importlib.abc
+import importlib.machinery
 import importlib.util
 import sys
+import types
+from typing import Any
 
 from recbole_pref.methods import METHODS
 from recbole_pref.model.names import LINEAR, SEQUENTIAL, linear_class, preference_class, split_model_name
@@ -12,12 +15,11 @@ from recbole_pref.model.names import LINEAR, SEQUENTIAL, linear_class, preferenc
 class _ModelFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Makes RecBole's ``get_model("LPOSASRec")`` find our classes.
 
-    RecBole imports ``recbole.model.sequential_recommender.<lower-case name>`` and takes the attribute
-    ``<Name>`` from it; this finder serves such modules for every method and backbone, and for the
-    linear models.
+    RecBole imports ``recbole.model.sequential_recommender.<lower-case name>`` and reads its attribute
+    ``<Name>``. This finder provides such modules for every method and backbone, and for the linear models.
     """
 
-    def find_spec(self, fullname, path=None, target=None):
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> importlib.machinery.ModuleSpec | None:
         """Return a module spec for ``<method><backbone>`` below RecBole's sequential models."""
         package, _, name = fullname.rpartition(".")
         if package != SEQUENTIAL:
@@ -30,25 +32,29 @@ class _ModelFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
             return None
         return importlib.util.spec_from_loader(fullname, self)
 
-    def exec_module(self, module):
+    def exec_module(self, module: types.ModuleType) -> None:
         """Put the class into the new module under its exact name."""
         name = module.__name__.rpartition(".")[2]
-        cls = linear_class(name) or preference_class(*split_model_name(name))
+        cls = linear_class(name)
+        if cls is None:
+            pair = split_model_name(name)
+            assert pair is not None  # find_spec checks
+            cls = preference_class(*pair)
         setattr(module, cls.__name__, cls)
 
 
-def register():
-    """Make our models, trainer and metrics known to RecBole; harmless when called again."""
+def register() -> None:
+    """Register our models, trainer and metrics with RecBole; repeated calls have no effect."""
     if not any(isinstance(finder, _ModelFinder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _ModelFinder())
     import recbole.trainer
 
-    # RecBole's get_trainer asks the package for ``<Model>Trainer``.
+    # RecBole's get_trainer reads ``<Model>Trainer`` from the package.
     recbole.trainer.__getattr__ = _trainer_named
-    importlib.import_module("recbole_pref.evaluation.metrics")  # registers itself; may be half imported here
+    importlib.import_module("recbole_pref.evaluation.metrics")  # it registers itself, and may be partly imported here
 
 
-def _trainer_named(name):
+def _trainer_named(name: str) -> type:
     """Return our trainer for ``<Method><Backbone>Trainer`` or ``TALETrainer``; a module ``__getattr__``."""
     if name.removesuffix("Trainer") in LINEAR:
         from recbole_pref.training.linear import LinearTrainer

@@ -1,66 +1,70 @@
 """Negative samplers: which K items a positive is compared with.
 
-A sampler is one function and one line in ``SAMPLERS``. Each follows its law to floating-point
+A sampler is one function and one line in ``SAMPLERS``. Each follows its distribution to floating-point
 accuracy, works on all rows at once, and never draws padding, the positive, an item outside
 ``neg_candidates`` or, with ``exclude_history``, an item of the row's history.
 
-Exclusions without touching the catalogue: the excluded items of a row are sorted by their position
-among the candidates; a rank in what remains turns into a position by counting the excluded ones
-that stand before it.
+Exclusion does not read the whole catalogue. The excluded items of a row are sorted by their position
+among the candidates. A rank among the remaining candidates becomes a position when the excluded items
+before it are counted.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from recbole_pref.errors import PrefError, suggest
 from recbole_pref.scoring import without_padding
 
+Rows = slice | Tensor  # a slice, or the row numbers [r]
+FlatDraws = tuple[Tensor, Tensor, Tensor, Tensor]  # see _flat_draws
 
-def excluded_positions(ids, position_of):
-    """Return where excluded items stand among the candidates.
+
+def excluded_positions(ids: Tensor, position_of: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the positions of excluded items among the candidates.
 
     Args:
-        ids (Tensor): [B, E] item ids, in any order, repeated or not candidates at all.
-        position_of (Tensor): [n_items] position of an item among the candidates, -1 for none.
+        ids: [B, E] item ids in any order; they may repeat and may include items that are not candidates.
+        position_of: [n_items] position of an item among the candidates, -1 for none.
 
     Returns:
-        tuple: positions [B, E], ascending and distinct, followed by a filler beyond every position;
-        and how many are real [B].
+        tuple: positions [B, E], ascending and distinct, followed by a filler greater than every position;
+        and the number of real positions [B].
     """
     filler = 2 * (position_of.numel() + ids.shape[1])
     positions = position_of[ids]
     positions = torch.where(positions < 0, filler, positions).sort(dim=1).values
-    again = torch.zeros_like(positions, dtype=torch.bool)
-    again[:, 1:] = positions[:, 1:] == positions[:, :-1]
-    positions = torch.where(again, filler, positions).sort(dim=1).values
+    repeated = torch.zeros_like(positions, dtype=torch.bool)
+    repeated[:, 1:] = positions[:, 1:] == positions[:, :-1]
+    positions = torch.where(repeated, filler, positions).sort(dim=1).values
     return positions, (positions < filler).sum(dim=1)
 
 
-def skip_excluded(ranks, excluded):
+def skip_excluded(ranks: Tensor, excluded: Tensor) -> Tensor:
     """Turn ranks among the items that remain into positions among all candidates.
 
     Args:
-        ranks (Tensor): [B, K] 0-based ranks.
-        excluded (Tensor): [B, E] from ``excluded_positions``.
+        ranks: [B, K] 0-based ranks.
+        excluded: [B, E] from ``excluded_positions``.
 
     Returns:
         Tensor: [B, K] positions.
     """
     before = torch.arange(excluded.shape[1], device=excluded.device)
-    # Before the j-th excluded position stand e_j - j items that remain.
+    # e_j - j remaining items precede the j-th excluded position.
     return ranks + torch.searchsorted((excluded - before).contiguous(), ranks, right=True)
 
 
-def distinct_ranks(uniforms, free):
+def distinct_ranks(uniforms: Tensor, free: Tensor) -> Tensor:
     """Draw K distinct ranks below ``free`` per row, each set equally likely (Floyd's algorithm).
 
     Args:
-        uniforms (Tensor): [B, K] float64 in [0, 1).
-        free (Tensor): [B] how many ranks there are, at least K.
+        uniforms: [B, K] float64 in [0, 1).
+        free: [B] number of ranks, at least K.
 
     Returns:
         Tensor: [B, K] int64.
@@ -75,48 +79,55 @@ def distinct_ranks(uniforms, free):
     return drawn
 
 
-def weighted_positions(uniforms, weights, excluded):
-    """Draw positions with replacement in proportion to weights, excluded ones left out.
+def weighted_positions(uniforms: Tensor, weights: Tensor, excluded: Tensor) -> tuple[Tensor, Tensor]:
+    """Draw positions that are not excluded, with replacement, in proportion to weights.
 
     Args:
-        uniforms (Tensor): [B, K] float64 in [0, 1).
-        weights (Tensor): [M] float64 weight of each candidate.
-        excluded (Tensor): [B, E] from ``excluded_positions``.
+        uniforms: [B, K] float64 in [0, 1).
+        weights: [M] float64 weight of each candidate.
+        excluded: [B, E] from ``excluded_positions``.
 
     Returns:
-        tuple: positions [B, K], and whether a draw was possible and fell on an allowed item [B, K].
+        tuple: positions [B, K], and whether each draw is valid, that is an allowed item with weight [B, K].
     """
     cdf = weights.cumsum(0)  # [M]
     inside = excluded < len(weights)
-    at = torch.where(inside, excluded, 0)
-    width = torch.where(inside, weights[at], 0.0)  # [B, E]
+    position = torch.where(inside, excluded, 0)
+    width = torch.where(inside, weights[position], 0.0)  # [B, E]
     cut = width.cumsum(dim=1)
-    # Mass that remains before each excluded item; fillers come last.
-    remains = torch.where(inside, cdf[at] - weights[at] - (cut - width), torch.inf)
+    # Remaining mass before each excluded item; fillers come last.
+    remaining = torch.where(inside, cdf[position] - weights[position] - (cut - width), torch.inf)
     left = cdf[-1] - cut[:, -1:]  # [B, 1]
     mass = uniforms * left.clamp_min(0.0)
-    passed = torch.searchsorted(remains.contiguous(), mass, right=True)
+    passed = torch.searchsorted(remaining.contiguous(), mass, right=True)
     skipped = torch.cat([torch.zeros_like(cut[:, :1]), cut], dim=1)
     mass = mass + skipped.gather(1, passed)
     positions = torch.searchsorted(cdf, mass, right=True).clamp_max(len(weights) - 1)
-    hit = (positions.unsqueeze(2) == excluded.unsqueeze(1)).any(dim=2)  # by rounding at a border
-    fine = (left > 1e-9 * cdf[-1]) & ~hit & (weights[positions] > 0)
-    return positions, fine
+    hit = (positions.unsqueeze(2) == excluded.unsqueeze(1)).any(dim=2)  # rounding at a border
+    valid = (left > 1e-9 * cdf[-1]) & ~hit & (weights[positions] > 0)
+    return positions, valid
 
 
-def gumbel_topk(values, k, allowed=None, exclude=None, noise=None, generator=None):
+def gumbel_topk(
+    values: Tensor,
+    k: int,
+    allowed: Tensor | None = None,
+    exclude: Tensor | None = None,
+    noise: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
     """Return the K items with the largest value + Gumbel(0, 1) noise: Gumbel top-K.
 
-    Equal in law to drawing K items without replacement, each in proportion to exp(value) among
-    those left (Plackett-Luce).
+    This draws K items without replacement, each in proportion to exp(value) among the remaining items
+    (Plackett-Luce).
 
     Args:
-        values (Tensor): [B, n] probabilities (LPO4Rec eq. 14-15) or logits.
-        k (int): items to draw.
-        allowed (Tensor, optional): [B, n] or [n] bool.
-        exclude (Tensor, optional): [B, E] indices that are not drawn.
-        noise (Tensor, optional): [B, n] Gumbel noise; drawn when not given.
-        generator (torch.Generator, optional): torch's global one when not given.
+        values: [B, n] probabilities (LPO4Rec eq. 14-15) or logits.
+        k: items to draw.
+        allowed: [B, n] or [n] bool.
+        exclude: [B, E] indices that are not drawn.
+        noise: [B, n] Gumbel noise; drawn when not given.
+        generator: torch's global one when not given.
 
     Returns:
         Tensor: [B, k] indices, the first drawn first.
@@ -131,16 +142,16 @@ def gumbel_topk(values, k, allowed=None, exclude=None, noise=None, generator=Non
     return largest(perturbed, k).indices
 
 
-def largest(values, k, ordered=True):
-    """Return the K largest of each row like ``torch.topk``, with light passes over the row.
+def largest(values: Tensor, k: int, ordered: bool = True) -> torch.return_types.topk:
+    """Return the K largest values of each row like ``torch.topk``, but faster on a CPU.
 
-    The K largest lie in the K groups of four with the largest maxima, so only those are searched; the maxima are
-    searched the same way. Which of several equal values is returned is as undefined as in ``torch.topk``.
+    The K groups of four with the largest maxima contain the K largest values, so only these groups are searched. The
+    maxima are searched in the same way. As in ``torch.topk``, the choice among equal values is undefined.
 
     Args:
-        values (Tensor): [B, n].
-        k (int): how many.
-        ordered (bool): descending; otherwise in any order.
+        values: [B, n].
+        k: how many.
+        ordered: descending; otherwise in any order.
 
     Returns:
         torch.return_types.topk: values and indices, each [B, k].
@@ -150,7 +161,7 @@ def largest(values, k, ordered=True):
         return values.topk(k, dim=1, sorted=ordered)
     groups = n // 4
     whole = 4 * groups
-    # Group g holds the items g, g + groups, ...: maxima over a dimension that is not the innermost.
+    # Group g holds the items g, g + groups, ..., so that the maximum is not over the innermost dimension.
     maxima = values[:, :whole].unflatten(1, (4, groups)).amax(1)  # [B, groups]
     best = largest(maxima, k, ordered=False).indices
     members = torch.arange(0, whole, groups)
@@ -161,19 +172,19 @@ def largest(values, k, ordered=True):
     return torch.return_types.topk((top.values, items.gather(1, top.indices)))
 
 
-def inverse_cdf(weights, uniforms):
-    """Draw columns in proportion to weights of the row, with one light pass over the row.
+def inverse_cdf(weights: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+    """Draw columns of each row in proportion to the row's weights, with one pass over the row.
 
     Args:
-        weights (Tensor): [B, n], at least 0.
-        uniforms (Tensor): [B, T] float64 in [0, 1).
+        weights: [B, n], at least 0.
+        uniforms: [B, T] float64 in [0, 1).
 
     Returns:
-        tuple: columns [B, T], and whether the column has weight [B, T] (False where the whole row
-        has none).
+        tuple: columns [B, T], and whether the column's weight is positive [B, T] (False when the whole row
+        has no weight).
     """
     n, draws = weights.shape[1], uniforms.shape[1]
-    size = max(1, math.isqrt(n // draws))  # balances the number of groups and what is read in T
+    size = max(1, math.isqrt(n // draws))  # balances the number of groups and the size of the T groups read
     groups = n // size  # column j is in group j % groups
     whole = size * groups
     sums = weights[:, :whole].unflatten(1, (size, groups)).sum(1)  # [B, groups]
@@ -183,26 +194,26 @@ def inverse_cdf(weights, uniforms):
     group = torch.searchsorted(cdf, mass, right=True).clamp_max(groups - 1)  # [B, T]
     mass = mass - torch.nn.functional.pad(cdf, (1, 0)).gather(1, group)
     members = torch.arange(0, n, groups, device=weights.device)
-    columns = group.unsqueeze(2) + members  # [B, T, size + 1], beyond n where a group is shorter
+    columns = group.unsqueeze(2) + members  # [B, T, size + 1], n or more at the end of shorter groups
     inner = weights.gather(1, columns.flatten(1).clamp_max(n - 1)).view_as(columns).double()
     inner = inner.masked_fill(columns >= n, 0.0).cumsum(2)
-    # The group's sum was rounded to the weights' type: stay inside what its items hold.
+    # The group's sum was rounded to the weights' type: stay below the sum of its items.
     mass = torch.minimum(mass, inner[..., -1] * (1 - 2**-52)).unsqueeze(2)
-    place = (inner <= mass).sum(2)  # [B, T]
-    drawn = (group + place * groups).clamp_max(n - 1)
+    offset = (inner <= mass).sum(2)  # [B, T]
+    drawn = (group + offset * groups).clamp_max(n - 1)
     return drawn, weights.gather(1, drawn) > 0
 
 
-def first_distinct(ids, valid, k):
+def first_distinct(ids: Tensor, valid: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Return the first K distinct valid entries of each row, in order.
 
     Args:
-        ids (Tensor): [B, T] draws, at least 0.
-        valid (Tensor): [B, T] bool.
-        k (int): how many are wanted, at most T.
+        ids: [B, T] draws, at least 0.
+        valid: [B, T] bool.
+        k: how many to return, at most T.
 
     Returns:
-        tuple: ids [B, k] (the tail of rows with fewer is meaningless) and how many are there [B].
+        tuple: ids [B, k] (meaningless at the end of rows that have fewer) and the number of valid ids [B].
     """
     ordered, order = torch.where(valid, ids, -1).sort(dim=1, stable=True)
     first = ordered >= 0
@@ -215,17 +226,17 @@ def first_distinct(ids, valid, k):
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as int64; products wrap
 
 
-def _mix(state):
+def _mix(state: Tensor) -> Tensor:
     """Return the SplitMix64 output of a state: int64 tensor of any shape."""
     for shift, factor in ((30, -4658895280553007687), (27, -7723592293110705685)):
         state = (state ^ ((state >> shift) & ((1 << (64 - shift)) - 1))) * factor
     return state ^ ((state >> 31) & ((1 << 33) - 1))
 
 
-def hashed_uniforms(keys, seed, k):
-    """Return uniforms [B, k] float64 in [0, 1) that depend on key, seed and column alone."""
+def hashed_uniforms(keys: Tensor, seed: int, k: int) -> Tensor:
+    """Return uniforms [B, k] float64 in [0, 1) that depend only on key, seed and column."""
     column = torch.arange(1, k + 1, device=keys.device)
-    # The seed picks the stream by hash: neighbouring seeds do not shift each other's keys.
+    # The seed is hashed, so that neighbouring seeds give unrelated streams.
     stream = _mix(torch.tensor(seed) + _GOLDEN).item()
     bits = _mix((keys.unsqueeze(1) * k + column) * _GOLDEN + stream)
     return ((bits >> 11) & ((1 << 53) - 1)).double() / 2**53
@@ -236,17 +247,18 @@ def hashed_uniforms(keys, seed, k):
 
 @dataclass
 class Call:
-    """What is known about some rows: first of the whole batch, then, with scores, of a part of it."""
+    """Inputs of a draw: first those of the whole batch, then, with scores, those of a part of it."""
 
-    positives: torch.Tensor
-    excluded_ids: torch.Tensor  # [B, E] positive, padding and history
-    keys: torch.Tensor | None
+    positives: Tensor  # [B]
+    excluded_ids: Tensor  # [B, E] positive, padding and history
+    keys: Any  # Tensor [B], or None when the sampler needs none
     generator: torch.Generator | None
-    begun: tuple = ()  # tensors [B, ...] of what was drawn before the scores were known
-    scores: torch.Tensor | None = None
-    log_z: torch.Tensor | None = None
+    begun: tuple[Tensor, ...] = ()  # tensors [B, ...] drawn before the scores were known
+    scores: Any = None  # Tensor [B, n_items] once known
+    log_z: Any = None  # Tensor [B] once known
 
-    def uniforms(self, k):
+    def uniforms(self, k: int) -> Tensor:
+        """Return uniform random numbers in [0, 1): [B, k] float64."""
         return torch.rand(
             (len(self.positives), k),
             dtype=torch.float64,
@@ -254,57 +266,59 @@ class Call:
             generator=self.generator,
         )
 
-    def at(self, rows):
-        """Return the part of some rows: a slice, or their numbers [r]."""
-        pick = lambda values: None if values is None else values[rows]
+    def at(self, rows: Rows) -> "Call":
+        """Return the inputs of some rows."""
+
+        def pick(values: Tensor | None) -> Tensor | None:
+            return None if values is None else values[rows]
+
         return Call(
             self.positives[rows],
             self.excluded_ids[rows],
             pick(self.keys),
             self.generator,
-            tuple(map(pick, self.begun)),
+            tuple(values[rows] for values in self.begun),
             pick(self.scores),
             pick(self.log_z),
         )
 
 
-def _uniform_from(sampler, call, uniforms):
+def _uniform_from(sampler: "NegativeSampler", call: Call, uniforms: Tensor) -> Tensor:
     excluded, count = excluded_positions(call.excluded_ids, sampler.position_of)
     ranks = distinct_ranks(uniforms, len(sampler.candidates) - count)
     return sampler.candidates[skip_excluded(ranks, excluded)]
 
 
-def _uniform(sampler, call):
+def _uniform(sampler: "NegativeSampler", call: Call) -> Tensor:
     return _uniform_from(sampler, call, call.uniforms(sampler.k))
 
 
-def _fixed(sampler, call):
+def _fixed(sampler: "NegativeSampler", call: Call) -> Tensor:
     return _uniform_from(sampler, call, hashed_uniforms(call.keys, sampler.seed, sampler.k))
 
 
-def _weighted(sampler, call, weights):
+def _weighted(sampler: "NegativeSampler", call: Call, weights: Tensor) -> Tensor:
     excluded, count = excluded_positions(call.excluded_ids, sampler.position_of)
-    positions, fine = weighted_positions(call.uniforms(sampler.k), weights, excluded)
-    # Rows whose remaining candidates all weigh nothing draw uniformly.
+    positions, valid = weighted_positions(call.uniforms(sampler.k), weights, excluded)
+    # Rows whose remaining candidates all have weight 0 draw uniformly.
     ranks = (call.uniforms(sampler.k) * (len(sampler.candidates) - count).unsqueeze(1)).long()
-    return sampler.candidates[torch.where(fine, positions, skip_excluded(ranks, excluded))]
+    return sampler.candidates[torch.where(valid, positions, skip_excluded(ranks, excluded))]
 
 
-def _popularity(sampler, call):
+def _popularity(sampler: "NegativeSampler", call: Call) -> Tensor:
     return _weighted(sampler, call, sampler.popularity)
 
 
-def _in_batch(sampler, call):
+def _in_batch(sampler: "NegativeSampler", call: Call) -> Tensor:
     counts = torch.zeros_like(sampler.position_of, dtype=torch.float64)
     counts.scatter_add_(0, call.positives, torch.ones_like(call.positives, dtype=torch.float64))
     return _weighted(sampler, call, sampler.total(counts)[sampler.candidates])
 
 
-def _columns(sampler, call):
+def _columns(sampler: "NegativeSampler", call: Call) -> tuple[Tensor, Tensor]:
     """Return the scores of padding and candidates [B, 1 + M], and the excluded columns [B, E].
 
-    Padding stands first and is always excluded, so that excluded items which are no candidates
-    have a column to point at.
+    Padding is the first column and always excluded. Excluded items that are not candidates map to it.
     """
     scores = call.scores
     if len(sampler.columns) < scores.shape[1]:
@@ -312,53 +326,53 @@ def _columns(sampler, call):
     return scores, sampler.position_of[call.excluded_ids] + 1
 
 
-def _begin_gumbel(sampler, call):
-    """Draw what nearly always stands whatever the scores are: see ``_draw_by_probability``.
+def _begin_gumbel(sampler: "NegativeSampler", call: Call) -> tuple[Tensor, ...]:
+    """Draw negatives that are almost always accepted, whatever the scores: see ``_draw_by_probability``.
 
     Returns:
-        tuple: the first K distinct draws [B, K]; how many of them stand [B], 0 in rows that wait for their scores; and
-        what ``_flat_draws`` returns. Empty where all waits.
+        tuple: the first K distinct draws [B, K]; how many of them are accepted [B], 0 in rows that need their scores;
+        and the result of ``_flat_draws``. Empty when every row needs its scores.
     """
     if sampler.space == "probability" and call.positives.device.type == "cpu":
         flat = _flat_draws(sampler, call)
-        ids, found = first_distinct(*flat[:2], sampler.k)
-        return ids, torch.where(flat[1].all(dim=1), found, 0), *flat
+        ids, count = first_distinct(*flat[:2], sampler.k)
+        return ids, torch.where(flat[1].all(dim=1), count, 0), *flat
     return ()
 
 
-def _gumbel(sampler, call):
+def _gumbel(sampler: "NegativeSampler", call: Call) -> Tensor:
     if call.scores.device.type != "cpu":
         return _gumbel_plain(sampler, call)
-    # Gumbel top-K is drawing without replacement: independent draws, of which the first K distinct
-    # ones count. Rows that lack some go on, with what they have excluded.
+    # Gumbel top-K draws without replacement: draw independently and take the first K distinct items.
+    # Rows with fewer draw again, with the items they already have excluded.
     if call.begun:
-        ids, found = (values.clone() for values in call.begun[:2])  # [B, K], [B]
-        rows = (found < sampler.k).nonzero().squeeze(1)
+        ids, n_drawn = (values.clone() for values in call.begun[:2])  # [B, K], [B]
+        rows = (n_drawn < sampler.k).nonzero().squeeze(1)
         if len(rows):
             part = call.at(rows)
-            ids[rows], found[rows] = first_distinct(*_with_bumps(sampler, part, part.begun[2:]), sampler.k)
+            ids[rows], n_drawn[rows] = first_distinct(*_with_bumps(sampler, part, part.begun[2:]), sampler.k)
     else:
-        ids, found = first_distinct(*_draw_by_logit(sampler, call), sampler.k)
+        ids, n_drawn = first_distinct(*_draw_by_logit(sampler, call), sampler.k)
     draw = _draw_by_probability if call.begun else _draw_by_logit
     nth = torch.arange(sampler.k)
     for rounds in range(8):
-        rows = (found < sampler.k).nonzero().squeeze(1)  # [r]
+        rows = (n_drawn < sampler.k).nonzero().squeeze(1)  # [r]
         if not len(rows):
             return ids
-        place = nth - found[rows].unsqueeze(1)  # [r, K]
-        part, known = call.at(rows), torch.where(place < 0, ids[rows], 0)
-        part.excluded_ids = torch.cat([part.excluded_ids, known], dim=1)
+        offset = nth - n_drawn[rows].unsqueeze(1)  # [r, K], negative in columns that are filled
+        part, drawn = call.at(rows), torch.where(offset < 0, ids[rows], 0)
+        part.excluded_ids = torch.cat([part.excluded_ids, drawn], dim=1)
         if rounds < 7:
             fresh, count = first_distinct(*draw(sampler, part), sampler.k)
         else:  # very uneven probabilities
-            fresh, count = _gumbel_plain(sampler, part), sampler.k - found[rows]
-        new = (place >= 0) & (place < count.unsqueeze(1))
-        ids[rows] = torch.where(new, fresh.gather(1, place.clamp_min(0)), known)
-        found[rows] = (found[rows] + count).clamp_max(sampler.k)
+            fresh, count = _gumbel_plain(sampler, part), sampler.k - n_drawn[rows]
+        new = (offset >= 0) & (offset < count.unsqueeze(1))
+        ids[rows] = torch.where(new, fresh.gather(1, offset.clamp_min(0)), drawn)
+        n_drawn[rows] = (n_drawn[rows] + count).clamp_max(sampler.k)
     return ids
 
 
-def _gumbel_plain(sampler, call):
+def _gumbel_plain(sampler: "NegativeSampler", call: Call) -> Tensor:
     values, excluded = _columns(sampler, call)
     if sampler.space == "probability":
         values = (values - _real_z(call)).exp()
@@ -366,23 +380,23 @@ def _gumbel_plain(sampler, call):
     return sampler.columns[drawn]
 
 
-def _real_z(call):
+def _real_z(call: Call) -> Tensor:
     """Return log-sum-exp over the real items: [B, 1]."""
     return without_padding(call.log_z, call.scores[:, 0]).unsqueeze(1)
 
 
-def _draw_by_probability(sampler, call):
-    """Draw in proportion to exp(pi), as ids [B, T] and whether the draw counts [B, T].
+def _draw_by_probability(sampler: "NegativeSampler", call: Call) -> tuple[Tensor, Tensor]:
+    """Draw in proportion to exp(pi): ids [B, T] and whether each draw is valid [B, T].
 
-    exp(pi) = 1 + expm1(pi), and the second parts sum to at most e - 1 over the catalogue: nearly
-    every draw falls on the first ones and is uniform. Scores are read for the other rows alone.
+    exp(pi) = 1 + expm1(pi), and the second terms sum to at most e - 1 over the catalogue. So almost every
+    draw falls on the first terms and is uniform. Only the other rows read their scores.
     """
     return _with_bumps(sampler, call, _flat_draws(sampler, call))
 
 
-def _flat_draws(sampler, call):
-    """Draw by the first parts: ids [B, T], whether the draw fell there [B, T], its mass [B, T] and theirs [B, 1]."""
-    draws = sampler.k + 3 + sampler.k // 8  # a few more than K: items come twice
+def _flat_draws(sampler: "NegativeSampler", call: Call) -> FlatDraws:
+    """Draw by the first terms: ids [B, T], whether the draw fell there [B, T], its mass [B, T] and theirs [B, 1]."""
+    draws = sampler.k + 3 + sampler.k // 8  # a few more than K, because items repeat
     excluded, count = excluded_positions(call.excluded_ids, sampler.position_of)
     left = (len(sampler.candidates) - count).unsqueeze(1)
     mass = call.uniforms(draws) * (left + math.e - 1)
@@ -391,8 +405,8 @@ def _flat_draws(sampler, call):
     return sampler.candidates[skip_excluded(ranks, excluded)], flat, mass, left
 
 
-def _with_bumps(sampler, call, drawn):
-    """Give the draws that fell on the second parts their items: ids [B, T] and whether the draw counts [B, T]."""
+def _with_bumps(sampler: "NegativeSampler", call: Call, drawn: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+    """Assign items to the draws that fell on the second terms: ids [B, T] and whether each draw is valid [B, T]."""
     ids, flat, mass, left = drawn
     rows = (~flat).any(dim=1).nonzero().squeeze(1)
     if not len(rows):
@@ -402,42 +416,42 @@ def _with_bumps(sampler, call, drawn):
     bumps = (scores - _real_z(part)).exp().expm1().scatter_(1, columns, 0.0)  # [r, 1 + M]
     cdf = bumps.double().cumsum(dim=1)
     bump = torch.searchsorted(cdf, mass[rows] - left[rows], right=True)  # [r, T]
-    hit = ~flat[rows] & (bump < cdf.shape[1])  # beyond the last one: no draw
+    hit = ~flat[rows] & (bump < cdf.shape[1])  # beyond the last column: not a draw
     bumped = sampler.columns[bump.clamp_max(cdf.shape[1] - 1)]
     ids[rows] = torch.where(hit, bumped, ids[rows])
     valid[rows] |= hit
     return ids, valid
 
 
-def _draw_by_logit(sampler, call):
-    """Draw in proportion to exp(score), as ids [B, T] and whether the draw counts [B, T]."""
+def _draw_by_logit(sampler: "NegativeSampler", call: Call) -> tuple[Tensor, Tensor]:
+    """Draw in proportion to exp(score): ids [B, T] and whether each draw is valid [B, T]."""
     scores, excluded = _columns(sampler, call)
     if scores is call.scores:
         scores = scores.clone()
     scores.scatter_(1, excluded, -torch.inf)
-    # The largest score that is left, not the normalizer: the positive may hold nearly all the mass.
+    # Subtract the largest remaining score, not the normalizer: the positive may hold almost all the mass.
     weights = scores.sub_(scores.amax(dim=1, keepdim=True)).exp_()
     columns, valid = inverse_cdf(weights, call.uniforms(2 * sampler.k + 4))
     return sampler.columns[columns], valid
 
 
-def _best(sampler, call, k, ordered=True):
+def _best(sampler: "NegativeSampler", call: Call, k: int, ordered: bool = True) -> tuple[Tensor, Tensor]:
     """Return the K best allowed items of each row: values and ids, each [B, k]."""
     scores, excluded = _columns(sampler, call)
-    # Put back afterwards where the scores are the caller's: a copy of them would cost more than the search.
-    kept = scores.gather(1, excluded) if scores is call.scores else None
+    # When the scores are the caller's, restore them afterwards: a copy would cost more than the search.
+    before = scores.gather(1, excluded) if scores is call.scores else None
     scores.scatter_(1, excluded, -torch.inf)
     top = largest(scores, k, ordered)
-    if kept is not None:
-        scores.scatter_(1, excluded, kept)
+    if before is not None:
+        scores.scatter_(1, excluded, before)
     return top.values, sampler.columns[top.indices]
 
 
-def _topk(sampler, call):
+def _topk(sampler: "NegativeSampler", call: Call) -> Tensor:
     return _best(sampler, call, sampler.k)[1]
 
 
-def _pool(sampler, call):
+def _pool(sampler: "NegativeSampler", call: Call) -> Tensor:
     values, ids = _best(sampler, call, sampler.pool_size, ordered=False)  # [B, P]
     if sampler.pool_draw == "uniform":
         size = torch.full_like(call.positives, sampler.pool_size)
@@ -453,20 +467,20 @@ class Sampler:
 
     Attributes:
         draw: ``(sampler, call) -> [B, K]`` item ids; ``sampler`` is the :class:`NegativeSampler` with the settings,
-            ``call`` the rows with their excluded items and, where asked for, scores.
+            ``call`` the rows with their excluded items and, when the sampler needs them, scores.
         needs_scores: whose scores over the catalogue it reads: ``policy``, ``reference`` or None.
         needs_normalizer: whether it reads their log-sum-exp with ``sampler_space: probability``.
         needs_keys: whether it reads the numbers of the training rows.
-        uses_pool: whether ``pool_size`` items must be left to draw from.
-        begin: ``(sampler, call) -> tuple`` of tensors: what can be drawn for a batch before scores are known.
+        uses_pool: whether the draw needs ``pool_size`` candidates.
+        begin: ``(sampler, call) -> tuple`` of tensors that can be drawn for a batch before its scores are known.
     """
 
-    draw: Callable
+    draw: Callable[["NegativeSampler", Call], Tensor]
     needs_scores: str | None = None
     needs_normalizer: bool = False
     needs_keys: bool = False
     uses_pool: bool = False
-    begin: Callable | None = None
+    begin: Callable[["NegativeSampler", Call], tuple[Tensor, ...]] | None = None
 
 
 SAMPLERS: dict[str, Sampler] = {
@@ -481,7 +495,7 @@ SAMPLERS: dict[str, Sampler] = {
 }
 
 
-_WORDS = {
+_CHOICES: dict[str, Collection[str]] = {
     "neg_sampler": SAMPLERS.keys(),
     "neg_candidates": ("all", "head", "tail"),
     "sampler_space": ("probability", "logit"),
@@ -490,32 +504,43 @@ _WORDS = {
 
 
 class NegativeSampler(nn.Module):
-    """Draws negatives as the settings say.
+    """Draws negatives according to the settings.
 
-    Every row must be able to give K negatives: ``num_negatives`` may not exceed the candidates less
-    the positive and, with ``exclude_history``, less the longest history a row can have.
+    Every row needs K negatives: ``num_negatives`` must not exceed the number of candidates less the
+    positive and, with ``exclude_history``, less the longest history of a row.
 
     Args:
-        settings (Mapping): ``neg_sampler``, ``num_negatives``, ``neg_candidates``,
+        settings: ``neg_sampler``, ``num_negatives``, ``neg_candidates``,
             ``exclude_history``, ``sampler_space``, ``pool_size``, ``pool_draw``,
             ``popularity_alpha``, ``seed``.
-        counts (Tensor): [n_items] training counts.
-        head_mask (Tensor): [n_items] bool.
-        max_history (int): most history items a row can have.
-        total (callable): sums a tensor over the processes that share a batch (``in_batch``).
+        counts: [n_items] training counts.
+        head_mask: [n_items] bool.
+        max_history: length of the longest history.
+        total: sums a tensor over the processes that share a batch (``in_batch``).
 
     Attributes:
-        needs_scores (str or None): whose scores over the catalogue ``sample`` needs.
+        needs_scores (str or None): model whose scores over the catalogue ``sample`` needs.
         needs_normalizer (bool): whether it needs their log-sum-exp too.
 
     Raises:
-        PrefError: a value that is not accepted, or more negatives than rows can give.
+        PrefError: a value that is not accepted, or more negatives than a row has candidates.
     """
 
-    def __init__(self, settings, counts, head_mask, max_history=0, total=lambda counts: counts):
+    columns: Tensor
+    position_of: Tensor
+    popularity: Tensor
+
+    def __init__(
+        self,
+        settings: Mapping[str, Any],
+        counts: Tensor,
+        head_mask: Tensor,
+        max_history: int = 0,
+        total: Callable[[Tensor], Tensor] = lambda counts: counts,
+    ) -> None:
         super().__init__()
         self.total = total
-        for key, accepted in _WORDS.items():
+        for key, accepted in _CHOICES.items():
             if settings[key] not in accepted:
                 raise PrefError(
                     f"{key}={settings[key]!r} is not accepted: set it to one of "
@@ -543,17 +568,17 @@ class NegativeSampler(nn.Module):
         self._check_sizes(max_history)
 
     @property
-    def candidates(self):
+    def candidates(self) -> Tensor:
         """Ids of the items that may be drawn, ascending: [M]."""
         return self.columns[1:]
 
-    def _candidates(self, head_mask):
-        wanted = {"all": torch.ones_like(head_mask), "head": head_mask, "tail": ~head_mask}
-        wanted = wanted[self.which].clone()
-        wanted[0] = False
-        return wanted.nonzero().squeeze(1)
+    def _candidates(self, head_mask: Tensor) -> Tensor:
+        groups = {"all": torch.ones_like(head_mask), "head": head_mask, "tail": ~head_mask}
+        group = groups[self.which].clone()
+        group[0] = False
+        return group.nonzero().squeeze(1)
 
-    def _check_sizes(self, max_history):
+    def _check_sizes(self, max_history: int) -> None:
         size = len(self.candidates)
         left, less, remedy = size - 1, "the positive", "set neg_candidates: all"
         if self.exclude_history:
@@ -580,79 +605,92 @@ class NegativeSampler(nn.Module):
             )
 
     @torch.no_grad()
-    def begin(self, positives, history=None, keys=None, generator=None):
-        """Begin to draw the negatives of a batch, as far as that goes without scores.
+    def begin(
+        self,
+        positives: Tensor,
+        history: Tensor | None = None,
+        keys: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> "Draw":
+        """Begin to draw the negatives of a batch: everything that does not need scores.
 
         Args:
-            positives (Tensor): [B] item ids.
-            history (Tensor, optional): [B, L] item ids, 0 for none (``exclude_history``).
-            keys (Tensor, optional): [B] int64 that identify the rows (``fixed``).
-            generator (torch.Generator, optional): torch's global one when not given.
+            positives: [B] item ids.
+            history: [B, L] item ids, 0 for none (``exclude_history``).
+            keys: [B] int64 that identify the rows (``fixed``).
+            generator: torch's global one when not given.
 
         Returns:
-            Draw: of which ``finish`` gives the negatives.
+            Draw: its ``finish`` returns the negatives.
 
         Raises:
-            PrefError: something that this sampler needs is missing.
+            PrefError: the sampler needs row numbers or histories and they are missing.
         """
         self._check_rows(history, keys)
         excluded = [torch.zeros_like(positives).unsqueeze(1), positives.unsqueeze(1)]
-        if self.exclude_history:
+        if history is not None and self.exclude_history:
             excluded.append(history)
         return Draw(self, Call(positives, torch.cat(excluded, dim=1), keys, generator))
 
-    def sample(self, positives, scores=None, history=None, keys=None, log_z=None, generator=None):
+    def sample(
+        self,
+        positives: Tensor,
+        scores: Tensor | None = None,
+        history: Tensor | None = None,
+        keys: Tensor | None = None,
+        log_z: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
         """Draw the negatives of a batch: ``begin`` and ``finish`` in one, with their arguments."""
         return self.begin(positives, history, keys, generator).finish(slice(None), scores, log_z)
 
-    def _check_rows(self, history, keys):
+    def _check_rows(self, history: Tensor | None, keys: Tensor | None) -> None:
         if self.needs_keys and keys is None:
-            raise PrefError(f"neg_sampler={self.name!r} got no row numbers: choose uniform.")
+            raise PrefError(f"neg_sampler={self.name!r} needs row numbers, which are missing: choose uniform.")
         if not self.exclude_history:
             return
         if history is None:
             raise PrefError(
-                "exclude_history=True got no histories of the rows: set exclude_history: False."
+                "exclude_history=True needs the histories of the rows, which are missing: set exclude_history: False."
             )
 
 
 class Draw:
-    """The draw of a batch's negatives, to be finished part by part as the scores become known.
+    """The draw of the negatives of a batch, finished part by part when the scores are known.
 
-    What needs no scores is drawn for the whole batch at once: small operations on every part would cost more than
-    they do.
+    Everything that does not need scores is drawn for the whole batch at once, which is faster than many small draws.
     """
 
-    def __init__(self, sampler, call):
+    def __init__(self, sampler: "NegativeSampler", call: Call) -> None:
         self._sampler, self._call, self._kind = sampler, call, SAMPLERS[sampler.name]
         self.needs_scores = self._kind.needs_scores
-        self._ids = None
+        self._ids: Tensor | None = None
         if self._kind.needs_scores is None:
             self._ids = self._kind.draw(sampler, call)
         elif self._kind.begin is not None:
             call.begun = self._kind.begin(sampler, call)
 
     @torch.no_grad()
-    def finish(self, rows=slice(None), scores=None, log_z=None):
+    def finish(self, rows: slice = slice(None), scores: Tensor | None = None, log_z: Tensor | None = None) -> Tensor:
         """Return the negatives of some rows: [c, K] int64 item ids.
 
-        Without replacement, but for ``popularity`` and ``in_batch``.
+        They are drawn without replacement, except by ``popularity`` and ``in_batch``.
 
         Args:
-            rows (slice): which rows of the batch.
-            scores (Tensor, optional): [c, n_items], of whom ``needs_scores`` says; left as it is.
-            log_z (Tensor, optional): [c] log-sum-exp of the scores, padding included (``gumbel`` on
+            rows: which rows of the batch.
+            scores: [c, n_items] of the model that ``needs_scores`` names; unchanged afterwards.
+            log_z: [c] log-sum-exp of the scores, padding included (``gumbel`` on
                 probabilities); computed when not given.
 
         Raises:
-            PrefError: this sampler needs scores and got none.
+            PrefError: the sampler needs scores and they are missing.
         """
         if self._ids is not None:
             return self._ids[rows]
         if scores is None:
             raise PrefError(
-                f"neg_sampler={self._sampler.name!r} got no scores of the {self._kind.needs_scores}: choose "
-                "uniform, popularity, in_batch or fixed."
+                f"neg_sampler={self._sampler.name!r} needs the scores of the {self._kind.needs_scores}, which are "
+                "missing: choose uniform, popularity, in_batch or fixed."
             )
         part = self._call.at(rows)
         part.scores, part.log_z = scores, log_z

@@ -2,14 +2,14 @@
 
 ``catalogue_loss`` is a fused linear cross-entropy that also serves every preference loss: for a chunk
 of rows it computes the scores of all items once, takes the normalizer, lets the sampler pick
-negatives from them, asks for the loss of the rows, and turns the few gradients that come back
-(normalizer, positive, negatives) into gradients of representations and item embeddings, all before
-the next chunk. Memory beyond inputs and gradients: O(chunk x items). Three matrix products per row, as
-plain cross-entropy.
+negatives from them and computes the loss of the rows. It turns the gradients of normalizer, positive
+and negatives into gradients of representations and item embeddings before the next chunk. Memory
+beyond inputs and gradients is O(chunk x items). A row costs three matrix products, as in plain
+cross-entropy.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch.autograd.function import once_differentiable
@@ -18,10 +18,10 @@ from torch.nn import functional as F
 RowLoss = Callable[[slice, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 Sample = Callable[[slice, torch.Tensor, torch.Tensor], torch.Tensor]
 
-# A product of fewer rows than this reads the item matrix too often, whatever fits the cache.
+# A product of fewer rows than this reads the item matrix too often, even if more rows exceed the cache.
 _FEWEST_ROWS = 64
 _CACHE_MB = 8.0  # of a CPU
-# Numbers of item vectors that are gathered at a time, 1 MB: they are read again at once, from the cache.
+# Elements of item vectors that are gathered at a time (1 MB), so that they are still in the cache when read.
 _GATHERED = 2**18
 
 
@@ -37,9 +37,9 @@ def chunk_rows(
     Args:
         n_items: scores per row.
         memory_mb: most MiB of scores; None for 256 on a CPU, 1024 on an accelerator.
-        device_type: on a CPU scores that stay in its cache are computed faster.
+        device_type: a CPU computes scores faster when they fit its cache.
         cache_mb: MiB of scores that stay in the cache.
-        fewest: rows that a product on a CPU needs to be fast, even where they outgrow the cache.
+        fewest: rows that a product on a CPU needs to be fast, even if they exceed the cache.
     """
     if memory_mb is None:
         memory_mb = 256.0 if device_type == "cpu" else 1024.0
@@ -50,20 +50,20 @@ def chunk_rows(
 
 
 class Source(Protocol):
-    """Fixed scores of a batch's rows: what a term multiplies by its weight."""
+    """Fixed scores of the rows of a batch, which a term multiplies by its weight."""
 
     def add(self, scores: torch.Tensor, rows: slice, weight: torch.Tensor) -> None:
-        """Add them, times a weight, to the scores of all items of some rows in place: [c, n_items]."""
+        """Add the fixed scores, times a weight, to the scores [c, n_items] of some rows in place."""
 
     def at(self, rows: slice, ids: torch.Tensor) -> torch.Tensor:
-        """Return them for given items of some rows: [c, M]."""
+        """Return the fixed scores of given items for some rows: [c, M]."""
 
     def dot(self, gradients: torch.Tensor, rows: slice) -> torch.Tensor:
-        """Return the sum of their products with gradients [c, n_items]: the gradient of the weight, a scalar."""
+        """Return the gradient of the weight: the sum of gradients [c, n_items] times the fixed scores, a scalar."""
 
 
 class Term(NamedTuple):
-    """What is added to the dot products: fixed scores times a weight, which may be learned.
+    """An addend of the dot products: fixed scores times a weight, which may be learned.
 
     Attributes:
         weight: scalar Tensor.
@@ -102,11 +102,7 @@ Terms = tuple[Term, ...]
 
 
 def item_scores(
-    hidden: torch.Tensor,
-    item_emb: torch.Tensor,
-    ids: torch.Tensor,
-    terms: Terms = (),
-    rows: slice = slice(None),
+    hidden: torch.Tensor, item_emb: torch.Tensor, ids: torch.Tensor, terms: Terms = (), rows: slice = slice(None)
 ) -> torch.Tensor:
     """Return the scores of given items: dot products and terms.
 
@@ -129,12 +125,12 @@ def item_scores(
 class _ItemScores(torch.autograd.Function):
     """Dot products [R, M] of representations with their items, a third of the time of a batched product on the CPU.
 
-    Gathered vectors [R, M, H] are neither kept for the gradient nor built again for it: with the gradients of the
-    scores as weights, that of a representation is a bag of item vectors, and that of the items is the bag's own.
+    The gradient needs no gathered vectors [R, M, H]. With the gradients of the scores as weights, the gradient of a
+    representation is a weighted bag of item vectors, and the gradient of the items is that of the bag.
     """
 
     @staticmethod
-    def forward(ctx, hidden, item_emb, ids):
+    def forward(ctx: Any, hidden: torch.Tensor, item_emb: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(hidden, item_emb, ids)
         rows = max(1, _GATHERED // (ids.shape[1] * hidden.shape[1])) if ids.device.type == "cpu" else len(ids) or 1
         parts = zip(hidden.split(rows), ids.split(rows))
@@ -142,7 +138,7 @@ class _ItemScores(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_scores):
+    def backward(ctx: Any, grad_scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
         hidden, item_emb, ids = ctx.saved_tensors
         with torch.enable_grad():
             table = item_emb.detach().requires_grad_()
@@ -167,8 +163,8 @@ def add_to_items(scores: torch.Tensor, items: torch.Tensor, value: torch.Tensor)
         items: [R, L] item ids, 0 for none.
         value: scalar.
     """
-    kept = scores.gather(1, items)
-    scores.scatter_(1, items, torch.where(items > 0, kept + value, kept))
+    before = scores.gather(1, items)
+    scores.scatter_(1, items, torch.where(items > 0, before + value, before))
 
 
 def chunk_scores(hidden: torch.Tensor, item_emb: torch.Tensor, rows: slice, terms: Terms = ()) -> torch.Tensor:
@@ -199,7 +195,7 @@ def log_normalizer(scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         tuple: log_z [R], probabilities [R, n_items].
     """
     probs = torch.softmax(scores, dim=-1)  # [R, n]
-    # The largest entry tells the normalizer without a second exponential: p_max >= 1 / n.
+    # The largest entry gives the normalizer without a second exponential: p_max >= 1 / n.
     log_z = scores.amax(dim=-1) - probs.amax(dim=-1).log()  # [R]
     return log_z, probs
 
@@ -208,22 +204,32 @@ def without_padding(log_z: torch.Tensor, padding_score: torch.Tensor) -> torch.T
     """Take item 0 out of a normalizer: log(exp(log_z) - exp(padding_score)).
 
     Args:
-        log_z: [R] log-sum-exp over all columns, as RecBole's cross-entropy has it.
+        log_z: [R] log-sum-exp over all columns, as in RecBole's cross-entropy.
         padding_score: [R] score of column 0.
     """
-    # Clamped so that a padding item that holds all the mass gives a large, finite loss.
+    # Clamped so that the loss stays finite when the padding item holds all the mass.
     share = (padding_score - log_z).clamp(max=-1e-6)
     return log_z + torch.log1p(-share.exp())
 
 
 class _CatalogueLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, item_emb, row_loss, sample, row_weights, chunk, sources, *weights):
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        item_emb: torch.Tensor,
+        row_loss: RowLoss,
+        sample: Sample,
+        row_weights: torch.Tensor,
+        chunk: int,
+        sources: tuple[Source, ...],
+        *weights: torch.Tensor,
+    ) -> torch.Tensor:
         dtype = hidden.dtype
         if torch.is_autocast_enabled(hidden.device.type):
             dtype = torch.get_autocast_dtype(hidden.device.type)
         total = hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32))
-        # Half precision ends at 6e-8, about a gradient per item of a mean over rows: rows then count 1.
+        # The smallest float16 is 6e-8, about the gradient of an item in a mean over rows: scale rows to 1.
         scale = None
         if dtype == torch.float16:
             scale = row_weights.max().clamp_min(torch.finfo(row_weights.dtype).tiny).reciprocal()
@@ -268,7 +274,7 @@ class _CatalogueLoss(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx, grad_total):
+    def backward(ctx: Any, grad_total: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         grad_hidden, grad_items, *grad_weights = ctx.saved_tensors
         grad_hidden = (grad_hidden * grad_total).to(ctx.hidden_dtype)
         of_weights = (grad_weight * grad_total for grad_weight in grad_weights)
@@ -294,7 +300,7 @@ def catalogue_loss(
         sample: ``(rows, scores [c, n_items], log_z [c]) -> [c, 2 + K]`` item ids: positive, negatives, padding.
         row_weights: [R] weights, constants for the gradient.
         chunk: rows whose scores are held at a time.
-        terms: what is added to the dot products.
+        terms: addends of the dot products.
 
     Returns:
         Tensor: scalar; gradients flow to ``hidden``, ``item_emb`` and the weights of the terms.
@@ -334,9 +340,7 @@ def real_log_z(scores: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def catalogue_log_z(
-    hidden: torch.Tensor, item_emb: torch.Tensor, chunk: int, terms: Terms = ()
-) -> torch.Tensor:
+def catalogue_log_z(hidden: torch.Tensor, item_emb: torch.Tensor, chunk: int, terms: Terms = ()) -> torch.Tensor:
     """Return :func:`real_log_z` of each row, chunk by chunk; arguments as in ``catalogue_loss``: [R]."""
     starts = range(0, hidden.shape[0], chunk)
     return torch.cat([real_log_z(chunk_scores(hidden, item_emb, slice(s, s + chunk), terms)) for s in starts])

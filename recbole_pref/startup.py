@@ -1,21 +1,24 @@
-"""What importing the package sets up without importing torch or RecBole.
+"""The set-up when the package is imported, without importing torch or RecBole.
 
-As soon as RecBole is imported, it is patched (``compat``) and knows our models, trainer and metrics (``registry``).
+When RecBole is imported, it is patched (``compat``), and our models, trainer and metrics are registered
+(``registry``).
 """
 
 import gc
 import os
 import sys
 import types
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 from recbole_pref.late import LateModule, after_import
 
 _WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 
 
-def _prepare():
+def _prepare() -> None:
     from recbole_pref import compat
 
     with _late("sklearn.metrics", "auc", "mean_absolute_error", "mean_squared_error"):
@@ -26,38 +29,38 @@ def _prepare():
 
 
 @contextmanager
-def _late(name, *functions):
-    """Give modules that are imported in the block functions of another module that import it when they are called.
+def _late(name: str, *functions: str) -> Iterator[None]:
+    """Delay the import of a module in the block: its functions import it when they are called.
 
-    RecBole imports scikit-learn, and with it scipy.stats, for three functions of value metrics; that takes as long as
-    torch itself.
+    RecBole imports scikit-learn, and with it scipy.stats, for three functions of value metrics. This takes as long as
+    importing torch.
     """
     if name in sys.modules:
         yield
         return
     real = LateModule(name)
-    stand_in = types.ModuleType(name)
+    proxy = types.ModuleType(name)
     for function in functions:
-        setattr(stand_in, function, partial(_call, real, function))
-    sys.modules[name] = stand_in
+        setattr(proxy, function, partial(_call, real, function))
+    sys.modules[name] = proxy
     try:
         yield
     finally:
         del sys.modules[name]
 
 
-def _call(module, function, *args, **options):
+def _call(module: Any, function: Any, *args: Any, **options: Any) -> Any:
     return getattr(module, function)(*args, **options)
 
 
-def hook():
-    """Prepare RecBole: now where it is imported already, otherwise when it is; harmless when called again."""
+def hook() -> None:
+    """Prepare RecBole now if it is imported, otherwise when it is imported; repeated calls have no effect."""
     after_import("recbole", _prepare)
 
 
 @contextmanager
-def collector_paused():
-    """Pause Python's garbage collector in the block: while modules are imported it costs a fifth of the time."""
+def collector_paused() -> Iterator[None]:
+    """Pause Python's garbage collector in the block; during imports it takes a fifth of the time."""
     gc.disable()
     try:
         yield
@@ -65,19 +68,19 @@ def collector_paused():
         gc.enable()
 
 
-def load_plugins():
-    """Run the plugin files that ``RECBOLE_PREF_PLUGINS`` names; without any, nothing is imported."""
+def load_plugins() -> None:
+    """Run the plugin files in ``RECBOLE_PREF_PLUGINS``; without any, nothing is imported."""
     if os.environ.get("RECBOLE_PREF_PLUGINS"):
         from recbole_pref import plugins
 
         plugins.load()
 
 
-def let_threads_sleep():
-    """Let torch's OpenMP threads sleep while they wait for each other, unless the user chose another way.
+def let_threads_sleep() -> None:
+    """Let torch's OpenMP threads sleep while they wait for each other, unless the user chose otherwise.
 
-    By default they spin, and with one core busy an epoch takes ten times as long. It takes effect where torch is
-    imported later: in this process, or in those that it starts.
+    By default they spin, and when one core is busy an epoch takes ten times as long. The setting affects this process
+    if torch is not yet imported, and the processes that it starts.
     """
     if not any(name in os.environ for name in _WAITING):
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"

@@ -268,3 +268,14 @@ def test_a_gpu_that_is_not_there_is_reported(tiny_dataset, capsys, monkeypatch):
 
 def test_backbones_are_listed_without_importing_them():
     assert sorted(sequential_model_names()) == sorted(cls.__name__ for cls in sequential_models().values())
+
+
+@pytest.mark.parametrize(
+    "words", [["--user_inter_num_interval=[100,inf)"], ["--reference=missing.pth"], ["--hidden_size=15"]], ids=str
+)
+def test_a_refused_run_leaves_nothing_behind(tiny_dataset, tmp_path, words):
+    arguments = ["--model=SDPOSASRec", "--dataset=tiny", f"--data_path={tiny_dataset['data_path']}", "--gpu_id=", *words]
+    code = f"import sys, recbole_pref.cli as tool; sys.exit(tool.main({arguments!r}))"
+    before = sorted(tmp_path.rglob("*"))
+    assert in_new_process(code)[0] == 2
+    assert sorted(tmp_path.rglob("*")) == before

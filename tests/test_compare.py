@@ -23,6 +23,7 @@ from recbole_pref.cli import main
 from recbole_pref.compare import notes, progress, tables
 from recbole_pref.compare import runs as run_module
 from recbole_pref.compare.plan import Task, plan_runs
+from recbole_pref.data.convert import convert
 from recbole_pref.errors import PrefError
 from recbole_pref.evaluation import evidence
 from recbole_pref.records import Run
@@ -793,3 +794,21 @@ def test_a_run_is_trained_by_one_process_at_a_time(tmp_path, monkeypatch):
     (tmp_path / "runs" / "a-seed1-0.json").write_text("{}")  # which the other process has written meanwhile
     run_module.train_and_record(task)
     assert len(trained) == 2
+
+
+def test_models_without_sequences_are_compared_on_converted_data(settings, tmp_path):
+    lines = [f"u{user},i{item},{1_600_000_000 + time}" for user in range(30)
+             for time, item in enumerate(np.random.default_rng(user).permutation(12)[:6])]  # fmt: skip
+    (tmp_path / "log.csv").write_text("\n".join(["user_id,item_id,timestamp", *lines]) + "\n")
+    convert(tmp_path / "log.csv", "table", "shop", tmp_path)
+    more = {"data_path": str(tmp_path), "eval_args": SPLIT, "epochs": 1, "mask_history": True}
+    more["load_col"] = {"inter": ["user_id", "item_id"]}
+    done = compare.compare("CESASRec,BPR", "shop", 1, config_dict={**settings, **more}, output=tmp_path / "out")
+    assert not done.failed and [row["label"] for row in done.rows] == ["CESASRec", "BPR"]
+
+
+def test_the_data_of_every_entry_are_checked_before_the_first_is_trained(settings, tmp_path):
+    models = "CESASRec,LPOSASRec load_col={'inter':['user_id','item_id','timestamp'],'item':['item_id','price']}"
+    with pytest.raises(PrefError, match="tiny.item', which does not exist"):
+        compare.compare(models, "tiny", 1, config_dict=settings, output=tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -233,12 +233,13 @@ def stock_dataset(tiny_dataset):
 
 @pytest.mark.parametrize("model", ["SASRec", "BPR", "EASE", "LPOSASRec"])
 def test_plain_recbole_loads_what_it_stored(stock_dataset, model):
-    from recbole.quick_start import load_data_and_model, run_recbole
+    from recbole.quick_start import load_data_and_model, run
     from recbole.utils import get_trainer
+    from recbole.utils.case_study import full_sort_topk
 
     if model == "BPR":
         stock_dataset["train_neg_sample_args"] = {"distribution": "uniform", "sample_num": 1}
-    result = run_recbole(model, config_dict=stock_dataset)
+    result = run(model, "tiny", config_dict=stock_dataset)
     (file,) = (path for path in Path(stock_dataset["checkpoint_dir"]).glob("*.pth") if "-last-" not in path.name)
     torch.load(file, weights_only=True)  # plain data
     config, loaded, dataset, train_data, _, test_data = load_data_and_model(str(file))
@@ -246,6 +247,8 @@ def test_plain_recbole_loads_what_it_stored(stock_dataset, model):
     trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, loaded)
     trainer.eval_collector.data_collect(train_data)
     assert trainer.evaluate(test_data, load_best_model=False) == result["test_result"]
+    _, items = full_sort_topk([1, 2], loaded, test_data, k=3, device=config["device"])
+    assert items.shape == (2, 3) and items.min() > 0
 
 
 def test_plain_recbole_resumes_what_it_stored(stock_dataset):

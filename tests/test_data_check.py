@@ -130,6 +130,12 @@ def test_columns_that_are_not_loaded_may_hold_anything(tmp_path):
     assert "no column 'timestam'" in note and "Did you mean 'timestamp'" in note
 
 
+def test_the_order_of_time_needs_the_time_column(tmp_path):
+    lines = [line.rsplit("\t", 1)[0] for line in GOOD]
+    with pytest.raises(PrefError, match=r"no column 'timestamp' \(TIME_FIELD\)"):
+        check(tmp_path, lines, model="BPR", eval_args={"order": "TO"}, load_col={"inter": ["user_id", "item_id"]})
+
+
 def test_models_without_sequences_need_no_time(tmp_path):
     lines = [line.rsplit("\t", 1)[0] for line in GOOD]
     with pytest.raises(PrefError, match=r"no column 'timestamp' \(TIME_FIELD\)"):
@@ -219,6 +225,16 @@ def test_item_files_that_pass_and_that_are_missing(tmp_path):
     assert "1 rows repeat a 'item_id'" in repeated
     assert "2 interactions have a 'item_id' without a row" in dropped
     assert len(check(tmp_path, GOOD, load_col=load, filter_inter_by_user_or_item=False)) == 1
+
+
+def test_items_that_nobody_had_are_reported(tmp_path):
+    load = {"inter": ["user_id", "item_id", "timestamp"], "item": ["item_id", "price"]}
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "d.item").write_text("item_id:token\tprice:float\nw\t1\nx\t1\ny\t2\nz\t3\n")
+    (note,) = check(tmp_path, GOOD, load_col=load)
+    assert "1 items of" in note and "are in no interaction" in note
+    dataset, _ = prepare_data(config_of(tmp_path, load_col=load), log=False)
+    assert dataset.item_num == 5  # with padding
 
 
 LIST_HEAD = "user_id:token\titem_id_list:token_seq\titem_id:token"

@@ -447,12 +447,12 @@ def refused(settings, match, **more):
     "lines, match",
     [
         (["i0\t1 2", "i1\t1 2 3"], r"tiny\.text, line 3: text_emb holds 3 numbers .* 2"),
-        (["i0\t1 2", "i1\t1 x"], r"tiny\.text, line 3: .*no finite number"),
-        (["i0\t1 2", "i1\t1 nan"], r"tiny\.text, line 3: .*no finite number"),
-        (["i0\t1 2", "i1\t", "i2\t1 inf"], r"tiny\.text, line 4: .*no finite number"),
+        (["i0\t1 2", "i1\t1 x"], r"tiny\.text, line 3: .*not a finite 32-bit number"),
+        (["i0\t1 2", "i1\t1 nan"], r"tiny\.text, line 3: .*not a finite 32-bit number"),
+        (["i0\t1 2", "i1\t", "i2\t1 inf"], r"tiny\.text, line 4: .*not a finite 32-bit number"),
         (["i0\t1 2", "nobody\t1 2"], r"tiny\.text, line 3: item 'nobody' is neither"),
-        (["i0\t1 2", "i3\t1 2", "i0\t1 2"], r"tiny\.text, line 4: item 'i0' stands in line 2"),
-        (["i0\t1 2", "i1\t1 1e39"], r"tiny\.text, line 3: .*no finite number"),
+        (["i0\t1 2", "i3\t1 2", "i0\t1 2"], r"tiny\.text, line 4: item 'i0' is already in line 2"),
+        (["i0\t1 2", "i1\t1 1e39"], r"tiny\.text, line 3: .*not a finite 32-bit number"),
         (["i0\t1 2", "i1"], r"tiny\.text, line 3: 1 columns, but the header names 2"),
     ],
 )

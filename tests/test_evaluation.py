@@ -20,6 +20,7 @@ from recbole.trainer import Trainer
 from recbole.utils import InputType
 
 from recbole_pref import compat
+from recbole_pref.config import Config as RunConfig
 from recbole_pref.errors import PrefError
 from recbole_pref.evaluation import metrics
 from recbole_pref.evaluation.collector import PrefCollector
@@ -29,6 +30,7 @@ from recbole_pref.evaluation.ranking import (
     cut_pairs,
     mask_seen,
 )
+from recbole_pref.quick_start import build_run
 from recbole_pref.scoring import chunk_rows
 
 compat.apply()
@@ -646,3 +648,30 @@ def test_a_metric_for_early_stopping(make):
     trainer = OurTrainer(config, model)
     score, result = trainer.fit(train, valid, verbose=False, saved=False)
     assert score == result["tailndcg@10"] and "hit@10" in result
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+@pytest.mark.parametrize("model_class, mode", [(TwoStep, "full"), (Sequential, "full"), (TwoStep, "uni20")])
+def test_scores_that_are_not_finite_are_not_ranked(make, model_class, mode, wrong):
+    config, train, _, test, model = make(model_class, mode, metrics=["Hit"])
+    trainer = OurTrainer(config, model)
+    assert run(trainer, train, test)
+    with torch.no_grad():
+        next(model.parameters())[1:] = wrong
+    with pytest.raises(PrefError, match="scores of the evaluation are not finite.*lower learning_rate"):
+        run(trainer, train, test)
+
+
+@pytest.mark.parametrize("split", [LEAVE_ONE_OUT, RATIO], ids=str)
+def test_sampled_ranking_encodes_each_sequence_once(tiny_dataset, monkeypatch, split):
+    settings = {**tiny_dataset, "eval_args": {"split": split, "mode": {"valid": "uni20", "test": "uni20"}}}
+    settings["eval_batch_size"] = 10**6
+    built = build_run(RunConfig("CESASRec", config_dict=settings), log=False)
+    encoded, encode = [], built.model.encode
+    monkeypatch.setattr(built.model, "encode", lambda rows: encoded.append(len(rows)) or encode(rows))
+    assert built.trainer.evaluate(built.test_data, load_best_model=False)
+    sequences = built.test_data._dataset.inter_feat["item_id_list"][:]
+    assert len(sequences) >= 60
+    users = built.test_data._dataset.inter_feat["user_id"]
+    rows = torch.cat([users[:, None], sequences], dim=1)
+    assert sum(encoded) == len(torch.unique(rows, dim=0))  # RecBole asks for 21 candidates each

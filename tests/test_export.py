@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from recbole_pref import cli, scoring
+from recbole_pref import cli
 from recbole_pref.errors import PrefError
 from recbole_pref.export import export
 from recbole_pref.predict import Recommender
@@ -73,11 +73,9 @@ def test_what_vectors_cannot_hold_is_refused_or_left_out(tiny_dataset, tmp_path,
     users = recommender.user_vectors(SEQUENCES, dot_product_only=True)
     assert sum(ranked(users, items, tokens, SEQUENCES), []) == recommender.recommend(SEQUENCES)["item"].tolist()
 
-    class Prior:
-        pass
-
-    recommender.model.terms = lambda histories: (scoring.Term(torch.tensor(2.0), Prior()),)
-    assert recommender.terms_beside_vectors() == {"Prior": 2.0}
+    both = Recommender(train(tiny_dataset, "CESASRec", repeat_bias=True, prior="EASE", prior_weight=0.5))
+    assert set(both.terms_beside_vectors()) == {"repeat_bias", "prior"}
+    assert both.terms_beside_vectors()["prior"] == 0.5
 
 
 def test_models_without_vectors_are_refused(tiny_dataset, tmp_path):

@@ -57,7 +57,7 @@ def test_bounds_win_over_metrics_that_are_no_shares():
         ({"weights": {"TailNDCG@7": 1}}, "add 7 to it"),
         ({"weights": {"NDCG@10": "big"}}, "is not a number"),
         ({"weights": {"NDCG@10": 1}, "bound": {}}, "holds 'bound'"),
-        ({"weights": {"NDCG@10": 1}, "at_least": [1]}, "is no dict"),
+        ({"weights": {"NDCG@10": 1}, "at_least": [1]}, "is not a dict"),
     ],
 )
 def test_mistakes_are_named(wanted, words):

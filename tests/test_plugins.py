@@ -60,7 +60,7 @@ def test_a_method_of_ones_own_trains_as_the_others_do(file, tiny_dataset, tmp_pa
     assert run.config["beta"] == 2.0 and run.config["margin"] == 0.5 and run.model.step.sampler.k == 10
     assert run.model.reference is None and not run.model.step.needs_normalizer
     pos, neg = torch.tensor([1.0]), torch.tensor([[0.0, 0.75, 2.0]])
-    assert run.model.step._preference(pos, neg, None).item() == pytest.approx(2 * (0 + 0.25 + 1.5) / 3)
+    assert run.model.step._preference(None, pos, neg, None).item() == pytest.approx(2 * (0 + 0.25 + 1.5) / 3)
     result = run_recbole_pref("HingeGRU4Rec", config_dict={**own, "epochs": 1})
     assert 0 <= result["test_result"]["ndcg@10"] <= 1
     assert Config("LPOSASRec", config_dict=shared)["num_negatives"] == 5  # the other methods' defaults stay

@@ -176,7 +176,7 @@ def test_two_processes_train_it_once(tiny_dataset, tmp_path):
 
 def train_and_offer(model, settings, **more):
     run = build_run(Config(model, config_dict={**settings, **more}), log=False)
-    with reference.offered(run.trainer, run.train_data) as store:
+    with reference.serving(run.trainer, run.train_data) as store:
         held = sorted(Path(settings["checkpoint_dir"], "reference").glob("*.lock"))
         run.trainer.fit(run.train_data, run.valid_data)
         for lock in held:
@@ -226,7 +226,7 @@ def test_a_reference_that_is_there_keeps_nobody_waiting(tiny_dataset):
     (path,) = stored(tiny_dataset)
     written = path.stat().st_mtime_ns
     run = build_run(Config("CESASRec", config_dict=tiny_dataset), log=False)
-    with reference.offered(run.trainer, run.train_data) as store:
+    with reference.serving(run.trainer, run.train_data) as store:
         FileLock(f"{path}.lock").acquire(timeout=0).lock.release()
         run.trainer.fit(run.train_data, run.valid_data)
         store()
@@ -248,7 +248,7 @@ def test_a_run_of_cross_entropy_needs_no_folder_of_references(tiny_dataset, tmp_
 
         monkeypatch.setattr(reference.checkpoint, "save", full)
     run = build_run(Config("CESASRec", config_dict={**tiny_dataset, "reference_dir": str(place)}), log=False)
-    with reference.offered(run.trainer, run.train_data) as store:
+    with reference.serving(run.trainer, run.train_data) as store:
         run.trainer.fit(run.train_data, run.valid_data)
         store()
     assert "serve as a reference" in caplog.text
@@ -261,7 +261,7 @@ def test_a_reference_that_is_being_trained_is_left_to_who_trains_it(tiny_dataset
     path.unlink()
     with FileLock(lock).acquire(timeout=0):
         run = build_run(Config("CESASRec", config_dict=settings), log=False)
-        with reference.offered(run.trainer, run.train_data) as store:
+        with reference.serving(run.trainer, run.train_data) as store:
             run.trainer.fit(run.train_data, run.valid_data)
             store()
     assert not stored(settings)

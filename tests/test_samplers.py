@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from recbole_pref import samplers
+from recbole_pref.config import Config
 from recbole_pref.errors import PrefError
+from recbole_pref.quick_start import build_run
 from recbole_pref.samplers import (
     SAMPLERS,
     NegativeSampler,
@@ -566,10 +568,10 @@ def test_what_cannot_work_is_refused(changes, match):
 @pytest.mark.parametrize(
     "name, changes, given, match",
     [
-        ("topk", {}, {}, "neg_sampler='topk' got no scores of the policy"),
-        ("reference_pool", {}, {}, "got no scores of the reference"),
-        ("fixed", {}, {}, "neg_sampler='fixed' got no row numbers"),
-        ("uniform", {"exclude_history": True}, {}, "exclude_history=True got no histories"),
+        ("topk", {}, {}, "neg_sampler='topk' needs the scores of the policy"),
+        ("reference_pool", {}, {}, "needs the scores of the reference"),
+        ("fixed", {}, {}, "neg_sampler='fixed' needs row numbers"),
+        ("uniform", {"exclude_history": True}, {}, "exclude_history=True needs the histories"),
         (
             "uniform",
             {"exclude_history": True, "max_history": 5},
@@ -581,6 +583,13 @@ def test_what_cannot_work_is_refused(changes, match):
 def test_a_call_that_lacks_something_is_refused(name, changes, given, match):
     with pytest.raises(PrefError, match=match):
         make(name, **changes).sample(torch.tensor([7]), **given)
+
+
+def test_small_catalogues_need_room_for_the_longest_history_alone(tiny_dataset):
+    # 40 items, MAX_ITEM_LIST_LENGTH 39, and nobody has more than 17: 20 negatives are left.
+    settings = {**tiny_dataset, "MAX_ITEM_LIST_LENGTH": 39, "num_negatives": 20, "exclude_history": True}
+    run = build_run(Config("SDPOSASRec", config_dict={**settings, "neg_candidates": "all"}), log=False)
+    assert run.model.step.sampler.k == 20
 
 
 def test_a_million_items_are_no_burden():

@@ -1,5 +1,6 @@
 """Training runs: stock equality, determinism, exact resume after SIGKILL, signals, NaN, schedules."""
 
+import importlib.machinery
 import json
 import os
 import random
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,7 @@ from recbole.utils import get_model, init_seed
 
 from recbole_pref import checkpoint, quick_start, schedule
 from recbole_pref.config import Config
+from recbole_pref.config.checks import settings_without_effect
 from recbole_pref.errors import PrefError
 from recbole_pref.quick_start import build_run, run_recbole_pref
 from recbole_pref.training import trainer
@@ -300,7 +303,7 @@ def test_a_run_does_not_go_on_without_its_best_checkpoint(tiny_dataset, tmp_path
     alone = tmp_path / "alone"
     alone.mkdir()
     shutil.copy(Path(tiny_dataset["checkpoint_dir"], "run-last-2.pth"), alone)
-    with pytest.raises(PrefError, match="needs the best checkpoint of its run beside it, run-best.pth: copy it there"):
+    with pytest.raises(PrefError, match="needs the best checkpoint of its run in the same folder, run-best.pth: copy it there"):
         run_recbole_pref("CESASRec", config_dict={**tiny_dataset, "epochs": 5, "resume": str(alone / "run-last-2.pth")})
     assert [path.name for path in alone.iterdir()] == ["run-last-2.pth"]
 
@@ -362,7 +365,7 @@ def test_a_signal_in_the_last_validation_of_the_reference_stops_the_run(tiny_dat
         return result
 
     monkeypatch.setattr(TrainerMixin, "_valid_epoch", interrupted)
-    with pytest.raises(PrefError, match="SIGTERM stopped the run once its reference was stored"):
+    with pytest.raises(PrefError, match="SIGTERM stopped the run after its reference was stored"):
         run.trainer.fit(run.train_data, run.valid_data)
     assert run.trainer.epoch_times == []
     monkeypatch.undo()
@@ -510,3 +513,76 @@ def test_resuming_with_another_size_of_the_model_is_told_in_one_sentence(tiny_da
             "LPOSASRec",
             config_dict={**tiny_dataset, "epochs": 2, "run_stem": "one", "resume": True, "hidden_size": 8},
         )
+
+
+def test_a_finished_run_keeps_one_last_checkpoint_unless_more_are_asked_for(tiny_dataset, caplog):
+    caplog.set_level("INFO")
+    folder = Path(tiny_dataset["checkpoint_dir"])
+    for more, kept in (({}, [3]), ({"keep_last": 2}, [2, 3])):
+        run_recbole_pref("CESASRec", config_dict={**tiny_dataset, "epochs": 3, "state": "INFO", "run_stem": "run", **more})
+        assert sorted(folder.glob("run-last-*.pth")) == [folder / f"run-last-{epoch}.pth" for epoch in kept]
+    caplog.clear()
+    again = {**tiny_dataset, "epochs": 4, "state": "INFO", "run_stem": "run", "resume": True}
+    run_recbole_pref("CESASRec", config_dict=again)
+    assert f"resumed from {folder / 'run-last-3.pth'}: 3 epochs done" in caplog.text
+    *_, loaded, _, _, _, _ = quick_start.load_data_and_model(str(folder / "run-best.pth"))
+    assert not loaded.training
+
+
+@pytest.mark.parametrize("model", ["LPOCaser", "SDPOSASRec", "SASRec"])
+def test_worker_does_not_change_results(tiny_dataset, tmp_path, model):
+    results = []
+    for worker in (0, 1):
+        more = {"worker": worker, "checkpoint_dir": str(tmp_path / str(worker))}
+        results.append(run_recbole_pref(model, config_dict={**stock_settings(model, tiny_dataset), **more}))
+    assert results[0]["test_result"] == results[1]["test_result"]
+    assert results[0]["history"] == results[1]["history"]
+
+
+def stock_settings(model, settings):
+    """Return settings without those that RecBole's own models do not read."""
+    ours = {"reference_epochs", "num_negatives", "pool_size"} if model == "SASRec" else ()
+    return {key: value for key, value in settings.items() if key not in ours}
+
+
+def test_a_slow_model_names_its_fast_twin(tiny_dataset, caplog):
+    caplog.set_level("INFO")
+    hint = "model=CESASRec trains the same loss many times faster"
+    for model, more, hinted in (("SASRec", {}, True), ("SASRec", {"loss_type": "BPR"}, False), ("CESASRec", {}, False)):
+        settings = {**stock_settings("SASRec", tiny_dataset), "state": "INFO", **more}
+        if more:
+            settings["train_neg_sample_args"] = {"distribution": "uniform", "sample_num": 1}
+        caplog.clear()
+        build_run(Config(model, config_dict=settings))
+        assert (hint in caplog.text) is hinted
+
+
+def test_settings_without_effect_are_reported(tiny_dataset, caplog):
+    negatives = {"distribution": "uniform", "sample_num": 1}
+    settings = {**tiny_dataset, "state": "INFO", "repeatable": True, "train_neg_sample_args": negatives}
+    build_run(Config("CESASRec", config_dict=settings))
+    assert "train_neg_sample_args has no effect on CESASRec: leave it out." in caplog.text
+    assert "repeatable" not in caplog.text  # it is the default
+    assert settings_without_effect(Config("CESASRec", config_dict={**tiny_dataset, "threshold": {"rating": 3}}))
+    assert not settings_without_effect(Config("BPR", "ml-100k", config_dict={"threshold": {"rating": 3}}))
+
+
+def test_wandb_gets_flat_settings_and_the_curves(tiny_dataset, monkeypatch):
+    logged, started = [], {}
+
+    def init(**options):
+        wandb.run = types.SimpleNamespace(summary={})
+        started.update(options)
+
+    wandb = types.ModuleType("wandb")
+    wandb.run, wandb.init, wandb.define_metric = None, init, lambda *args, **options: None
+    wandb.log = lambda metrics, commit=True: logged.append(metrics)
+    wandb.__spec__ = importlib.machinery.ModuleSpec("wandb", None)
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    run_recbole_pref("LPOSASRec", config_dict={**tiny_dataset, "log_wandb": True, "wandb_project": "mine"})
+    assert started["project"] == "mine"
+    config = json.loads(json.dumps(started["config"]))
+    assert config["hidden_size"] == 16 and config["model"] == "LPOSASRec" and config["eval_args.order"] == "TO"
+    assert not any(isinstance(value, dict) for value in config.values())
+    curves = {name for metrics in logged for name in metrics}
+    assert {"train/train_loss" , "valid/ndcg@10", "valid/tailndcg@10", "valid/learning_rate", "valid/reward_margin"} <= curves

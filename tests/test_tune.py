@@ -149,6 +149,8 @@ def settings(tiny_dataset):
     [
         ({}, {"eval_step": 9}, "never validates"),
         ({"space": {**SPACE, "eval_step": 9}}, {}, "never validates"),
+        ({}, {"eval_args": {"split": {"LS": "test_only"}}}, "split: .*test_only.* leaves no validation rows"),
+        ({}, {"eval_args": {"split": {"RS": [8, 0, 2]}}}, "leaves no validation rows"),
         ({"space": {"eval_step": {"choice": [1, 9]}}}, {}, "with .'eval_step': 9.: .*never validates"),
         ({"space": {**SPACE, "tau": -1}}, {}, "tau=-1 is not accepted"),
         ({"space": {"dropout_prob": {"uniform": [0.1, 0.5]}}}, {}, "LPOSASRec has no setting dropout_prob.*attn_dropout_prob"),

@@ -20,7 +20,8 @@ from recbole_pref.data import convert  # noqa: E402
 from recbole_pref.settings import LINEAR_SETTINGS, RECBOLE_SETTINGS, SETTINGS  # noqa: E402
 
 PROPERTIES = ROOT / "properties"
-_LINE = re.compile(r"^(?P<name>\w+):\s*(?P<default>.*?)\s+# \((?P<kind>.*?)\)\s*(?P<meaning>.*)$")
+_KIND = r"(?:[^()\[]|[(\[][^)\]]*[)\]])*"  # such as "float in (0, 1)"
+_LINE = re.compile(rf"^(?P<name>\w+):\s*(?P<default>.*?)\s+# \((?P<kind>{_KIND})\)\s*(?P<meaning>.*)$")
 _MARK = re.compile(r"<!-- settings: (\S+) -->")
 
 
@@ -73,9 +74,9 @@ def settings_page():
     """Return the page of all settings."""
     text = [
         "# Settings",
-        "Generated from the files in `properties/` and the `Setting` objects of `recbole_pref/settings/`. RecBole's own",
-        "settings work as well. The command line overrides files, files override defaults. A method's own defaults are on",
-        "its [page](../methods/index.md).",
+        "Generated from the files in `properties/` and the `Setting` objects of `recbole_pref/settings/`.",
+        "RecBole's own settings work as well. The command line overrides files, files override defaults.",
+        "A method's own defaults are on its [page](../methods/index.md).",
         "",
     ]
     for heading, rows in sections("overall")[0:]:
@@ -105,7 +106,7 @@ def commands_page():
     text = [
         "# Commands",
         "Generated from `--help`. In a checkout, `python run_recbole_pref.py` is the same command as `recbole-pref`.",
-        "A mode is a subcommand or an option: `recbole-pref compare A,B` and `recbole-pref --compare=A,B` are the same.",
+        "A mode is a subcommand or an option: `recbole-pref compare A,B` is the same as `recbole-pref --compare=A,B`.",
         "Values may follow an equals sign or a space, lists are written with commas.",
         "",
     ]

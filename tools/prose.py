@@ -77,7 +77,8 @@ def main(arguments):
     """Check files and folders; return the exit code."""
     files = []
     for path in map(Path, arguments):
-        files += [file for file in path.rglob("*") if file.suffix in (".md", ".yaml", ".py")] if path.is_dir() else [path]
+        inside = path.rglob("*") if path.is_dir() else [path]
+        files += [file for file in inside if file.suffix in (".md", ".yaml", ".py")]
     found = [problem for file in sorted(files) for problem in problems(file)]
     print("\n".join(found) if found else f"{len(files)} files read well")
     return 1 if found else 0

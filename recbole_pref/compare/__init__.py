@@ -18,7 +18,7 @@ from recbole_pref.compare.tables import columns_of, comparison_csv, comparison_t
 from recbole_pref.environment import write_result
 from recbole_pref.errors import PrefError, suggest
 from recbole_pref.evaluation import evidence
-from recbole_pref.records import Run, read_run, run_path
+from recbole_pref.records import LISTS, Run, read_run, run_path
 from recbole_pref.records.significance import TESTS
 from recbole_pref.records.summary import summarize, table_metrics
 from recbole_pref.settings import settings_set_by
@@ -107,6 +107,11 @@ def _write(
             run = load_record(folder, task.id)
             run.arrays = evidence.by_user(run.arrays)
             runs.setdefault(task.label, {})[task.seed] = run
+    for path in sorted((folder / "runs").glob(f"{LISTS}*.json")):  # of other systems: recbole-pref-evaluate
+        run = load_record(folder, path.stem)
+        run.arrays = evidence.by_user(run.arrays)
+        if run.seed is not None:
+            runs.setdefault(run.label, {})[run.seed] = run
     if not runs:
         by_reason = {reason: [name for name in failed if failed[name] == reason] for reason in failed.values()}
         reasons = "; ".join(f"{', '.join(names)}: {reason}" for reason, names in by_reason.items())

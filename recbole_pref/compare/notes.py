@@ -113,7 +113,7 @@ def _unlike(reference_key: dict[str, Any], other: Task) -> list[str]:
     """Return the differences between a reference model and the model that a cross-entropy task trains."""
     most = reference_key["training"]["reference_epochs"]
     cut = [f"reference_epochs={most}, there epochs={other.epochs}"] if other.epochs < most else []
-    return reference.differences(reference_key, other.provides) + cut
+    return reference.differences(reference_key, other.provides or {}) + cut
 
 
 def longer_notes(tasks: list[Task], runs: Runs) -> list[str]:

@@ -23,6 +23,7 @@ from recbole_pref.records.summary import COSTS
 from recbole_pref.settings import attribute_of_settings, check_setting, settings_with
 from recbole_pref.training import reference
 
+_READS = settings_with(reloads_data=True) | settings_with(filters=True)
 _LABEL_PART = 80  # characters of the label in the name of a run, which is also a file name
 
 
@@ -93,6 +94,7 @@ def plan_runs(
     first_config = configured[0][1]
     first_measured, first_seed = _measured(first_config), first_config["seed"]
     _check_columns(columns or (), first_config)
+    reads: dict[str, Config] = {}  # what decides which columns an entry needs -> a configuration
     for entry, config, settings in configured:
         if _test_row(config) != _test_row(first_config):
             raise PrefError(
@@ -107,8 +109,10 @@ def plan_runs(
                     f"table needs the same value, set it for all with --{what.rpartition(' ')[2]}=... on the command "
                     "line."
                 )
+        needed = [config["MODEL_TYPE"], config["load_col"], *(config[key] for key in sorted(_READS))]
+        reads.setdefault(repr(needed), config)
         defaults = digest_of_defaults(config)
-        needs, provides = reference.key_asked(config), reference.key_offered(config)
+        needs, provides = reference.needed_key(config), reference.serving_key(config)
         for seed in parse_seeds(seeds, first_seed):
             check_setting("seed", seed)
             seeded = {**settings, "seed": seed}
@@ -119,8 +123,9 @@ def plan_runs(
             )  # fmt: skip
     check_different([task.id for task in tasks])
     if not all(task.record.is_file() for task in tasks):
-        first_config["checkpoint_dir"] = str(folder / "checkpoints" / tasks[0].id)  # of pickled data sets
-        check_files(first_config)
+        for config in reads.values():
+            config["checkpoint_dir"] = str(folder / "checkpoints" / tasks[0].id)  # of pickled data sets
+            check_files(config)
     return tasks
 
 

@@ -303,7 +303,7 @@ def _train_and_record(task: Task, folder: Path, report: Report | None = None) ->
         report(epochs=epoch_idx + 1, resumed=trainer.start_epoch, score=float(trainer.best_valid_score))
 
     try:
-        with reference.offered(trainer, run.train_data) as store_as_reference:
+        with reference.serving(trainer, run.train_data) as store_as_reference:
             best_score, best_result = trainer.fit(
                 run.train_data, run.valid_data, callback_fn=validated if report else None
             )

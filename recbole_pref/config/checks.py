@@ -443,7 +443,7 @@ def settings_without_effect(config: "Config") -> list[str]:
     unread = ["threshold", "repeatable"] if _is_sequential(config) else []
     if method_of(config.model_class) is not None:
         unread.append("train_neg_sample_args")  # negatives are drawn inside the step
-    return [key for key in unread if given.get(key)]
+    return [key for key in unread if given.get(key) and given[key] != config.internal_config_dict.get(key)]
 
 
 Check = Callable[["Config"], None]

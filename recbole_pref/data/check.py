@@ -190,7 +190,7 @@ def _check_interactions(
     data, columns, separator = _begin(path, config["field_separator"], config["encoding"])
     sequential = config["MODEL_TYPE"] == recbole_utils.ModelType.SEQUENTIAL
     needed = {"USER_ID_FIELD": "token", "ITEM_ID_FIELD": "token"}
-    if sequential:
+    if sequential or (config["eval_args"]["order"] == "TO" and not benchmark):
         needed |= {"LIST_SUFFIX": "token_seq"} if benchmark else {"TIME_FIELD": "float"}
         lists = _list_field(config)
         if benchmark and lists not in columns:
@@ -243,6 +243,13 @@ def _check_features(
             notes.append(
                 f"{lost} interactions have a {shown(field)} without a row in {path}; RecBole removes them "
                 "unless filter_inter_by_user_or_item is False"
+            )
+    if loaded and source == "item" and not config["benchmark_filename"]:
+        unused = len(set(frame[field]).difference(*(frame_of[field] for frame_of in interactions)))
+        if unused:
+            notes.append(
+                f"{unused} items of {path} are in no interaction; they are ranked with the others, which lowers the "
+                "metrics"
             )
     return notes
 

@@ -17,11 +17,11 @@ class MMCaser(Multimodal, Caser):
     """Caser on items fused from ID and item features."""
 
 
-def with_features(backbone):
-    """Return ``MM<Backbone>``, made on first use where it is not written out.
+def with_features(backbone: type) -> type:
+    """Return ``MM<Backbone>``, created on first use when it is not defined above.
 
     Args:
-        backbone (type): a sequential model class of RecBole.
+        backbone: a sequential model class of RecBole.
     """
     name = f"MM{backbone.__name__}"
     if name not in globals():

@@ -1,10 +1,11 @@
 """Fusion of ID, text, image and attribute vectors into one item vector; sparse mixture of experts.
 
-Modalities arrive as ``[N, M, H]``: every one projected to the width of the item embedding, with a learned
-default vector where an item lacks it.
+Modalities have the shape ``[N, M, H]``. Each is projected to the width of the item embedding. An item
+without a modality has a learned default vector.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -12,25 +13,28 @@ from torch.nn import functional as F
 
 from recbole_pref.errors import PrefError
 
+# Rows of a tile: every tile reads the weights of its expert, and an expert's last one may be nearly empty.
+_TILE = 128
+
 
 class Routing(NamedTuple):
-    """Which experts a mixture chose: router logits [N, E], their softmax [N, E], experts [N, k]."""
+    """The experts that a mixture chose: router logits [N, E], their softmax [N, E], experts [N, k]."""
 
     logits: torch.Tensor
     probs: torch.Tensor
     experts: torch.Tensor
 
 
-def route(logits, top_k):
+def route(logits: torch.Tensor, top_k: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Choose experts per row.
 
-    One expert keeps its softmax probability as gate (Switch Transformer, arXiv 2101.03961, eq. 2), so that
-    the router learns from the loss; several share a gate of 1 in proportion to theirs (arXiv 1701.06538,
-    eq. 3-5, without noise).
+    The gate of a single expert is its softmax probability (Switch Transformer, arXiv 2101.03961, eq. 2), so
+    that the router learns from the loss. The gates of several experts are proportional to their
+    probabilities and sum to 1 (arXiv 1701.06538, eq. 3-5, without noise).
 
     Args:
-        logits (Tensor): [N, E] router outputs.
-        top_k (int): experts per row, 1 to E.
+        logits: [N, E] router outputs.
+        top_k: experts per row, 1 to E.
 
     Returns:
         tuple: gates [N, k], experts [N, k] int64, probabilities [N, E].
@@ -42,18 +46,24 @@ def route(logits, top_k):
     return gates, experts, probs
 
 
-def dispatch(rows, gates, experts, n_experts, run_expert):
-    """Return the gated sum of the chosen experts; no other expert is computed.
+def dispatch(
+    rows: torch.Tensor,
+    gates: torch.Tensor,
+    experts: torch.Tensor,
+    n_experts: int,
+    run_expert: Callable[[int, torch.Tensor], torch.Tensor],
+) -> torch.Tensor:
+    """Return the gated sum of the chosen experts; other experts are not computed.
 
-    Rows are sorted by expert, so that each expert is one call on a contiguous block, and put back by the
-    inverse permutation, which adds nothing up and is the same at each run.
+    Rows are sorted by expert, so that each expert is one call on a contiguous block. The inverse permutation
+    restores their order; it is deterministic because it does not sum.
 
     Args:
-        rows (Tensor): [N, D] inputs.
-        gates (Tensor): [N, k] weights.
-        experts (Tensor): [N, k] int64.
-        n_experts (int): E.
-        run_expert (callable): ``(expert, block [n, D]) -> [n, H]``; not called without rows.
+        rows: [N, D] inputs.
+        gates: [N, k] weights.
+        experts: [N, k] int64.
+        n_experts: E.
+        run_expert: ``(expert, block [n, D]) -> [n, H]``; not called without rows.
 
     Returns:
         Tensor: [N, H].
@@ -62,28 +72,67 @@ def dispatch(rows, gates, experts, n_experts, run_expert):
     order = torch.argsort(experts.flatten(), stable=True)  # [N k]
     counts = expert_counts(experts, n_experts).tolist()
     blocks = rows[order // top_k].split(counts)
-    done = torch.cat([run_expert(e, block) for e, block in enumerate(blocks) if len(block)])  # [N k, H]
-    back = torch.empty_like(order)
-    back[order] = torch.arange(len(order), device=order.device)
-    per_choice = done[back].view(n_rows, top_k, -1)  # [N, k, H]
+    outputs = torch.cat([run_expert(e, block) for e, block in enumerate(blocks) if len(block)])  # [N k, H]
+    inverse = torch.empty_like(order)
+    inverse[order] = torch.arange(len(order), device=order.device)
+    per_choice = outputs[inverse].view(n_rows, top_k, -1)  # [N, k, H]
     return torch.einsum("nk,nkh->nh", gates.to(per_choice.dtype), per_choice)
 
 
-def expert_counts(experts, n_experts):
-    """Return how many rows each expert was chosen for: [E] int64."""
-    # Not bincount: on a GPU it waits for the largest value.
+def dispatch_in_tiles(
+    rows: torch.Tensor,
+    gates: torch.Tensor,
+    experts: torch.Tensor,
+    n_experts: int,
+    run_tiles: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+) -> torch.Tensor:
+    """Return the result of :func:`dispatch`, with shapes that do not depend on the choices.
+
+    The sizes of the experts' blocks would make the host wait for an accelerator. Here the rows of each expert fill
+    tiles of ``_TILE`` rows; the last tile of an expert can be partly full. The number of tiles suffices for all choices.
+
+    Args:
+        rows, gates, experts, n_experts: as in ``dispatch``.
+        run_tiles: ``(experts [t], tiles [t, n, D]) -> [t, n, H]``, the output of each tile's expert.
+
+    Returns:
+        Tensor: [N, H].
+    """
+    n_rows, top_k = experts.shape
+    chosen = experts.flatten()  # [N k]
+    counts = expert_counts(experts, n_experts)  # [E]
+    order = torch.argsort(chosen, stable=True)
+    count = torch.arange(len(order), device=order.device)
+    nth = torch.empty_like(order)  # rank of a choice among those of its expert
+    nth[order] = count - (counts.cumsum(0) - counts)[chosen[order]]
+    needed = (counts + _TILE - 1) // _TILE
+    ends = needed.cumsum(0)  # number of tiles up to and including each expert
+    slot = (ends - needed)[chosen] * _TILE + nth  # [N k] row of a choice among the rows of all tiles
+    n_tiles = len(order) // _TILE + n_experts
+    expert_of = torch.searchsorted(ends, torch.arange(n_tiles, device=order.device), right=True)
+    source = torch.zeros(n_tiles * _TILE, dtype=order.dtype, device=order.device)  # unused slots read row 0
+    source[slot] = count // top_k
+    tiles = rows[source].view(n_tiles, _TILE, -1)
+    outputs = run_tiles(expert_of.clamp_max(n_experts - 1), tiles)  # [t, n, H]
+    per_choice = outputs.flatten(0, 1)[slot].view(n_rows, top_k, -1)  # [N, k, H]
+    return torch.einsum("nk,nkh->nh", gates.to(per_choice.dtype), per_choice)
+
+
+def expert_counts(experts: torch.Tensor, n_experts: int) -> torch.Tensor:
+    """Return the number of rows of each expert: [E] int64."""
+    # Not bincount, which synchronizes a GPU to read the largest value.
     return (experts.reshape(-1, 1) == torch.arange(n_experts, device=experts.device)).sum(dim=0)
 
 
-def balance_loss(probs, experts):
-    """Return E sum_e f_e P_e: 1 when experts are used evenly, E when one gets all.
+def balance_loss(probs: torch.Tensor, experts: torch.Tensor) -> torch.Tensor:
+    """Return E sum_e f_e P_e: 1 when experts are used evenly, E when one expert gets all rows.
 
     f_e is the share of choices that fell on expert e (no gradient), P_e its mean probability
     (arXiv 2101.03961, eq. 4-6; for k > 1 the choices count 1 / k each).
 
     Args:
-        probs (Tensor): [N, E] router probabilities.
-        experts (Tensor): [N, k] chosen experts.
+        probs: [N, E] router probabilities.
+        experts: [N, k] chosen experts.
 
     Returns:
         Tensor: scalar.
@@ -93,11 +142,11 @@ def balance_loss(probs, experts):
     return n_experts * (share * probs.mean(dim=0)).sum()
 
 
-def router_z_loss(logits):
+def router_z_loss(logits: torch.Tensor) -> torch.Tensor:
     """Return the mean of log-sum-exp squared, which keeps router logits small (arXiv 2202.08906, eq. 5).
 
     Args:
-        logits (Tensor): [N, E].
+        logits: [N, E].
 
     Returns:
         Tensor: scalar.
@@ -108,50 +157,51 @@ def router_z_loss(logits):
 class SumFusion(nn.Module):
     """The sum of the modalities."""
 
-    def __init__(self, n_modalities, width, settings):
+    def __init__(self, n_modalities: int, width: int, settings: Any) -> None:
         super().__init__()
 
-    def forward(self, parts):
-        """Return fused vectors [N, H] of modalities [N, M, H], and None: there is no routing."""
+    def forward(self, parts: torch.Tensor) -> tuple[torch.Tensor, None]:
+        """Return fused vectors [N, H] of modalities [N, M, H], and None for the routing."""
         return parts.sum(dim=1), None
 
 
 class ConcatFusion(nn.Module):
-    """Concatenation and a linear projection, which starts as the sum."""
+    """Concatenation and a linear projection, initialized as the sum."""
 
-    def __init__(self, n_modalities, width, settings):
+    def __init__(self, n_modalities: int, width: int, settings: Any) -> None:
         super().__init__()
         self.projection = nn.Linear(n_modalities * width, width)
         with torch.no_grad():
             self.projection.weight.copy_(torch.eye(width).repeat(1, n_modalities))
             self.projection.bias.zero_()
 
-    def forward(self, parts):
-        """Return fused vectors [N, H] of modalities [N, M, H], and None: there is no routing."""
+    def forward(self, parts: torch.Tensor) -> tuple[torch.Tensor, None]:
+        """Return fused vectors [N, H] of modalities [N, M, H], and None for the routing."""
         return self.projection(parts.flatten(1)), None
 
 
 class ExpertFusion(nn.Module):
     """The sum of the modalities plus a sparse mixture of feed-forward experts on all of them.
 
-    Experts read the normalized concatenation, so that a router can tell items by any modality, and write
-    a correction to the sum; their output layers start at zero, hence training starts as the sum's.
+    Experts read the normalized concatenation, so that the router can distinguish items by any modality.
+    They add a correction to the sum. Their output layers are initialized with zero, so that training starts
+    with the sum.
 
     Args:
-        n_modalities (int): M.
-        width (int): H, of the item vectors.
+        n_modalities: M.
+        width: H, of the item vectors.
         settings (Mapping): ``moe_experts``, ``moe_top_k``, ``moe_hidden``.
 
     Raises:
-        PrefError: more experts chosen than there are.
+        PrefError: ``moe_top_k`` exceeds ``moe_experts``.
     """
 
-    def __init__(self, n_modalities, width, settings):
+    def __init__(self, n_modalities: int, width: int, settings: Any) -> None:
         super().__init__()
         n_experts, top_k = settings["moe_experts"], settings["moe_top_k"]
         if top_k > n_experts:
             raise PrefError(
-                f"moe_top_k={top_k} is above moe_experts={n_experts}: choose at most all experts."
+                f"moe_top_k={top_k} is above moe_experts={n_experts}: lower moe_top_k."
             )
         hidden, joint = settings["moe_hidden"] or 2 * width, n_modalities * width
         self.top_k, self.n_experts = top_k, n_experts
@@ -164,18 +214,27 @@ class ExpertFusion(nn.Module):
         self.weight_out = nn.Parameter(torch.zeros(n_experts, width, hidden))
         self.bias_out = nn.Parameter(torch.zeros(n_experts, width))
 
-    def run_expert(self, expert, block):
+    def run_expert(self, expert: int, block: torch.Tensor) -> torch.Tensor:
         """Return the output [n, H] of one expert for rows [n, M H]."""
         inner = F.gelu(F.linear(block, self.weight_in[expert], self.bias_in[expert]))  # [n, F]
         return F.linear(inner, self.weight_out[expert], self.bias_out[expert])
 
-    def forward(self, parts):
+    def run_tiles(self, experts: torch.Tensor, tiles: torch.Tensor) -> torch.Tensor:
+        """Return the outputs [t, n, H] of tiles [t, n, M H], each of the expert in ``experts`` [t]."""
+        inner = torch.baddbmm(self.bias_in[experts].unsqueeze(1), tiles, self.weight_in[experts].transpose(1, 2))
+        outer = self.weight_out[experts].transpose(1, 2)  # [t, F, H]
+        return torch.baddbmm(self.bias_out[experts].unsqueeze(1), F.gelu(inner), outer)
+
+    def forward(self, parts: torch.Tensor) -> tuple[torch.Tensor, Routing]:
         """Return fused vectors [N, H] of modalities [N, M, H], and their ``Routing``."""
         rows = self.norm(parts.flatten(1))  # [N, M H]
         logits = self.router(rows)  # [N, E]
         gates, experts, probs = route(logits, self.top_k)
-        added = dispatch(rows, gates, experts, self.n_experts, self.run_expert)  # [N, H]
+        if rows.device.type == "cpu":
+            added = dispatch(rows, gates, experts, self.n_experts, self.run_expert)  # [N, H]
+        else:
+            added = dispatch_in_tiles(rows, gates, experts, self.n_experts, self.run_tiles)
         return parts.sum(dim=1) + added, Routing(logits, probs, experts)
 
 
-FUSIONS = {"sum": SumFusion, "concat": ConcatFusion, "moe": ExpertFusion}
+FUSIONS: dict[str, type[nn.Module]] = {"sum": SumFusion, "concat": ConcatFusion, "moe": ExpertFusion}

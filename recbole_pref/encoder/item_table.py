@@ -1,32 +1,38 @@
 """The item embedding of a multimodal backbone: one fused vector per item.
 
-``ItemTable`` takes the place of a backbone's ``item_embedding``. It offers what a ``torch.nn.Embedding``
-offers to RecBole's models, a call with item ids and ``weight``, so sequences, catalogue scores, samplers
-and reference models read the same fused vectors and need not know of modalities.
+``ItemTable`` replaces a backbone's ``item_embedding``. Like a ``torch.nn.Embedding`` it has ``weight`` and is
+called with item ids. So sequences, catalogue scores, samplers and reference models read the same fused
+vectors.
 """
+
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from recbole_pref.encoder import features as item_features
-from recbole_pref.encoder.fusion import FUSIONS, balance_loss, expert_counts, router_z_loss
+from recbole_pref.encoder.fusion import FUSIONS, Routing, balance_loss, expert_counts, router_z_loss
 from recbole_pref.errors import PrefError
 
 
 class Modality(nn.Module):
     """Projects one feature of all items to the width of the item vectors.
 
-    Vectors go through a linear map, tokens through an embedding and a mean over the item's tokens. An
-    item without the feature gets a learned default vector.
+    Vectors are mapped linearly. Tokens are embedded and averaged over the item's tokens. An item without the
+    feature gets a learned default vector.
 
     Args:
-        feature (Feature): of the items.
-        width (int): H.
-        scale (float): standard deviation of the vectors at the start, that of the ID embedding.
+        feature: values of all items.
+        width: H.
+        scale: initial standard deviation of the vectors, that of the ID embedding.
     """
 
-    def __init__(self, feature, width, scale):
+    values: torch.Tensor
+    present: torch.Tensor
+
+    def __init__(self, feature: item_features.Feature, width: int, scale: float) -> None:
         super().__init__()
         values, present = feature.values, feature.present
         self.default = nn.Parameter(torch.randn(width) * scale)
@@ -38,11 +44,11 @@ class Modality(nn.Module):
         else:
             self.tokens = nn.Embedding(feature.n_tokens, width, padding_idx=0)
             nn.init.normal_(self.tokens.weight, std=scale)
-        # The data set brings the features again when a checkpoint is loaded; their digest is stored.
+        # A loaded checkpoint takes the features from the data set; only their digest is stored.
         self.register_buffer("values", values[1:], persistent=False)  # [n_items - 1, D or T]
         self.register_buffer("present", present[1:].unsqueeze(1), persistent=False)
 
-    def forward(self):
+    def forward(self) -> torch.Tensor:
         """Return the vectors of the real items: [n_items - 1, H]."""
         if self.values.is_floating_point():
             vectors = self.projection(self.values)
@@ -52,14 +58,14 @@ class Modality(nn.Module):
 
 
 class IdModality(nn.Module):
-    """ID embeddings of all items, or of those that ``has_id`` marks and a default vector for the others.
+    """ID embeddings of the items in ``has_id``, and a default vector for the others.
 
     Args:
-        weight (Tensor): [n_items, H] the backbone's own initial embedding.
-        has_id (Tensor): [n_items] bool.
+        weight: [n_items, H] the backbone's initial embedding.
+        has_id: [n_items] bool.
     """
 
-    def __init__(self, weight, has_id):
+    def __init__(self, weight: torch.Tensor, has_id: torch.Tensor) -> None:
         super().__init__()
         weight, has_id = weight[1:], has_id[1:]
         self.weight = nn.Parameter(weight[has_id].clone())  # [items with an ID, H]
@@ -69,7 +75,7 @@ class IdModality(nn.Module):
             rows = torch.cumsum(has_id, 0) - 1
             self.rows = torch.where(has_id, rows, len(self.weight))  # [n_items - 1]
 
-    def forward(self):
+    def forward(self) -> torch.Tensor:
         """Return the vectors of the real items: [n_items - 1, H]."""
         if self.rows is None:
             return self.weight
@@ -77,26 +83,34 @@ class IdModality(nn.Module):
 
 
 class ItemTable(nn.Module):
-    """Fused vectors of all items in place of an ID embedding.
+    """Fused vectors of all items instead of an ID embedding.
 
-    The table is computed at the first use in a training step and kept until ``finish_step``; without
-    gradient it is kept until a parameter changes, so that evaluation pays nothing for the modalities.
+    The table is computed at the first use in a training step and cached until ``finish_step``. Without
+    gradient it is cached until a parameter changes, so that evaluation computes it once.
 
     Args:
-        embedding (nn.Embedding): the backbone's initialized item embedding, [n_items, H].
-        features (list of Feature): modalities beside the ID.
-        has_id (Tensor or None): [n_items] bool, items that keep an ID embedding; None for no item.
+        embedding: the backbone's initialized item embedding, [n_items, H].
+        features: modalities besides the ID.
+        has_id: [n_items] bool, items with an ID embedding; None for no item.
         settings (Mapping): ``mm_fusion``, ``moe_*``.
     """
 
-    def __init__(self, embedding, features, has_id, settings):
+    feature_digest: torch.Tensor
+
+    def __init__(
+        self,
+        embedding: nn.Embedding,
+        features: Sequence[item_features.Feature],
+        has_id: torch.Tensor | None,
+        settings: Any,
+    ) -> None:
         super().__init__()
         weight = embedding.weight.detach()
         self.num_embeddings, self.embedding_dim = weight.shape
         self.padding_idx = embedding.padding_idx
         scale = weight.std().item()
         self.padding = nn.Parameter(weight[:1].clone())
-        modalities = [Modality(feature, self.embedding_dim, scale) for feature in features]
+        modalities: list[nn.Module] = [Modality(feature, self.embedding_dim, scale) for feature in features]
         if has_id is not None:
             modalities.insert(0, IdModality(weight, has_id))
         self.modalities = nn.ModuleList(modalities)
@@ -107,38 +121,39 @@ class ItemTable(nn.Module):
         self.register_buffer("feature_digest", item_features.digest(features))
         self._forget()
 
-    def _forget(self):
-        self._kept = self._kept_for = None  # (table, Routing or None) and what they were computed for
+    def _forget(self) -> None:
+        self._cached: Any = None  # (table, Routing or None)
+        self._cache_key: Any = None
 
-    def _fuse(self):
+    def _fuse(self) -> tuple[torch.Tensor, Routing | None]:
         with torch.autocast(self.padding.device.type, enabled=False):
             parts = torch.stack([modality() for modality in self.modalities], dim=1)
             fused, routing = self.fusion(parts)
             return torch.cat([self.padding, fused]), routing  # [n_items, H]
 
     @property
-    def weight(self):
+    def weight(self) -> torch.Tensor:
         """The fused vectors of all items, padding first: [n_items, H]."""
         return self._current()[0]
 
-    def _current(self):
-        # A parameter's version counts its changes: optimizer steps, loaded checkpoints.
+    def _current(self) -> tuple[torch.Tensor, Routing | None]:
+        # The version of a parameter counts its changes: optimizer steps, loaded checkpoints.
         versions = tuple(parameter._version for parameter in self.parameters())
         with_graph = torch.is_grad_enabled() and self.padding.requires_grad
-        if self._kept_for != (versions, with_graph):
-            self._kept, self._kept_for = self._fuse(), (versions, with_graph)
-        return self._kept
+        if self._cache_key != (versions, with_graph):
+            self._cached, self._cache_key = self._fuse(), (versions, with_graph)
+        return self._cached
 
-    def forward(self, ids):
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """Return the fused vectors of item ids of any shape [...]: [..., H]."""
         return F.embedding(ids, self.weight, self.padding_idx)
 
-    def finish_step(self):
-        """End a training step: its table and graph serve one backward pass.
+    def finish_step(self) -> tuple[torch.Tensor | None, dict[str, torch.Tensor]]:
+        """End a training step and discard its table, whose graph serves one backward pass.
 
         Returns:
-            tuple: load-balancing and router z-loss with their weights (None without experts), and what
-            the log says of the routing, dict of str to scalar Tensor.
+            tuple: the weighted sum of load-balancing and router z-loss (None without experts), and scalars of
+            the routing for the log.
         """
         routing = self._current()[1]
         self._forget()
@@ -146,31 +161,31 @@ class ItemTable(nn.Module):
             return None, {}
         balance, z = balance_loss(routing.probs, routing.experts), router_z_loss(routing.logits)
         counts = expert_counts(routing.experts, routing.logits.shape[1])
-        told = {f"expert_{e}_share": count / counts.sum() for e, count in enumerate(counts)}
-        told.update(expert_balance=balance.detach(), router_z=z.detach())
-        return self.balance_weight * balance + self.z_weight * z, told
+        log_values = {f"expert_{e}_share": count / counts.sum() for e, count in enumerate(counts)}
+        log_values.update(expert_balance=balance.detach(), router_z=z.detach())
+        return self.balance_weight * balance + self.z_weight * z, log_values
 
-    def train(self, mode=True):
-        """Set training mode and forget the table."""
+    def train(self, mode: bool = True) -> "ItemTable":
+        """Set training mode and discard the cached table."""
         self._forget()
         return super().train(mode)
 
-    def _apply(self, fn, recurse=True):
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
         self._forget()
         return super()._apply(fn, recurse)
 
-    def __getstate__(self):
-        """Copies and pickles leave out the table, which may belong to a graph."""
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state of copies and pickles, without the cached table, which may belong to a graph."""
         state = self.__dict__.copy()
-        state["_kept"] = state["_kept_for"] = None
+        state["_cached"] = state["_cache_key"] = None
         return state
 
-    def _load_from_state_dict(self, state_dict, prefix, *rest):
-        theirs = state_dict.get(f"{prefix}feature_digest")
-        if theirs is not None and not torch.equal(theirs.cpu(), self.feature_digest.cpu()):
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        stored = state_dict.get(f"{prefix}feature_digest")
+        if stored is not None and not torch.equal(stored.cpu(), self.feature_digest.cpu()):
             raise PrefError(
-                "the checkpoint was trained with other item features than mm_fields and the data files "
-                "give now: use those files and fields, or train again."
+                "the checkpoint was trained with other item features than the current mm_fields and data "
+                "files: use the original files and fields, or train again."
             )
         super()._load_from_state_dict(state_dict, prefix, *rest)
         self._forget()

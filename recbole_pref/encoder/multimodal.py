@@ -1,5 +1,7 @@
 """``MM<Backbone>``: a RecBole backbone whose item embedding is fused from ID and item features."""
 
+from typing import TYPE_CHECKING, Any
+
 import torch
 from torch import nn
 
@@ -9,29 +11,36 @@ from recbole_pref.encoder.item_table import ItemTable
 from recbole_pref.errors import PrefError
 from recbole_pref.popularity import head_tail_split
 
+if TYPE_CHECKING:
+    from recbole.model.abstract_recommender import SequentialRecommender as _Backbone  # the next class in the bases
+else:
+    _Backbone = object
 
-class Multimodal:
-    """Gives the RecBole backbone that follows in the bases an :class:`ItemTable`.
+
+class Multimodal(_Backbone):
+    """Gives an :class:`ItemTable` to the RecBole backbone that follows in the bases.
 
     Args:
         config (Config): RecBole's configuration with the ``mm_*`` and ``moe_*`` settings.
         dataset (SequentialDataset): RecBole's training split, with item features loaded.
 
     Raises:
-        PrefError: no item features, or a backbone that keeps item vectors elsewhere as well.
+        PrefError: no item features, or a backbone with further item vectors.
     """
 
-    def __init__(self, config, dataset):
+    item_embedding: ItemTable
+
+    def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
-        embedding = self._own_embedding()
-        found = features.read(dataset, config["mm_fields"])
+        embedding = self._single_item_embedding()
+        modalities = features.read(dataset, config["mm_fields"])
         self.item_embedding = ItemTable(
-            embedding, found, self._items_with_id(config, dataset), config
+            embedding, modalities, self._items_with_id(config, dataset), config
         )
 
     @staticmethod
-    def prepare_config(config):
-        """Request and check the feature files of a configuration, before RecBole reads them.
+    def prepare_config(config: Any) -> None:
+        """Request and check the feature files of a configuration before RecBole reads them.
 
         Raises:
             PrefError: see ``features.request_features`` and ``features.check_files``.
@@ -39,9 +48,9 @@ class Multimodal:
         features.request_features(config)
         features.check_files(config)
 
-    def _own_embedding(self):
-        """Return the backbone's item embedding when it is the only one: nn.Embedding."""
-        embedding = getattr(self, "item_embedding", None)
+    def _single_item_embedding(self) -> nn.Embedding:
+        """Return the backbone's item embedding, which must be the only one."""
+        embedding: Any = getattr(self, "item_embedding", None)
         if not isinstance(embedding, nn.Embedding) or embedding.num_embeddings != self.n_items:
             raise PrefError(
                 f"model={type(self).__name__} is not possible: {self._backbone_name()} has no embedding "
@@ -54,17 +63,17 @@ class Multimodal:
         ]
         if others:
             raise PrefError(
-                f"model={type(self).__name__} is not possible: {self._backbone_name()} keeps item "
-                f"vectors in {others[0]} as well, choose SASRec, GRU4Rec or Caser."
+                f"model={type(self).__name__} is not possible: {self._backbone_name()} also keeps "
+                f"item vectors in {others[0]}, choose SASRec, GRU4Rec or Caser."
             )
         return embedding
 
-    def _backbone_name(self):
+    def _backbone_name(self) -> str:
         names = [cls.__name__ for cls in type(self).__mro__]
         return names[names.index("Multimodal") + 1]
 
-    def _items_with_id(self, config, dataset):
-        """Return which items keep an ID embedding under ``replace_id``: [n_items] bool, or None."""
+    def _items_with_id(self, config: Any, dataset: Any) -> torch.Tensor | None:
+        """Return whether items have an ID embedding under ``replace_id``: [n_items] bool, or None for no item."""
         if config["replace_id"] == "all":
             return None
         if config["replace_id"] == "none":
@@ -72,24 +81,24 @@ class Multimodal:
         counts = train_counts(dataset)
         return head_tail_split(counts, config["tail_split"], config["head_ratio"])
 
-    def calculate_loss(self, interaction):
-        """Return the backbone's own loss with the losses of the experts: scalar."""
+    def calculate_loss(self, interaction: Any) -> torch.Tensor:
+        """Return the backbone's loss plus the losses of the experts: scalar."""
         return super().calculate_loss(interaction) + self.finish_step()
 
-    def finish_step(self):
-        """Return the losses of the step's expert routing (0 without experts) and forget its table."""
-        loss, told = self.item_embedding.finish_step()
-        step = getattr(self, "step", None)
-        for name, value in told.items() if step is not None else ():
+    def finish_step(self) -> torch.Tensor | float:
+        """Return the losses of the step's expert routing (0 without experts) and discard its table."""
+        loss, log_values = self.item_embedding.finish_step()
+        step: Any = getattr(self, "step", None)
+        for name, value in log_values.items() if step is not None else ():
             step.diagnostics.add(name, value.float())
         return 0.0 if loss is None else loss
 
-    def feature_digest(self):
+    def feature_digest(self) -> str:
         """Return the features' SHA-256 as text, for the key of a reference model."""
         return bytes(self.item_embedding.feature_digest.cpu().tolist()).hex()
 
 
-def multimodal_class(backbone):
+def multimodal_class(backbone: type) -> type:
     """Build ``MM<Backbone>`` of a sequential model class of RecBole."""
     return type(
         f"MM{backbone.__name__}",

@@ -1,1 +1,1 @@
-"""Evaluation: metrics, what they are computed from, rankings, objectives, evidence."""
+"""Evaluation: metrics, the tables behind them, ranking, objectives and evidence."""

@@ -1,16 +1,17 @@
 """Ranking metrics that RecBole lacks or computes slowly, as ordinary RecBole metrics.
 
 - ``TailHit``, ``TailRecall``, ``TailNDCG``, ``TailMRR``, ``TailPrecision``, ``TailMAP`` and the same six
-  with ``Head``: RecBole's metric with only the tail (head) targets counted as relevant.
+  with ``Head``: RecBole's metric in which only the tail (head) targets are relevant.
 - ``WPAUC``: the windowed partial AUC of TAWin (arXiv 2604.22504).
 - ``TailPercentage`` and ``AveragePopularity``: RecBole's values, without its loop over users and ranks.
 
-:func:`register` enters them in RecBole's tables, after which ``metrics: [Hit, TailNDCG, WPAUC]`` and
-``valid_metric: TailNDCG@10`` work. The tables they read are made by
-:class:`recbole_pref.evaluation.collector.PrefCollector`.
+:func:`register` adds them to RecBole's registry; then ``metrics: [Hit, TailNDCG, WPAUC]`` and
+``valid_metric: TailNDCG@10`` work. :class:`recbole_pref.evaluation.collector.PrefCollector` fills the
+tables that they read.
 """
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 from recbole.evaluator import metrics as recbole_metrics
@@ -20,62 +21,61 @@ from recbole.evaluator.base_metric import TopkMetric
 from recbole_pref.errors import PrefError
 
 GROUPS = ("tail", "head")
-DEFAULT_SPLIT = {"tail_split": "items", "head_ratio": 0.2}
+DEFAULT_SPLIT: dict[str, Any] = {"tail_split": "items", "head_ratio": 0.2}
 
 
-def split_settings(config):
-    """Return ``(tail_split, head_ratio)`` of a config, with the defaults where it has none."""
-    return tuple(
-        default if config[key] is None else config[key] for key, default in DEFAULT_SPLIT.items()
-    )
+def split_settings(config: Any) -> tuple[str, float]:
+    """Return ``(tail_split, head_ratio)`` of a config, with defaults for missing ones."""
+    rule, ratio = (default if config[key] is None else config[key] for key, default in DEFAULT_SPLIT.items())
+    return rule, ratio
 
 
-def empty_group_error(group, metric, config, where="the evaluated users"):
+def empty_group_error(group: str, metric: str, config: Any, where: str = "the evaluated users") -> PrefError:
     """Return the PrefError of a group metric that has no target to count.
 
     Args:
-        group (str): ``tail`` or ``head``.
-        metric (str): name of the metric in the message.
-        config (Config): where ``tail_split`` and ``head_ratio`` are read.
-        where (str): whose targets were looked at.
+        group: ``tail`` or ``head``.
+        metric: name of the metric in the message.
+        config: holds ``tail_split`` and ``head_ratio``.
+        where: the users whose targets were counted.
     """
     rule, ratio = split_settings(config)
     remedy = "a larger" if group == "head" else "a smaller"
     return PrefError(
         f"{metric} cannot be computed because no target of {where} is a {group} item under "
         f"tail_split={rule!r} with head_ratio={ratio}: set {remedy} head_ratio or another "
-        f"tail_split, or take the {group.capitalize()} metrics out of 'metrics'."
+        f"tail_split, or remove the {group.capitalize()} metrics from 'metrics'."
     )
 
 
-def _table(dataobject, name, metric):
-    """Return a collected table, or say whose collector makes it."""
+def _table(dataobject: Any, name: str, metric: str) -> Any:
+    """Return a collected table, or raise an error that names the collector that fills it."""
     if name not in dataobject:
         raise PrefError(
             f"metrics: {metric} needs the table '{name}', which RecBole's own trainer does not "
-            f"collect: run the model through recbole_pref or take {metric} out of 'metrics'."
+            f"collect: run the model through recbole_pref or remove {metric} from 'metrics'."
         )
     return dataobject.get(name)
 
 
-def _restrict(base, group):
-    """Return RecBole's metric class ``base`` with the relevant items cut down to one group.
+def _restrict(base: Any, group: str) -> Any:
+    """Return RecBole's metric class ``base`` restricted to the relevant items of one group.
 
-    For user u with targets R(u) the metric is that of ``base`` with R_g(u) = R(u) & group in place
-    of R(u). The ranked list is the whole one: items of the other group keep their places. The mean
-    is over the users with at least one target in the group.
+    For user u with targets R(u) the metric is that of ``base`` with R_g(u) = R(u) & group instead of
+    R(u). The ranked list is unchanged: it includes the items of the other group. The mean is over the
+    users with at least one target in the group.
     """
     name = f"{group.capitalize()}{base.__name__}"
 
-    def __init__(self, config):
+    def __init__(self: Any, config: Any) -> None:
         base.__init__(self, config)
         self.config = config
 
-    def used_info(self, dataobject):
-        """Return hits [U, K] bool and number of targets [U], of the users who count.
+    def used_info(self: Any, dataobject: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Return hits [U, K] bool and number of targets [U], of the users with targets in the group.
 
         Raises:
-            PrefError: when no evaluated user has a target in the group.
+            PrefError: no evaluated user has a target in the group.
         """
         table = _table(dataobject, f"rec.topk_{group}", name).numpy()
         table = table[table[:, -1] > 0]
@@ -83,7 +83,7 @@ def _restrict(base, group):
             raise empty_group_error(group, name, self.config)
         return table[:, :-1].astype(bool), table[:, -1]
 
-    def topk_result(self, metric, value):
+    def topk_result(self: Any, metric: str, value: np.ndarray) -> dict[str, float]:
         """Return ``{'<group><metric>@k': mean over the users}``."""
         return base.topk_result(self, f"{group}{metric}", value)
 
@@ -117,7 +117,7 @@ GROUP_METRICS = {
 }
 
 
-def wpauc(above, num_targets, k):
+def wpauc(above: np.ndarray, num_targets: np.ndarray, k: int) -> np.ndarray:
     """Windowed partial AUC at k of each user, from ranks.
 
     Of a user's n- negatives in descending order of score, the window holds those with 1-based ranks
@@ -125,18 +125,18 @@ def wpauc(above, num_targets, k):
 
         WPAUC@k = 1/(n+ |window|) * sum over targets i, window negatives j of [s_i > s_j]
 
-    With one target the window is the k-th negative alone and the value is Recall@k. For k < n+ the
-    window is cut to the ranks 1 to k. Ranks beyond n- count as beaten, so that the equality with
-    Recall@k also holds on a short candidate list.
+    With one target the window is only the k-th negative and the value is Recall@k. For k < n+ the
+    window is cut to the ranks 1 to k. Ranks beyond n- count as ranked below the target, so that the
+    equality with Recall@k also holds for a short candidate list.
 
     Args:
-        above (ndarray [P]): per target, the number of negatives ranked above it (any number >= k may
-            stand for "k or more"); targets in the order of their users.
-        num_targets (ndarray [U]): n+ per user, at least 1, summing to P.
-        k (int): length of the list.
+        above: [P] per target, the number of negatives ranked above it (any number >= k means
+            "k or more"); targets in the order of their users.
+        num_targets: [U] n+ per user, at least 1, summing to P.
+        k: length of the list.
 
     Returns:
-        ndarray [U], float64, in [0, 1].
+        ndarray: [U] float64, in [0, 1].
 
     Reference: TAWin, arXiv 2604.22504, Theorem 3.4 and Lemma 3.5.
     """
@@ -153,7 +153,7 @@ class WPAUC(TopkMetric):
 
     metric_need = ("rec.topk", "rec.above")
 
-    def calculate_metric(self, dataobject):
+    def calculate_metric(self, dataobject: Any) -> dict[str, float]:
         """Return ``{'wpauc@k': value}``."""
         above = _table(dataobject, "rec.above", "WPAUC").numpy()
         _, num_targets = self.used_info(dataobject)
@@ -163,12 +163,12 @@ class WPAUC(TopkMetric):
         }
 
 
-def _lookup(counts, item_matrix):
+def _lookup(counts: Mapping[int, int], item_matrix: np.ndarray) -> np.ndarray:
     """Return the count of each listed item [U, K] int64, 0 for items without one.
 
     Args:
-        counts (dict): count per item id.
-        item_matrix (ndarray [U, K]): item ids.
+        counts: count per item id.
+        item_matrix: [U, K] item ids.
     """
     items = np.fromiter(counts.keys(), dtype=np.int64, count=len(counts))
     values = np.fromiter(counts.values(), dtype=np.int64, count=len(counts))
@@ -178,21 +178,21 @@ def _lookup(counts, item_matrix):
 
 
 class AveragePopularity(recbole_metrics.AveragePopularity):
-    """RecBole's AveragePopularity with one table look-up in place of a loop."""
+    """RecBole's AveragePopularity with one table look-up instead of a loop."""
 
-    def get_pop(self, item_matrix, item_count):
+    def get_pop(self, item_matrix: np.ndarray, item_count: Mapping[int, int]) -> np.ndarray:
         """Return the popularity of the listed items [U, K]."""
         return _lookup(item_count, item_matrix)
 
 
 class TailPercentage(recbole_metrics.TailPercentage):
-    """RecBole's TailPercentage with one table look-up in place of a loop.
+    """RecBole's TailPercentage with one table look-up instead of a loop.
 
-    Its tail is RecBole's own (setting ``tail_ratio``, from RecBole's item counter), not the split of
+    Its tail is RecBole's (setting ``tail_ratio``, from RecBole's item counter), not that of
     ``tail_split`` and ``head_ratio``.
     """
 
-    def get_tail(self, item_matrix, count_items):
+    def get_tail(self, item_matrix: np.ndarray, count_items: Mapping[int, int]) -> np.ndarray:
         """Return 1 for each listed tail item [U, K], else 0."""
         items = np.fromiter(count_items.keys(), dtype=np.int64, count=len(count_items))
         counts = np.fromiter(count_items.values(), dtype=np.int64, count=len(count_items))
@@ -207,10 +207,10 @@ class TailPercentage(recbole_metrics.TailPercentage):
 METRICS = (*GROUP_METRICS["tail"], *GROUP_METRICS["head"], WPAUC, AveragePopularity, TailPercentage)
 
 
-def register():
-    """Enter the metrics in RecBole's tables; calling it again changes nothing.
+def register() -> None:
+    """Add the metrics to RecBole's registry; repeated calls have no effect.
 
-    To be called before a ``Config`` is made, once per process.
+    Call it once per process, before a ``Config`` is made.
     """
     for metric in METRICS:
         name = metric.__name__.lower()
@@ -252,18 +252,18 @@ def group_key(group: str, key: str) -> str:
 
 
 def smaller_is_better(key: str) -> bool:
-    """Return whether a lower value of the metric is better, as RecBole has it."""
+    """Return whether RecBole considers a lower value of the metric better."""
     return parse_key(key).name in recbole_register.smaller_metrics
 
 
 def display_name(key: str) -> str:
-    """Return the key of a result in the spelling that tables, reports and pictures show.
+    """Return the key of a result in the spelling of tables, reports and figures.
 
     Args:
         key: such as ``ndcg@10`` or ``tailhit@5``.
 
     Returns:
-        ``NDCG@10``, ``Tail Hit@5``; the key of an unknown metric as it is.
+        ``NDCG@10``, ``Tail Hit@5``; the unchanged key of an unknown metric.
     """
     group, name, cutoff = parse_key(key)
     cls = recbole_register.metrics_dict.get(name)
@@ -273,11 +273,11 @@ def display_name(key: str) -> str:
     return " ".join(words) + (f"@{cutoff}" if cutoff is not None else "")
 
 
-def group_metrics_in(config):
+def group_metrics_in(config: Any) -> dict[str, list[str]]:
     """Return the configured metrics that need a group, ``{'tail': [...], 'head': [...]}`` by name."""
-    asked = {metric.lower() for metric in config["metrics"]}
+    configured = {metric.lower() for metric in config["metrics"]}
     return {
-        group: [cls.__name__ for cls in classes if cls.__name__.lower() in asked]
+        group: [cls.__name__ for cls in classes if cls.__name__.lower() in configured]
         for group, classes in GROUP_METRICS.items()
     }
 

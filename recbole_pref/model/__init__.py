@@ -1,10 +1,11 @@
 """Model classes ``<Method><Backbone>``: ``from recbole_pref.model import LPOSASRec``.
 
-Each is made on first use, on any sequential model of RecBole; ``__init__.pyi`` lists those on the main backbones.
+A class is created on first use and exists for every sequential model of RecBole. ``__init__.pyi`` lists the classes
+on the main backbones.
 """
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> type:
     from recbole_pref.model.names import preference_class, split_model_name
 
     pair = None if name.startswith("__") else split_model_name(name)

@@ -1,12 +1,13 @@
 """How RecBole's sequential models turn sequences into representations.
 
-An entry names the backbone's RecBole class; classes derived from it use the same entry unless they have a
-``forward`` of their own. Backbones without an entry are trained through RecBole's ``full_sort_predict``, whole
-scores at a time, or through what stands in for it where its loss scores the catalogue in another way.
+An entry names the backbone's RecBole class. Derived classes use the same entry unless they define ``forward``.
+Backbones without an entry are trained on the whole scores of RecBole's ``full_sort_predict``, or on those of
+``_WHOLE_SCORES`` when the backbone's loss scores the catalogue in another way.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -19,44 +20,44 @@ class Backbone:
     """Representations of a backbone whose scores are dot products with its item embedding.
 
     Attributes:
-        encode (callable): ``(model, interaction) -> [B, H]``, the representation after the last item.
-        encode_all (callable or None): ``(model, item_seq [S, l]) -> [S, l, H]``, the representations of
-            every prefix in one pass; None where the encoder is not causal.
-        regularize (callable or None): ``(model) -> scalar`` that RecBole's loss adds to cross-entropy.
+        encode: ``(model, interaction) -> [B, H]``, the representation after the last item.
+        encode_all: ``(model, item_seq [S, l]) -> [S, l, H]``, the representations of
+            every prefix in one pass; None when the encoder is not causal.
+        regularize: ``(model) -> scalar``, the term that RecBole's loss adds to cross-entropy.
     """
 
-    encode: Callable
-    encode_all: Callable | None = None
-    regularize: Callable | None = None
+    encode: Callable[[Any, Any], torch.Tensor]
+    encode_all: Callable[[Any, torch.Tensor], torch.Tensor] | None = None
+    regularize: Callable[[Any], torch.Tensor] | None = None
 
 
-def encode_last(model, spec, interaction):
-    """Return the representations [B, H] of whole sequences, short ones without their padding.
+def encode_last(model: Any, spec: Backbone, interaction: Any) -> torch.Tensor:
+    """Return the representations [B, H] of whole sequences; the padding of short ones is cut.
 
-    Causal encoders never look at padding, which stands on the right, so cutting it changes nothing.
+    Causal encoders never read the padding on the right, so cutting it has no effect.
     """
     if spec.encode_all is None:
         return spec.encode(model, interaction)
     item_seq, lengths = interaction[model.ITEM_SEQ], interaction[model.ITEM_SEQ_LEN]
     if item_seq.device.type != "cpu":
         return pick_last(spec.encode_all(model, item_seq), lengths)
-    hidden = None
+    hidden: Any = None
     for members, longest in length_groups(lengths.numpy()):
-        members = torch.from_numpy(members)
-        states = spec.encode_all(model, item_seq[members, :longest])  # [S, l, H]
-        part = pick_last(states, lengths[members])
+        rows = torch.from_numpy(members)
+        states = spec.encode_all(model, item_seq[rows, :longest])  # [S, l, H]
+        part = pick_last(states, lengths[rows])
         if hidden is None:
             hidden = part.new_zeros(len(lengths), part.shape[-1])
-        hidden = hidden.index_copy(0, members, part)
+        hidden = hidden.index_copy(0, rows, part)
     return hidden
 
 
-def pick_last(states, lengths):
+def pick_last(states: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
     """Return states [S, l, H] at the last item of each sequence: [S, H]."""
     return states[torch.arange(len(states), device=states.device), lengths - 1]
 
 
-def _sasrec_all(model, item_seq):
+def _sasrec_all(model: Any, item_seq: torch.Tensor) -> torch.Tensor:
     positions = torch.arange(item_seq.shape[1], device=item_seq.device)
     states = model.item_embedding(item_seq) + model.position_embedding(positions)  # [S, l, H]
     states = model.dropout(model.LayerNorm(states))
@@ -65,17 +66,17 @@ def _sasrec_all(model, item_seq):
     return states
 
 
-def _feed_forward(block, states):
-    """RecBole's feed-forward block with PyTorch's fused GELU in place of its five elementwise steps."""
+def _feed_forward(block: Any, states: torch.Tensor) -> torch.Tensor:
+    """RecBole's feed-forward block with PyTorch's fused GELU instead of five elementwise steps."""
     activation = F.gelu if block.intermediate_act_fn == block.gelu else block.intermediate_act_fn
     inner = block.dense_2(activation(block.dense_1(states)))
     return block.LayerNorm(block.dropout(inner) + states)
 
 
-def _causal_attention(attention, states):
-    """RecBole's attention block with PyTorch's fused kernel where nothing is dropped inside it.
+def _causal_attention(attention: Any, states: torch.Tensor) -> torch.Tensor:
+    """RecBole's attention block with PyTorch's fused kernel when it has no dropout.
 
-    Padding stands on the right, behind every real query, so the causal mask alone hides it.
+    Padding is on the right of every real query, so the causal mask hides it.
     """
     split = states.shape[:2] + (attention.num_attention_heads, attention.attention_head_size)
     query, key, value = (
@@ -95,19 +96,19 @@ def _causal_attention(attention, states):
     return attention.LayerNorm(attention.out_dropout(attention.dense(context)) + states)
 
 
-def _gru4rec_all(model, item_seq):
+def _gru4rec_all(model: Any, item_seq: torch.Tensor) -> torch.Tensor:
     states = model.emb_dropout(model.item_embedding(item_seq))
     return model.dense(model.gru_layers(states)[0])  # [S, l, H]
 
 
-def _by_length(model, interaction):
+def _by_length(model: Any, interaction: Any) -> torch.Tensor:
     return model.forward(interaction[model.ITEM_SEQ], interaction[model.ITEM_SEQ_LEN])
 
 
-def _caser(model, interaction):
+def _caser(model: Any, interaction: Any) -> torch.Tensor:
     """RecBole's Caser with embedding dimensions as channels of its convolutions, not as a kernel axis.
 
-    RecBole's convolutions have one channel and kernels as wide as the embedding, the slowest form there is.
+    RecBole's convolutions have one channel and kernels as wide as the embedding, which is slow.
     """
     items = model.item_embedding(interaction[model.ITEM_SEQ])  # [B, L, H]
     parts = []
@@ -115,7 +116,7 @@ def _caser(model, interaction):
         kernel, bias = model.conv_v.weight.flatten(1), model.conv_v.bias.unsqueeze(1)  # [n_v, L], [n_v, 1]
         parts.append((torch.matmul(kernel, items) + bias).flatten(1))  # [B, n_v * H]
     if model.n_h:
-        images = items.transpose(1, 2).unsqueeze(2)  # [B, H, 1, L], channels last: no convolution copies it
+        images = items.transpose(1, 2).unsqueeze(2)  # [B, H, 1, L], channels last, so that no convolution copies it
         for conv in model.conv_h:
             kernel = conv.weight.permute(0, 3, 1, 2)  # [n_h, H, 1, height]
             parts.append(model.ac_conv(F.conv2d(images, kernel, conv.bias).amax(dim=(2, 3))))  # [B, n_h]
@@ -124,8 +125,8 @@ def _caser(model, interaction):
     return model.ac_fc(model.fc2(torch.cat([states, users], dim=1)))
 
 
-def _caser_regularization(model):
-    # The terms of RecBole's Caser.calculate_loss beside cross-entropy.
+def _caser_regularization(model: Any) -> torch.Tensor:
+    # The terms of RecBole's Caser.calculate_loss besides cross-entropy.
     weights = [
         model.user_embedding.weight,
         model.item_embedding.weight,
@@ -143,38 +144,50 @@ _BACKBONES = {
 }
 
 
-def backbone_of(cls):
-    """Return the ``Backbone`` entry of a model class, or None when it has only whole scores."""
+def backbone_of(cls: Any) -> Backbone | None:
+    """Return the ``Backbone`` entry of a model class, or None when it has none."""
     for base in cls.__mro__:
         if base.__name__ in _BACKBONES:
             return _BACKBONES[base.__name__] if cls.forward is base.forward else None
     return None
 
 
-def _shan_scores(model, interaction):
-    """SHAN's scores of sequences with the padding in front: what its loss reads, and its ranking does not."""
+def _shan_scores(model: Any, interaction: Any) -> torch.Tensor:
+    """SHAN's scores of sequences that are padded on the left, as in its loss; its ranking pads on the right."""
     item_seq, lengths = interaction[model.ITEM_SEQ], interaction[model.ITEM_SEQ_LEN]
-    places = torch.arange(item_seq.shape[1], device=item_seq.device)
-    padded_first = item_seq.gather(1, (places + lengths.unsqueeze(1)) % item_seq.shape[1])
+    positions = torch.arange(item_seq.shape[1], device=item_seq.device)
+    padded_first = item_seq.gather(1, (positions + lengths.unsqueeze(1)) % item_seq.shape[1])
     return model.forward(padded_first, interaction[model.USER_ID]) @ model.item_embedding.weight.t()
 
 
-def _core_scores(model, interaction):
-    """CORE's scores with the dropout of item vectors, which its loss has and its ranking has no use for."""
+def _core_scores(model: Any, interaction: Any) -> torch.Tensor:
+    """CORE's scores with dropout on the item vectors, as in its loss; its ranking has no dropout."""
     states = model.forward(interaction[model.ITEM_SEQ])  # [B, H]
     items = F.normalize(model.item_dropout(model.item_embedding.weight), dim=-1)
     return states @ items.t() / model.temperature
 
 
-_WHOLE_SCORES = {"SHAN": _shan_scores, "CORE": _core_scores}
+def _bert4rec_scores(model: Any, interaction: Any) -> torch.Tensor:
+    """BERT4Rec's scores with the masks of all rows set at once; RecBole's loop waits for the device at every row."""
+    item_seq, lengths = interaction[model.ITEM_SEQ], interaction[model.ITEM_SEQ_LEN]
+    masked = F.pad(item_seq, (0, 1)).scatter(1, lengths.unsqueeze(1), model.mask_token)[:, 1:]  # [B, L]
+    states = model.gather_indexes(model.forward(masked), lengths - 1)  # [B, H]
+    return states @ model.item_embedding.weight[: model.n_items].t() + model.output_bias
 
 
-def whole_scores(model, cls, interaction):
-    """Return the scores of all items for each row, as the loss of a RecBole class has them: [B, n_items].
+_WHOLE_SCORES: dict[str, Callable[[Any, Any], torch.Tensor]] = {
+    "SHAN": _shan_scores,
+    "CORE": _core_scores,
+    "BERT4Rec": _bert4rec_scores,
+}
+
+
+def whole_scores(model: Any, cls: Any, interaction: Any) -> torch.Tensor:
+    """Return the scores of all items for each row, as in the loss of a RecBole class: [B, n_items].
 
     Args:
         model (nn.Module): an instance of ``cls`` or of a class derived from it.
-        cls (type): the backbone, of RecBole.
+        cls (type): a backbone class of RecBole.
         interaction (Interaction): B rows.
     """
     scores = _WHOLE_SCORES.get(cls.__name__, cls.full_sort_predict)

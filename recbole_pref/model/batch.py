@@ -1,4 +1,4 @@
-"""The rows of a training step. Two kinds of batches answer the same questions, so that nobody asks which one it is.
+"""The rows of a training step. Two kinds of batches have the same interface.
 
 ``targets`` [R], ``histories`` [R, L] (right-padded with 0), ``rows`` [R] (numbers of RecBole's training rows) and
 ``encode(model)`` [R, H].
@@ -16,7 +16,7 @@ from recbole_pref.model.backbones import encode_last
 
 
 class Batch(Protocol):
-    """What a training step asks of its rows."""
+    """The interface between a training step and its rows."""
 
     @property
     def targets(self) -> torch.Tensor:
@@ -28,7 +28,7 @@ class Batch(Protocol):
 
     @property
     def rows(self) -> torch.Tensor | None:
-        """Numbers of RecBole's training rows [R], or None where they are not known."""
+        """Numbers of RecBole's training rows [R], or None when they are unknown."""
 
     def encode(self, model: Any) -> torch.Tensor:
         """Return the representations of the rows' sequences: [R, H]."""
@@ -37,21 +37,21 @@ class Batch(Protocol):
         """Return the batch on a device."""
 
     def parts(self) -> int:
-        """Return into how many parts the batch can be divided at most."""
+        """Return the largest number of parts into which the batch can be divided."""
 
     def share(self, size: int, rank: int) -> "Batch":
-        """Return the part of one of several processes."""
+        """Return the part of process ``rank`` of ``size`` processes."""
 
     def __len__(self) -> int: ...
 
 
 @dataclass(frozen=True)
 class RowBatch:
-    """Rows of RecBole's loader, each encoded by itself.
+    """Rows of RecBole's loader; each is encoded separately.
 
     Attributes:
-        interaction: the rows, as RecBole's models read them.
-        targets, histories, rows: see the module; ``rows`` is None where the rows have no numbers.
+        interaction: the rows in RecBole's form.
+        targets, histories, rows: see the module; ``rows`` is None when the rows have no numbers.
     """
 
     interaction: Interaction
@@ -61,7 +61,7 @@ class RowBatch:
 
     @classmethod
     def of(cls, interaction: Interaction, fields: tuple[str, str], rows: torch.Tensor | None = None) -> "RowBatch":
-        """Return the batch of an interaction whose target and item list are the two fields."""
+        """Return the batch of an interaction; ``fields`` names its target and its item list."""
         target, item_list = fields
         return cls(interaction, interaction[target], interaction[item_list], rows)
 
@@ -85,10 +85,10 @@ class RowBatch:
         return len(self)
 
     def share(self, size: int, rank: int) -> "RowBatch":
-        """Return every ``size``-th row, from ``rank`` on."""
-        mine = slice(rank, None, size)
-        rows = None if self.rows is None else self.rows[mine]
-        return RowBatch(self.interaction[mine], self.targets[mine], self.histories[mine], rows)
+        """Return every ``size``-th row, starting with row ``rank``."""
+        part = slice(rank, None, size)
+        rows = None if self.rows is None else self.rows[part]
+        return RowBatch(self.interaction[part], self.targets[part], self.histories[part], rows)
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -110,7 +110,7 @@ class RowLoader:
 
     def __iter__(self) -> Iterator[RowBatch]:
         data = self.train_data
-        # RecBole's own loader, built as RecBole builds it: the same generator gives the same batches.
+        # Built like RecBole's loader, so that the same generator gives the same batches.
         numbered: DataLoader = DataLoader(
             range(data.sample_size),  # type: ignore[arg-type]  # as RecBole does
             batch_size=data.step,

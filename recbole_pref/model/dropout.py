@@ -1,8 +1,10 @@
 """Dropout whose random bits cost an eighth on a CPU.
 
-PyTorch's dropout draws one number per element on the CPU, one after another, which was a fifth of a SASRec
-epoch. Here one 64-bit number serves four elements. On other devices, and in evaluation, PyTorch's own runs.
+On the CPU PyTorch's dropout draws one number per element sequentially, which took a fifth of a SASRec epoch.
+Here one 64-bit number serves four elements. On other devices and in evaluation PyTorch's dropout runs.
 """
+
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,25 +14,25 @@ _STEPS = 2**16  # a probability is rounded to this many steps: an error of at mo
 
 class _Drop(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, values, keep, scale):
+    def forward(ctx: Any, values: torch.Tensor, keep: torch.Tensor, scale: float) -> torch.Tensor:
         ctx.save_for_backward(keep)
         ctx.scale = scale
         return (values * scale).mul_(keep)
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         (keep,) = ctx.saved_tensors
         return (grad * ctx.scale).mul_(keep), None, None
 
 
-def drop(values, p):
+def drop(values: torch.Tensor, p: float) -> torch.Tensor:
     """Set each element to 0 with probability p and scale the others by 1 / (1 - p).
 
-    Both use p rounded to a multiple of 2^-16, so the mean is kept exactly.
+    Both use p rounded to a multiple of 2^-16, so the mean is preserved exactly.
 
     Args:
-        values (Tensor): any shape, on the CPU.
-        p (float): in [0, 1).
+        values: any shape, on the CPU.
+        p: in [0, 1).
 
     Returns:
         Tensor: like ``values``. The bits come from torch's global generator.
@@ -42,20 +44,20 @@ def drop(values, p):
 
 
 class Dropout(nn.Dropout):
-    """``torch.nn.Dropout`` that takes :func:`drop` where it is faster."""
+    """``torch.nn.Dropout`` that uses :func:`drop` when it is faster."""
 
-    def forward(self, values):
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
         """Return ``values`` with elements dropped in training mode."""
         if not self.training or not 0 < self.p < 1 or values.device.type != "cpu":
             return super().forward(values)
         return drop(values, self.p)
 
 
-def use_fast_dropout(model):
-    """Replace every ``torch.nn.Dropout`` inside a model; it has no parameters, so checkpoints stay as they are.
+def use_fast_dropout(model: nn.Module) -> None:
+    """Replace every ``torch.nn.Dropout`` inside a model; dropout has no parameters, so checkpoints do not change.
 
     Args:
-        model (nn.Module): changed in place.
+        model: changed in place.
     """
     for module in model.modules():
         for name, child in module.named_children():

@@ -1,4 +1,4 @@
-"""The frozen reference model: what it gives a training step."""
+"""The scores of the frozen reference model for a training step."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ class ReferenceScores(Protocol):
     """Scores of the reference for the rows of a batch."""
 
     def of(self, rows: slice, ids: torch.Tensor) -> torch.Tensor:
-        """Return them for given items of some rows, as log-probabilities where the loss needs these: [c, M]."""
+        """Return the scores of given items for some rows, as log-probabilities if the loss needs these: [c, M]."""
 
     def catalogue(self, rows: slice) -> torch.Tensor:
         """Return the raw scores of all items for some rows: [c, n_items]."""
@@ -27,8 +27,8 @@ class HiddenScores:
     Attributes:
         hidden: [R, H].
         item_emb: [n_items, H].
-        log_z: [R] normalizers, or None where the loss needs none.
-        terms: what is added to the dot products.
+        log_z: [R] normalizers, or None if the loss needs none.
+        terms: addends of the dot products.
     """
 
     hidden: torch.Tensor
@@ -50,7 +50,7 @@ class HiddenScores:
 
 @dataclass(frozen=True)
 class WholeScores:
-    """Scores of all items [R, n_items], of backbones without a representation entry."""
+    """Scores of all items [R, n_items] of backbones without an entry in ``backbones``."""
 
     scores: torch.Tensor
 
@@ -69,7 +69,7 @@ class Cache:
 
     Attributes:
         hidden: [N, H].
-        log_z: [N], or None where the loss needs no normalizer.
+        log_z: [N], or None if the loss needs no normalizer.
     """
 
     def __init__(self, hidden: torch.Tensor, log_z: torch.Tensor | None) -> None:
@@ -106,7 +106,7 @@ class Reference:
 
     @torch.no_grad()
     def scores(self, batch: Batch) -> HiddenScores:
-        """Return the scores of a batch, from the cache where there is one."""
+        """Return the scores of a batch, from the cache if there is one."""
         terms = self.model.terms(batch.histories)
         if self.cache is not None:
             log_z = None if self.cache.log_z is None else self.cache.log_z[batch.rows]

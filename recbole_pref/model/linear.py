@@ -6,14 +6,16 @@ came after). With the sources as rows of S and the targets as rows of T,
     B = (S'S + lambda I)^-1 S'T,
 
 and a history scores every item by x B, where x_i = sum over its occurrences of exp(-age / tau_inf) and the
-latest item has age 0. The module knows numpy, scipy and torch, not RecBole.
+latest item has age 0. The module uses numpy, scipy and torch, not RecBole.
 
 References: EASE, arXiv 1905.03375; SLIST, arXiv 2103.16104; TALE, WSDM 2025. The sparse form restricts every
 target's regression to its strongest sources, as fsSLIM does (Ning and Karypis, ICDM 2011).
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from logging import getLogger
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
@@ -36,9 +38,9 @@ class Sequences:
     """Training sequences, one after the other.
 
     Attributes:
-        items (int array [M]): item ids, the latest of each sequence last.
-        starts (int array [U + 1]): where each sequence starts; the last entry is M.
-        times (float array [M] or None): when each item was met.
+        items: [M] item ids, the latest of each sequence last.
+        starts: [U + 1] where each sequence starts; the last entry is M.
+        times: [M] time of each interaction.
     """
 
     items: np.ndarray
@@ -48,21 +50,21 @@ class Sequences:
 
 @dataclass(frozen=True)
 class LinearSettings:
-    """What a linear model is fitted with.
+    """The settings of a linear model's fit.
 
     Attributes:
-        targets (str): ``next``: a row per prefix, its target is the next item (TALE); ``later``: its targets are
+        targets: ``next``: a row per prefix, its target is the next item (TALE); ``later``: its targets are
             all later items (SLIST); ``none``: no such rows.
-        whole (float): weight in [0, 1] of rows that are whole sequences, source and target alike (EASE: 1); the
+        whole: weight in [0, 1] of rows that are whole sequences, source and target alike (EASE: 1); the
             rows of prefixes weigh 1 - whole.
-        reg_weight (float or str): lambda, > 0, or ``auto``: four times the mean of the diagonal of S'S.
-        tau_train (float or None): an item at distance d from the target weighs exp(-d / tau_train); None: 1.
-        c (float): least weight of a source, in [0, 1].
-        beta (float): sources and targets are multiplied by (training count) ** beta.
-        window (int): most items of a source, and of ``later`` targets.
-        use_times (bool): distances are times in units of the median gap, rather than positions.
-        zero_diagonal (bool): no item predicts itself.
-        memory_mb (float): most MiB for the dense solution; above it the sparse form is taken.
+        reg_weight: lambda, > 0, or ``auto``: four times the mean of the diagonal of S'S.
+        tau_train: an item at distance d from the target weighs exp(-d / tau_train); None: 1.
+        c: least weight of a source, in [0, 1].
+        beta: sources and targets are multiplied by (training count) ** beta.
+        window: most items of a source, and of ``later`` targets.
+        use_times: distances are times in units of the median gap, rather than positions.
+        zero_diagonal: no item predicts itself.
+        memory_mb: most MiB for the dense solution; above it the sparse form is used.
     """
 
     targets: str = "next"
@@ -77,12 +79,10 @@ class LinearSettings:
     memory_mb: float = 4096.0
 
 
-def normal_equations(
-    sequences: Sequences, n_items: int, settings: LinearSettings
-) -> tuple[sp.csr_array, sp.csr_array]:
+def normal_equations(sequences: Sequences, n_items: int, settings: LinearSettings) -> tuple[sp.csr_array, sp.csr_array]:
     """Return S'S and S'T of the training sequences: two sparse [n_items, n_items] arrays.
 
-    float64 up to 8192 items, float32 above. Memory beside the result is bounded.
+    float64 up to 8192 items, float32 above. Memory besides the result is bounded.
     """
     dtype = np.float64 if n_items <= _DOUBLE_ITEMS else np.float32
     gram = sp.csr_array((n_items, n_items), dtype=dtype)
@@ -100,7 +100,9 @@ def normal_equations(
     return gram, cross
 
 
-def _prefix_rows(sequences, n_items, settings, dtype):
+def _prefix_rows(
+    sequences: Sequences, n_items: int, settings: LinearSettings, dtype: Any
+) -> Iterator[tuple[sp.csr_array, sp.csr_array]]:
     """Yield (sources, targets) of the prefixes in chunks: sparse [rows, n_items] arrays."""
     items, window = sequences.items, settings.window
     lengths = np.diff(sequences.starts)
@@ -114,7 +116,7 @@ def _prefix_rows(sequences, n_items, settings, dtype):
         counts = np.bincount(items, minlength=n_items)
         popularity = np.where(counts > 0, np.maximum(counts, 1.0) ** settings.beta, 0.0)
 
-    def entries(position, first, stop, least):
+    def entries(position: np.ndarray, first: np.ndarray, stop: np.ndarray, least: float) -> sp.csr_array:
         """Return the sparse rows of the items first..stop - 1 of each position, weighted by distance."""
         count = stop - first
         row = np.arange(len(position)).repeat(count)
@@ -140,15 +142,16 @@ def _prefix_rows(sequences, n_items, settings, dtype):
         )
 
 
-def _rows(row, column, value, n_rows, n_items):
+def _rows(row: np.ndarray, column: np.ndarray, value: np.ndarray, n_rows: int, n_items: int) -> sp.csr_array:
     return sp.csr_array((value, (row, column)), shape=(n_rows, n_items))
 
 
-def _scaled_times(sequences):
+def _scaled_times(sequences: Sequences) -> np.ndarray:
     """Return times in units of the median gap between two items of a sequence: float array [M]."""
+    assert sequences.times is not None  # LinearModel.fit checks
     times = sequences.times.astype(np.float64)
     inner = np.ones(len(times), bool)
-    inner[sequences.starts[:-1]] = False  # the gap before a sequence's first item is not one of its own
+    inner[sequences.starts[:-1]] = False  # the gap before a sequence's first item does not belong to the sequence
     gaps = np.diff(times, prepend=0.0)[inner]
     gaps = gaps[gaps > 0]
     return times / (np.median(gaps) if len(gaps) else 1.0)
@@ -159,8 +162,8 @@ def regularization(gram: sp.csr_array, reg_weight: float | str) -> float:
     if reg_weight != "auto":
         return float(reg_weight)
     diagonal = gram.diagonal()
-    met = diagonal > 0
-    return _AUTO_REG * float(diagonal[met].mean()) if met.any() else 1.0
+    in_training = diagonal > 0
+    return _AUTO_REG * float(diagonal[in_training].mean()) if in_training.any() else 1.0
 
 
 def solve_dense(gram: sp.csr_array, cross: sp.csr_array, reg: float, zero_diagonal: bool = False) -> np.ndarray:
@@ -190,7 +193,7 @@ def solve_dense(gram: sp.csr_array, cross: sp.csr_array, reg: float, zero_diagon
     return np.ascontiguousarray(transposed.T)
 
 
-def _mirror(matrix, block=1024):
+def _mirror(matrix: np.ndarray, block: int = 1024) -> None:
     """Copy the lower triangle of a matrix [n, n] to the upper one, in place."""
     for start in range(0, len(matrix), block):
         stop = start + block
@@ -204,8 +207,8 @@ def solve_sparse(
 ) -> sp.csr_array:
     """Return a sparse B: for every target the ridge regression on its strongest sources: csr [n, n] float32.
 
-    The sources of target j are the ``neighbours`` items i with the largest cross_ij^2 / (gram_ii + reg), what
-    each would explain alone. On them, and with all other weights 0, the solution is exact. Time grows with
+    The sources of target j are the ``neighbours`` items i with the largest cross_ij^2 / (gram_ii + reg), the part
+    that each explains alone. On them, and with all other weights 0, the solution is exact. Time grows with
     n * neighbours^2; nothing of size n * n is held.
     """
     size = gram.shape[0]
@@ -236,27 +239,29 @@ def solve_sparse(
         matrix = np.asarray(gram[left, right], np.float64).reshape(pairs)
         matrix *= inside[:, :, None] & inside[:, None, :]
         matrix[:, np.arange(width), np.arange(width)] += np.where(inside, reg, 1.0)
-        wanted = np.asarray(cross[part.repeat(width), local.ravel()], np.float64).reshape(local.shape) * inside
-        solution = torch.linalg.solve(torch.from_numpy(matrix), torch.from_numpy(wanted)).numpy()
+        right_side = np.asarray(cross[part.repeat(width), local.ravel()], np.float64).reshape(local.shape) * inside
+        solution = torch.linalg.solve(torch.from_numpy(matrix), torch.from_numpy(right_side)).numpy()
         values[place[inside]] = solution[inside]
     return sp.csr_array((values, sources, starts), shape=(size, size)).T.tocsr()
 
 
-def _supports(gram, cross, reg, zero_diagonal, neighbours):
+def _supports(
+    gram: sp.csr_array, cross: sp.csr_array, reg: float, zero_diagonal: bool, neighbours: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Return the sources of each target, concatenated, and where each target's start: [E], [n + 1]."""
     by_target = cross.T.tocoo()
     target, source = by_target.row, by_target.col
     strength = by_target.data.astype(np.float64) ** 2 / (gram.diagonal()[source] + reg)
-    kept = strength > 0
+    allowed = strength > 0
     if zero_diagonal:
-        kept &= target != source
-    target, source, strength = target[kept], source[kept], strength[kept]
+        allowed &= target != source
+    target, source, strength = target[allowed], source[allowed], strength[allowed]
     order = np.lexsort((-strength, target))
     target, source = target[order], source[order]
     starts = np.searchsorted(target, np.arange(gram.shape[0] + 1))
     rank = np.arange(len(target)) - starts[target]
-    kept = rank < neighbours
-    target, source = target[kept], source[kept]
+    strongest = rank < neighbours
+    target, source = target[strongest], source[strongest]
     return source, np.searchsorted(target, np.arange(gram.shape[0] + 1))
 
 
@@ -267,12 +272,12 @@ class LinearModel(torch.nn.Module):
     ``load_state_dict`` all weights are 0.
 
     Args:
-        n_items (int): items with the padding item 0.
-        tau_inf (float or None): the decay of a history's items by their age; None: all weigh 1.
+        n_items: items with the padding item 0.
+        tau_inf: the decay of a history's items by their age; None: all weigh 1.
 
     Attributes:
-        weights (Tensor): B [n_items, n_items], or [0, n_items] in the sparse form.
-        starts, columns, values (Tensor): [n_items + 1], [E], [E] rows of B in compressed form; no entry in the dense.
+        weights: B [n_items, n_items], or [0, n_items] in the sparse form.
+        starts, columns, values: [n_items + 1], [E], [E] rows of B in compressed form; no entry in the dense.
     """
 
     weights: torch.Tensor
@@ -280,7 +285,7 @@ class LinearModel(torch.nn.Module):
     columns: torch.Tensor
     values: torch.Tensor
 
-    def __init__(self, n_items: int, tau_inf: float | None = None):
+    def __init__(self, n_items: int, tau_inf: float | None = None) -> None:
         super().__init__()
         self.n_items, self.tau_inf = n_items, tau_inf
         self.register_buffer("weights", torch.zeros(0, n_items))
@@ -288,10 +293,10 @@ class LinearModel(torch.nn.Module):
         self.register_buffer("columns", torch.zeros(0, dtype=torch.int64))
         self.register_buffer("values", torch.zeros(0))
 
-    def _load_from_state_dict(self, state_dict, prefix, *rest):
-        # Which form the stored weights have, and their size, is known only now.
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        # Only the stored weights determine the form and the size of the buffers.
         for name, buffer in self._buffers.items():
-            if prefix + name in state_dict:
+            if buffer is not None and prefix + name in state_dict:
                 setattr(self, name, buffer.new_empty(state_dict[prefix + name].shape))
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
@@ -301,14 +306,14 @@ class LinearModel(torch.nn.Module):
         return len(self.weights) == 0
 
     def fit(self, sequences: Sequences, settings: LinearSettings) -> None:
-        """Fit B to training sequences and keep it.
+        """Fit B to training sequences and store it.
 
         Args:
-            sequences (Sequences): of the training split alone.
-            settings (LinearSettings): as above.
+            sequences: of the training split alone.
+            settings: as above.
 
         Raises:
-            PrefError: no training row, times that are missing, or a ``reg_weight`` that is too small.
+            PrefError: no training row, missing times, or a ``reg_weight`` that is too small.
         """
         if settings.use_times and sequences.times is None:
             raise PrefError("train_ages='times' needs times, and these data have none: set it to positions.")
@@ -338,15 +343,13 @@ class LinearModel(torch.nn.Module):
         for name, part in parts.items():
             setattr(self, name, torch.as_tensor(part).to(self._buffers[name]))
 
-    def scores(
-        self, item_lists: torch.Tensor, lengths: torch.Tensor, ages: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def scores(self, item_lists: torch.Tensor, lengths: torch.Tensor, ages: torch.Tensor | None = None) -> torch.Tensor:
         """Return x B for a batch of histories.
 
         Args:
-            item_lists (LongTensor [R, L]): item ids, right-padded with 0, the latest item last.
-            lengths (LongTensor [R]): items of each row.
-            ages (Tensor [R, L], optional): age of each item; by default 0 for the latest, 1 for the one before.
+            item_lists: [R, L] item ids, right-padded with 0, the latest item last.
+            lengths: [R] items of each row.
+            ages: [R, L] age of each item; by default 0 for the latest, 1 for the one before.
 
         Returns:
             Tensor: [R, n_items] float32; 0 for the padding item.
@@ -371,17 +374,17 @@ class LinearModel(torch.nn.Module):
         """Return the scores of histories to which one item each was appended: e^(-1 / tau_inf) scores + B[items].
 
         Args:
-            scores (Tensor [R, n_items]): of the histories before, with ages by position; zeros for empty ones.
-            items (LongTensor [R]): the items that follow.
+            scores: [R, n_items] of the histories before, with ages by position; zeros for empty ones.
+            items: [R] the items that follow.
         """
-        kept = 1.0 if self.tau_inf is None else float(np.exp(-1 / self.tau_inf))
-        scores = kept * scores
+        decay = 1.0 if self.tau_inf is None else float(np.exp(-1 / self.tau_inf))
+        scores = decay * scores
         if not self.is_sparse:
             return scores + self.weights[items]
         self._add_rows(scores, torch.arange(len(items), device=items.device), items, torch.ones_like(scores[:, 0]))
         return scores
 
-    def _add_rows(self, scores, row, items, weight):
+    def _add_rows(self, scores: torch.Tensor, row: torch.Tensor, items: torch.Tensor, weight: torch.Tensor) -> None:
         """Add weight_e B[items_e] to scores[row_e] in place, B being sparse; row, items and weight are [E]."""
         first = self.starts[items]
         count = self.starts[items + 1] - first

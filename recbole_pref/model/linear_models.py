@@ -1,9 +1,11 @@
 """``SLIST``, ``TALE`` and ``SeqEASE`` as sequential models of RecBole: fitted once, without epochs.
 
-``SeqEASE`` has a name of its own because RecBole's ``EASE`` is a general model: that one scores the row of a
-user in the training matrix, this one scores the sequence that it is given, so that it is evaluated on the same
-rows as the other sequential models and recommends for new sequences.
+RecBole's ``EASE`` is a general model, which scores the row of a user in the training matrix. ``SeqEASE`` scores
+the sequence of a row. So it is evaluated on the same rows as the other sequential models and can recommend for
+new sequences.
 """
+
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,13 +20,13 @@ from recbole_pref.settings import LINEAR_SETTINGS
 
 
 def training_sequences(dataset: SequentialDataset) -> Sequences:
-    """Return the sequences of a RecBole training split, one per user, from its own rows alone.
+    """Return the sequences of a RecBole training split, one per user, from its rows only.
 
-    RecBole's rows are prefixes with the item that follows. A user's sequence is the prefix of the first row and
+    RecBole's rows are prefixes with the next item. A user's sequence is the prefix of the first row and
     then the targets of all rows, in time order.
 
     Args:
-        dataset (SequentialDataset): the training split.
+        dataset: the training split.
 
     Returns:
         Sequences
@@ -43,7 +45,7 @@ def training_sequences(dataset: SequentialDataset) -> Sequences:
     in_prefix = np.arange(starts[-1]) - starts[:-1].repeat(size) < lengths.repeat(size)  # [M]
     valid = np.arange(max(lengths, default=0)) < lengths[:, None]
 
-    def joined(field, last, kind):
+    def joined(field: str, last: np.ndarray, kind: type) -> np.ndarray:
         merged = np.empty(starts[-1], kind)
         merged[in_prefix] = rows[field + suffix][first].numpy()[:, : valid.shape[1]][valid]
         merged[~in_prefix] = last[order]
@@ -55,20 +57,20 @@ def training_sequences(dataset: SequentialDataset) -> Sequences:
 
 
 class LinearRecommender(SequentialRecommender):
-    """A linear item-item model under RecBole; subclasses say how its training rows are made.
+    """A linear item-item model for RecBole; subclasses define its training rows.
 
-    The trainer calls ``fit`` once. Until then, or until a checkpoint is loaded, nothing can be scored.
+    The trainer calls ``fit`` once. Until then, or until a checkpoint is loaded, all scores are 0.
 
     Args:
-        config (Config): RecBole's configuration.
-        dataset (SequentialDataset): RecBole's training split; only its number of items is read here.
+        config: RecBole's configuration.
+        dataset: RecBole's training split; only the number of items is read here.
     """
 
     input_type = InputType.POINTWISE
     own_settings = LINEAR_SETTINGS
-    backbone = None  # scores are made whole, not from a representation and item vectors
+    backbone = None  # whole scores, not products of a representation and item vectors
 
-    def __init__(self, config: Config, dataset: SequentialDataset):
+    def __init__(self, config: Config, dataset: SequentialDataset) -> None:
         super().__init__(config, dataset)
         self.USER_ID = config["USER_ID_FIELD"]
         self.linear = LinearModel(self.n_items, config["tau_inf"])
@@ -93,8 +95,8 @@ class LinearRecommender(SequentialRecommender):
         return self.full_sort_predict(interaction).gather(1, interaction[self.ITEM_ID].unsqueeze(1)).squeeze(1)
 
 
-def _shared(config):
-    """Return the settings that all linear models have."""
+def _shared(config: Any) -> dict[str, Any]:
+    """Return the settings that all linear models share."""
     return {
         "reg_weight": config["reg_weight"],
         "window": config["MAX_ITEM_LIST_LENGTH"],

@@ -1,6 +1,6 @@
-"""Model names: ``<Method><Backbone>`` and what stands behind them.
+"""Model names ``<Method><Backbone>`` and their classes.
 
-A class is made on first use, once, and appears in ``recbole_pref.model``, where pickle finds it.
+A class is created once, on first use, as an attribute of ``recbole_pref.model``, where pickle finds it.
 """
 
 import importlib
@@ -8,11 +8,12 @@ import importlib.util
 import pkgutil
 import re
 import sys
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
 from recbole_pref.errors import PrefError, suggest
-from recbole_pref.methods import METHODS
+from recbole_pref.methods import METHODS, Method
 
 BACKBONES = ("SASRec", "GRU4Rec", "Caser")
 LINEAR = ("SLIST", "TALE", "SeqEASE")  # the classes of linear_models, which have no method
@@ -21,12 +22,12 @@ SEQUENTIAL = "recbole.model.sequential_recommender"
 
 
 @lru_cache(maxsize=1)
-def sequential_models():
-    """Return RecBole's sequential models: dict of lower-case name to class."""
+def sequential_models() -> dict[str, type]:
+    """Return RecBole's sequential models: lower-case name to class."""
     package = importlib.import_module(SEQUENTIAL)
     from recbole.model.abstract_recommender import SequentialRecommender
 
-    found = {}
+    models = {}
     for module in pkgutil.iter_modules(package.__path__):
         for name, member in vars(importlib.import_module(f"{SEQUENTIAL}.{module.name}")).items():
             if (
@@ -34,13 +35,15 @@ def sequential_models():
                 and issubclass(member, SequentialRecommender)
                 and name.lower() == module.name
             ):
-                found[module.name] = member
-    return found
+                models[module.name] = member
+    return models
 
 
 def sequential_model_names() -> list[str]:
-    """Return the names of RecBole's sequential models, read from its source files: importing them takes seconds."""
-    folder = Path(importlib.util.find_spec("recbole").origin).parent.joinpath(*SEQUENTIAL.split(".")[1:])
+    """Return the names of RecBole's sequential models, read from its source, because an import takes seconds."""
+    spec = importlib.util.find_spec("recbole")
+    assert spec is not None and spec.origin is not None  # compat checks the installation
+    folder = Path(spec.origin).parent.joinpath(*SEQUENTIAL.split(".")[1:])
     names = []
     for file in sorted(folder.glob("*.py")):
         classes = re.findall(r"^class (\w+)\(", file.read_text(encoding="utf-8"), re.MULTILINE)
@@ -48,14 +51,14 @@ def sequential_model_names() -> list[str]:
     return names
 
 
-def split_model_name(name):
-    """Split ``<Method><Backbone>`` or ``<Method>MM<Backbone>`` without regard to case.
+def split_model_name(name: str) -> tuple[Method, type] | None:
+    """Split ``<Method><Backbone>`` or ``<Method>MM<Backbone>``, ignoring case.
 
     Returns:
-        tuple or None: (Method, backbone class); None when the name is no such pair.
+        tuple or None: (Method, backbone class); None when the name is not such a pair.
     """
     lower = name.lower()
-    # The longest method first: ``SDPO`` before ``DPO`` cannot clash, but new names may.
+    # The longest method first, because a new method's name may begin with another's.
     for method in sorted(METHODS.values(), key=lambda method: -len(method.name)):
         prefix = method.name.lower()
         if lower.startswith(prefix):
@@ -68,7 +71,7 @@ def split_model_name(name):
     return None
 
 
-def _with_features(backbone):
+def _with_features(backbone: type | None) -> type | None:
     if backbone is None:
         return None
     from recbole_pref.encoder import with_features
@@ -76,11 +79,11 @@ def _with_features(backbone):
     return with_features(backbone)
 
 
-def model_class(name):
-    """Return the class behind a model name of ours (``LPOSASRec``) or of RecBole (``SASRec``).
+def model_class(name: str) -> type:
+    """Return the class of a model name of ours (``LPOSASRec``) or of RecBole (``SASRec``).
 
     Raises:
-        PrefError: no such model; names the nearest one.
+        PrefError: the model does not exist; suggests the nearest name.
     """
     pair = split_model_name(name)
     if pair is not None:
@@ -94,16 +97,16 @@ def model_class(name):
     try:
         return get_model(name)
     except (ValueError, AttributeError, ImportError):
-        method = next((method for method in METHODS if method.lower() == str(name).lower()), None)
-        meant = suggest(name, all_model_names()) if method is None else f" Did you mean '{method}SASRec'?"
+        alone = next((method for method in METHODS if method.lower() == str(name).lower()), None)
+        hint = suggest(name, all_model_names()) if alone is None else f" Did you mean '{alone}SASRec'?"
         raise PrefError(
             f"model={name!r} does not exist: use a model of RecBole or <Method><Backbone>, such as "
-            f"LPOSASRec (--list prints all).{meant}"
+            f"LPOSASRec (--list prints all).{hint}"
         ) from None
 
 
-def all_model_names():
-    """Return every model name we can suggest: ours on every sequential model, and RecBole's."""
+def all_model_names() -> list[str]:
+    """Return all model names: ours on every sequential model, and RecBole's."""
     import recbole.properties as properties
 
     names = [name.stem for root in properties.__path__ for name in _yaml_files(root)]
@@ -113,16 +116,16 @@ def all_model_names():
     return names + [method + backbone for method in METHODS for backbone in backbones]
 
 
-def _yaml_files(root):
+def _yaml_files(root: str) -> Iterator[Path]:
     return Path(root, "model").glob("*.yaml")
 
 
-def preference_class(method, backbone):
+def preference_class(method: Method, backbone: type) -> type:
     """Return the class ``<Method><Backbone>``.
 
     Args:
-        method (Method): of ``methods.METHODS``.
-        backbone (type): a sequential model class of RecBole.
+        method: of ``methods.METHODS``.
+        backbone: a sequential model class of RecBole.
     """
     name = method.name + backbone.__name__
     room = vars(sys.modules["recbole_pref.model"])
@@ -145,4 +148,4 @@ def preference_class(method, backbone):
 def linear_class(name: str) -> type | None:
     """Return the linear model with this name in lower case, or None."""
     exact = next((exact for exact in LINEAR if exact.lower() == name), None)
-    return exact and getattr(importlib.import_module("recbole_pref.model.linear_models"), exact)
+    return None if exact is None else getattr(importlib.import_module("recbole_pref.model.linear_models"), exact)

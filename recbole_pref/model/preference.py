@@ -1,6 +1,6 @@
 """The joint between a method and a backbone: ``PreferenceMixin`` makes a RecBole backbone a model that scores.
 
-What training needs beside the model is in ``step.TrainingStep``; the trainer gives it to the model
+The other parts of training are in ``step.TrainingStep``; the trainer passes it to the model
 (``prepare_training``), so that a checkpoint, sizes and settings are enough to recommend.
 """
 
@@ -32,7 +32,7 @@ _OF_REFERENCE = "reference."  # how the names of the reference's parameters begi
 
 
 if TYPE_CHECKING:
-    # What the backbone in the bases brings.
+    # Attributes of the backbone in the bases.
     from recbole.model.abstract_recommender import SequentialRecommender as _Backbone
 else:
     _Backbone = object
@@ -45,10 +45,10 @@ class PreferenceMixin(_Backbone):
 
     Args:
         config (Config): RecBole's configuration.
-        dataset: RecBole's data set, or anything that tells the sizes that the backbone asks for.
+        dataset: RecBole's data set, or an object with the sizes that the backbone reads.
 
     Attributes:
-        step (TrainingStep or None): what training needs, after ``prepare_training``.
+        step (TrainingStep or None): set by ``prepare_training``.
         reference (PreferenceMixin or None): the frozen reference model, part of the state dict.
 
     Raises:
@@ -77,8 +77,8 @@ class PreferenceMixin(_Backbone):
         self.step: TrainingStep | None = None
         self.reference: PreferenceMixin | None = None
 
-    def _new_repeat_bias(self, config):
-        """Return the parameter behind ``repeat_bias``, 0 at first, or None."""
+    def _new_repeat_bias(self, config: Any) -> torch.nn.Parameter | None:
+        """Return the parameter of ``repeat_bias``, initially 0, or None."""
         if not self.settings["repeat_bias"]:
             return None
         if self.backbone is None:
@@ -92,10 +92,11 @@ class PreferenceMixin(_Backbone):
 
     def encode(self, interaction: Interaction) -> torch.Tensor:
         """Return the representation of each row's sequence: [B, H]."""
+        assert self.backbone is not None  # callers check
         return encode_last(self, self.backbone, interaction)
 
     def terms(self, histories: torch.Tensor) -> scoring.Terms:
-        """Return what is added to the dot products of rows with these histories [R, L]."""
+        """Return the addends of the dot products of rows with these histories [R, L]."""
         terms: scoring.Terms = ()
         if self.repeat_bias is not None:
             source = scoring.OfHistory(scoring.distinct_items(histories))
@@ -109,7 +110,7 @@ class PreferenceMixin(_Backbone):
 
         Args:
             prior: fitted on the same items.
-            weight: of its scores, where it is not learned.
+            weight: of its scores, when it is not learned.
         """
         self.prior = prior.to(self.device)
         if self.prior_weight is None:
@@ -135,7 +136,7 @@ class PreferenceMixin(_Backbone):
     def predict(self, interaction: Interaction) -> torch.Tensor:
         """Return the score of each row's item, as RecBole's backbone: [B].
 
-        Sampled ranking asks for it with a row per candidate: each sequence is encoded once.
+        Sampled ranking has a row per candidate; each sequence is encoded once.
         """
         if self.backbone is None:
             return super().predict(interaction)
@@ -143,7 +144,10 @@ class PreferenceMixin(_Backbone):
         keys = histories
         if self.USER_ID in interaction:  # Caser's vectors depend on it
             keys = torch.cat([interaction[self.USER_ID].unsqueeze(1), histories], dim=1)
-        distinct, of_row = torch.unique(keys, dim=0, return_inverse=True)
+        # Equal rows mostly follow each other: sorting what is left of them is five times as fast.
+        runs, of_row = torch.unique_consecutive(keys, dim=0, return_inverse=True)
+        distinct, of_run = torch.unique(runs, dim=0, return_inverse=True)
+        of_row = of_run[of_row]
         row = torch.empty(len(distinct), dtype=torch.int64, device=of_row.device)
         row[of_row] = torch.arange(len(keys), device=of_row.device)  # some row of each sequence
         hidden = self.encode(interaction[row])[of_row]
@@ -151,7 +155,7 @@ class PreferenceMixin(_Backbone):
         return scoring.item_scores(hidden, self.item_embedding.weight, ids, self.terms(histories)).squeeze(1)
 
     def catalogue_scores(self, interaction: Interaction) -> torch.Tensor:
-        """Return the scores that cross-entropy is about, of a backbone without a representation entry: [R, n_items]."""
+        """Return the scores in the cross-entropy of a backbone without an entry in ``backbones``: [R, n_items]."""
         scores = whole_scores(self, self.backbone_class, interaction).float().view(-1, self.n_items)
         if self.backbone_class.__name__ in _PROBABILITY_BACKBONES:
             scores = scores.clamp_min(torch.finfo(scores.dtype).tiny).log()
@@ -160,7 +164,7 @@ class PreferenceMixin(_Backbone):
     # -- training
 
     def prepare_training(self, config: Any, dataset: Any) -> None:
-        """Give the model what training needs: head/tail split, sampler, and a reference that is still random.
+        """Prepare the model for training: head/tail split, sampler, and a reference that is still random.
 
         Args:
             config (Config): RecBole's configuration.
@@ -170,7 +174,7 @@ class PreferenceMixin(_Backbone):
             PrefError: settings that cannot work on this data.
         """
         step = TrainingStep(self, config, dataset)
-        if not step.is_plain:  # which promises RecBole's numbers to the last bit
+        if not step.is_plain:  # a plain step gives exactly RecBole's numbers
             use_fast_dropout(self)
         if step.needs_reference:
             # The policy's random stream must not depend on whether a reference exists.
@@ -212,7 +216,7 @@ class PreferenceMixin(_Backbone):
         return total if finish is None else total + finish() / distributed.world()[0]
 
     def pop_diagnostics(self) -> dict[str, float]:
-        """Return the means of what was watched since the last call, over all processes."""
+        """Return the means of the diagnostics since the last call, over all processes."""
         means = {} if self.step is None else self.step.diagnostics.pop()
         if self.repeat_bias is not None:
             means["repeat_bias"] = (_REPEAT_SCALE * self.repeat_bias).item()
@@ -239,10 +243,10 @@ class PreferenceMixin(_Backbone):
         self.start_from({name: tensor.clone() for name, tensor in state if not name.startswith(_OF_REFERENCE)})
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Take parameters over, as torch.
+        """Load parameters, like torch.
 
-        A model that is not prepared for training leaves out the reference's, and takes a prior over that it has not;
-        where the parameters hold no prior, the model keeps its own.
+        A model that is not prepared for training ignores those of the reference. A model without a prior takes the
+        prior of the parameters. If the parameters hold no prior, the model keeps its prior.
         """
         if self.reference is None:
             state_dict = {k: v for k, v in state_dict.items() if not k.startswith(_OF_REFERENCE)}
@@ -259,7 +263,7 @@ class PreferenceMixin(_Backbone):
     def train(self, mode: bool = True) -> "PreferenceMixin":
         """Set training mode; the reference stays in evaluation mode."""
         super().train(mode)
-        reference = getattr(self, "reference", None)  # torch may ask before the constructor has ended
+        reference = getattr(self, "reference", None)  # torch may call this before the constructor ends
         if reference is not None:
             reference.eval()
         return self

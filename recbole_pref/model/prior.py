@@ -1,8 +1,8 @@
 """A linear prior under a neural model: s(x, i) = f(x, i) + c g(x, i).
 
 g(x, .) = x B are the scores of a fitted linear item-item model (``linear``), divided by their standard deviation
-over the real items of the row, so that c means the same on every data set. It generalises ``repeat_bias``, a prior
-that knows only which items the history holds, and is a product of experts: the softmax of s is proportional to
+over the real items of the row, so that c is comparable between data sets. It generalises ``repeat_bias``, a prior
+that depends only on the items in the history. It is a product of experts: the softmax of s is proportional to
 exp(f) times the c-th power of the prior's softmax.
 """
 
@@ -14,16 +14,16 @@ from torch import nn
 from recbole_pref import scoring
 from recbole_pref.model.linear import LinearModel
 
-_SMALLEST_STD = 1e-6  # a history whose items have no weights scores all items alike
+_SMALLEST_STD = 1e-6  # a history whose items have no weights gives all items the same score
 
 
 def is_used(config: Any) -> bool:
-    """Return whether a configuration has a prior; with ``prior_weight: 0`` there is none."""
+    """Return whether a configuration has a prior; with ``prior_weight: 0`` it has none."""
     return config["prior"] not in (None, "none") and config["prior_weight"] != 0
 
 
 def is_in_training(config: Any) -> bool:
-    """Return whether the prior is inside the logits of the loss, rather than added after training."""
+    """Return whether the prior is part of the logits of the loss; otherwise it is added after training."""
     return is_used(config) and bool(config["prior_in_training"])
 
 
@@ -35,7 +35,7 @@ class Prior(nn.Module):
 
     Attributes:
         linear: the item-item weights, empty before ``of`` or ``load_state_dict``.
-        tau_inf: decay of a history's items by their age, a scalar; infinity where all weigh 1.
+        tau_inf: decay of a history's items by their age, a scalar; infinity when all weigh 1.
     """
 
     tau_inf: torch.Tensor
@@ -69,7 +69,7 @@ class Prior(nn.Module):
 
 
 class OfPrior:
-    """The prior's scores as a term beside the dot products; see ``scoring.Source``.
+    """The prior's scores as an addend of the dot products; see ``scoring.Source``.
 
     Args:
         prior: a fitted prior.
@@ -78,7 +78,7 @@ class OfPrior:
 
     def __init__(self, prior: Prior, histories: torch.Tensor) -> None:
         self.prior, self.histories = prior, histories
-        self._rows: slice | None = None  # the fused pass asks twice for the same rows
+        self._rows: slice | None = None  # the fused pass reads the same rows twice
         self._scores = histories
 
     def _of(self, rows: slice) -> torch.Tensor:
@@ -87,11 +87,11 @@ class OfPrior:
         return self._scores
 
     def add(self, scores: torch.Tensor, rows: slice, weight: torch.Tensor) -> None:
-        """Add them, times the weight, in place; see ``scoring.Source``."""
+        """Add the scores, times the weight, in place; see ``scoring.Source``."""
         scores.addcmul_(self._of(rows).to(scores.dtype), weight.to(scores.dtype))
 
     def at(self, rows: slice, ids: torch.Tensor) -> torch.Tensor:
-        """Return them for given items, a bounded number of rows at a time; see ``scoring.Source``."""
+        """Return the scores of given items, for a bounded number of rows at a time; see ``scoring.Source``."""
         histories = self.histories[rows]
         step = scoring.chunk_rows(self.prior.linear.n_items, device_type=ids.device.type)
         parts = zip(histories.split(step), ids.split(step))

@@ -1,13 +1,13 @@
-"""What a training step computes: the loss of a batch.
+"""The training step, which computes the loss of a batch.
 
 total = ce_weight * cross-entropy + lambda * preference term, averaged over the rows of the batch with
-the head/tail weights. Which scores are computed follows from what the parts need:
+the head/tail weights. The parts determine which scores are computed:
 
 * the normalizer over the catalogue (cross-entropy, or a loss on log-probabilities): one fused pass over
   chunks of rows, in which negatives are drawn as well;
-* otherwise only the K + 1 dot products of positive and negatives, after a pass without gradient where
+* otherwise only the K + 1 dot products of positive and negatives, after a pass without gradient if
   the sampler ranks the catalogue;
-* backbones without a representation entry: whole scores, RecBole's ``full_sort_predict``.
+* backbones without an entry in ``backbones``: whole scores, RecBole's ``full_sort_predict``.
 """
 
 from functools import partial
@@ -32,7 +32,7 @@ _MOST_PLAIN_SCORES = 2**28  # rows x items of a batch: 1 GiB of float32, of whic
 
 
 class Diagnostics:
-    """Sums and counts of what a run watches, on the device, read once per validation.
+    """Sums and counts of the diagnostics of a run, on the device, read once per validation.
 
     Attributes:
         sums: name -> [2] sum and count since the last report.
@@ -44,8 +44,8 @@ class Diagnostics:
     def add(self, name: str, values: torch.Tensor) -> None:
         """Add values of any shape to the sums of a name."""
         entry = torch.stack([values.sum(), values.new_full((), values.numel())])
-        known = self.sums.get(name)
-        self.sums[name] = entry if known is None else known + entry
+        total = self.sums.get(name)
+        self.sums[name] = entry if total is None else total + entry
 
     def pop(self) -> dict[str, float]:
         """Return the means since the last call, over all processes."""
@@ -57,10 +57,10 @@ class Diagnostics:
 class TrainingStep(nn.Module):
     """Turns the scores of a model into the loss of a batch.
 
-    It holds what training needs beside the model: the head/tail split, the negative sampler, the frozen reference.
+    It holds the parts of training outside the model: head/tail split, negative sampler, frozen reference.
 
     Args:
-        model (PreferenceMixin): the model that is trained; it is not kept.
+        model (PreferenceMixin): the model that is trained; it is not stored.
         config (Config): RecBole's configuration.
         dataset (SequentialDataset): RecBole's training split; its counts make the head/tail split.
 
@@ -99,7 +99,7 @@ class TrainingStep(nn.Module):
         # Some backbones' own loss is not cross-entropy (FPMC, TransRec): it needs RecBole's sampled negatives.
         self.needs_pairs = any(isinstance(part, BPRLoss) for part in model.modules())
         self.diagnostics = Diagnostics()
-        self._watched: list[tuple] = []  # what the diagnostics of a batch are computed from, part by part
+        self._watched: list[tuple] = []  # inputs of the diagnostics of a batch, part by part
 
     # -- what is computed
 
@@ -124,7 +124,7 @@ class TrainingStep(nn.Module):
                 getLogger().warning(
                     f"tawin_anchor='auto' is rank {anchor} for valid_metric={config['valid_metric']!r}, and "
                     f"num_negatives={last + 1} ends at rank {last}, which is used: "
-                    f"{2 * (anchor + 1)} negatives would hold the window."
+                    f"set num_negatives to {2 * (anchor + 1)} to cover the window."
                 )
             chosen["tawin_anchor"] = min(anchor, last)
         return chosen
@@ -147,11 +147,11 @@ class TrainingStep(nn.Module):
 
     @property
     def is_plain(self) -> bool:
-        """Whether the loss is RecBole's own on RecBole's own rows, nothing added.
+        """Whether the loss is exactly RecBole's loss on RecBole's rows.
 
-        Cross-entropy alone of a backbone without a fused pass always is, as RecBole's loss may hold more than that.
-        Else ``train_positions: last`` asks for it; on several processes, and where the scores of a batch, which
-        RecBole stores whole, outgrow memory, the fused pass gives the same up to rounding.
+        This holds for cross-entropy of a backbone without a fused pass, because RecBole's loss may contain other terms.
+        With a fused pass it needs ``train_positions: last``. On several processes, and when the scores of a batch,
+        which RecBole stores whole, exceed memory, the fused pass gives the same result up to rounding.
         """
         if self.uses_negatives or self.settings["repeat_bias"] or self.needs_pairs:
             return False
@@ -211,7 +211,7 @@ class TrainingStep(nn.Module):
             with torch.no_grad():
                 reference = WholeScores(self.reference.model.catalogue_scores(batch.interaction))
         log_z = torch.logsumexp(scores, dim=-1)
-        # Samplers write into the scores for a while, which autograd would not allow in its own.
+        # Samplers change the scores temporarily, which autograd does not allow for its own tensors.
         free = scores.detach().clone()
         ids = self._positive_and_negatives(
             batch.targets, self._begin_draw(batch), reference, rows, free, log_z.detach()
@@ -241,7 +241,7 @@ class TrainingStep(nn.Module):
             draw: of the batch, None without negatives.
             reference: of the batch.
             rows: which rows.
-            scores, log_z: [c, n_items] and [c] of the policy, None where they are not computed.
+            scores, log_z: [c, n_items] and [c] of the policy, None when they are not computed.
 
         Returns:
             Tensor: [c, 1 + K] or [c, 2 + K].
@@ -266,14 +266,14 @@ class TrainingStep(nn.Module):
     ) -> torch.Tensor:
         """Return cross-entropy and preference term of rows: [c].
 
-        Cross-entropy keeps the padding column in its normalizer, as RecBole's does; preference terms
-        are about real items, so theirs leaves it out.
+        The normalizer of cross-entropy includes the padding column, as in RecBole. Preference terms concern
+        real items, so their normalizer excludes it.
 
         Args:
             reference: of the batch.
             rows: which rows.
             ids, picked: [c, 1 + K or 2 + K] items and their scores, see ``_positive_and_negatives``.
-            log_z: [c] log-sum-exp of all scores, padding included; None where it is not computed.
+            log_z: [c] log-sum-exp of all scores, padding included; None when it is not computed.
         """
         total, pos = picked.new_zeros(()), picked[:, 0]
         if self.settings["ce_weight"] > 0:
@@ -308,7 +308,7 @@ class TrainingStep(nn.Module):
 
     @torch.no_grad()
     def _record(self) -> None:
-        """Add the diagnostics of a batch, whose parts ``_preference`` has seen, to the sums."""
+        """Add the diagnostics of a batch, collected by ``_preference``, to the sums."""
         if not self._watched:
             return
         pos, neg, refs, extras = zip(*self._watched)

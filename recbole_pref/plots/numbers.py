@@ -81,8 +81,9 @@ def tail_definition(runs: list[Run]) -> str:
     if len(splits) != 1:
         return ""
     rule, ratio = splits.pop()
-    is_defined = rule in HEAD_RULES and math.isfinite(number(ratio))
-    return f"tail: all but {head_in_words(rule, number(ratio))}" if is_defined else ""
+    if rule is None or rule not in HEAD_RULES or not math.isfinite(number(ratio)):
+        return ""
+    return f"tail: all but {head_in_words(rule, number(ratio))}"
 
 
 def main_metric(runs: list[Run]) -> str:

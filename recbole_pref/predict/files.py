@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 from filelock import FileLock, Timeout
@@ -169,7 +169,7 @@ class _Parts:
     def add(self, frame: pd.DataFrame) -> None:
         """Store a finished piece."""
 
-        def write(file: BinaryIO) -> None:
+        def write(file: IO[bytes]) -> None:
             if self.ending == ".csv":
                 file.write(frame.to_csv(index=False, header=not self.pieces).encode())
                 return
@@ -185,7 +185,7 @@ class _Parts:
         """Write the target from its pieces."""
         paths = [self._path(number) for number in range(len(self.pieces))]
 
-        def write(file: BinaryIO) -> None:
+        def write(file: IO[bytes]) -> None:
             if self.ending == ".csv":
                 if not paths:
                     file.write(b"user,rank,item,score\n")

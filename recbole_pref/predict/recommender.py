@@ -103,8 +103,8 @@ def _visible_gpus_restored() -> Iterator[None]:
             os.environ["CUDA_VISIBLE_DEVICES"] = before
 
 
-def _term_name(source: Any) -> str:
-    return "repeat_bias" if isinstance(source, scoring.OfHistory) else type(source).__name__
+# The settings behind the terms that are added to dot products.
+_SETTING_OF_TERM = {"OfHistory": "repeat_bias", "OfPrior": "prior"}
 
 
 class Recommender:
@@ -149,7 +149,8 @@ class Recommender:
             config, rows, self._histories = self._load_data()
             self.model: Any = load_model(state, model_file, config, rows).to(self.device)
         else:
-            self.model = cls(self.config, Sizes(self.config, state)).to(self.device)
+            build: Any = cls
+            self.model = build(self.config, Sizes(self.config, state)).to(self.device)
             checkpoint.fill(self.model, state)
         self.model.eval()
         self.max_length = self.config["MAX_ITEM_LIST_LENGTH"]
@@ -310,8 +311,9 @@ class Recommender:
     def terms_beside_vectors(self) -> dict[str, float]:
         """Return the weights, by name, of terms that scores have in addition to the dot product of vectors.
 
-        ``repeat_bias`` is added to items of the sequence, so lists without these items do not need it. Item features
-        are part of the item vectors.
+        ``repeat_bias`` is added to the items of the sequence, so lists that leave them out do not need it. The linear
+        ``prior`` depends on the whole sequence, so lists without it are others. Item features are part of the item
+        vectors.
 
         Raises:
             PrefError: the scores of the backbone are not products of vectors.
@@ -324,7 +326,8 @@ class Recommender:
         history = torch.zeros(1, self.max_length, dtype=torch.int64, device=self.device)
         history[0, 0] = 1
         with torch.no_grad():
-            return {_term_name(term.source): float(term.weight) for term in self.model.terms(history)}
+            terms = [(type(source).__name__, float(weight)) for weight, source in self.model.terms(history)]
+        return {_SETTING_OF_TERM.get(name, name): weight for name, weight in terms}
 
     def _check_vectors(self, dot_product_only: bool) -> None:
         beside = ", ".join(f"{name} (weight {weight:.3g})" for name, weight in self.terms_beside_vectors().items())

@@ -1,5 +1,7 @@
 """The trainer of linear models, which fits once instead of training for epochs."""
 
+from typing import Any
+
 from recbole.trainer import TraditionalTrainer
 
 from recbole_pref.training.trainer import TrainerMixin
@@ -8,12 +10,14 @@ from recbole_pref.training.trainer import TrainerMixin
 class _FitOnce(TraditionalTrainer):
     """RecBole's trainer of models without gradients; its one epoch is the fit."""
 
-    def __init__(self, config, model):
+    def __init__(self, config: Any, model: Any) -> None:
         super().__init__(config, model)
         self.epochs = min(config["epochs"], 1)
         self.eval_step = min(config["eval_step"], 1)
 
-    def _train_epoch(self, train_data, epoch_idx, loss_func=None, show_progress=False):
+    def _train_epoch(
+        self, train_data: Any, epoch_idx: int, loss_func: Any = None, show_progress: bool = False
+    ) -> float:
         self.model.fit(train_data._dataset)
         return 0.0
 

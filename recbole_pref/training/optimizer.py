@@ -9,14 +9,14 @@ from torch.optim import Optimizer
 
 
 def without_dynamo(build: Callable[[], Optimizer]) -> Optimizer:
-    """Return the optimizer that ``build()`` makes, computing the same without importing ``torch._dynamo``.
+    """Return the optimizer that ``build()`` makes, with the same results but without importing ``torch._dynamo``.
 
     torch wraps the methods of its optimizers so that ``torch.compile`` leaves them alone, and the wrappers import
     ``torch._dynamo`` on their first call. A model may be compiled; a compiled function must not contain this
     optimizer's step.
 
     Args:
-        build (callable): makes an optimizer of ``torch.optim``.
+        build: makes an optimizer of ``torch.optim``.
     """
     if "torch._dynamo" in sys.modules:
         return build()

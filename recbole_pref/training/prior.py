@@ -1,4 +1,4 @@
-"""The linear prior of a run: fitted once per data, split and settings, stored, found again; its weight.
+"""The linear prior of a run and its weight. A prior is fitted once per data, split and settings, and stored.
 
 ``prior_weight`` is chosen on the validation set after training (``auto``), learned in training (``learned``), or
 given. ``prior_in_training`` puts the prior into the logits of the loss.
@@ -27,9 +27,9 @@ WEIGHTS = (0.0, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.4, 2.0, 2.8, 4.0)
 
 
 def linear_settings(config: Any) -> tuple[LinearSettings, float | None]:
-    """Return what the prior of a configuration is fitted with, and the decay of its histories.
+    """Return the settings of a configuration's prior, and the decay of its histories.
 
-    A setting ``prior_*`` that is empty has the default of the linear model's own property file.
+    An empty setting ``prior_*`` takes the default of the linear model's property file.
     """
     name = PRIORS[config["prior"]]
     values: dict[str, Any] = {}
@@ -43,14 +43,14 @@ def linear_settings(config: Any) -> tuple[LinearSettings, float | None]:
 
 
 def obtain(config: Any, dataset: Any) -> Prior:
-    """Return the prior of a run, fitting and storing it if it is not there yet.
+    """Return the prior of a run; fit and store it if it does not exist yet.
 
     Args:
         config (Config): of the run.
         dataset (SequentialDataset): the training split.
 
     Raises:
-        PrefError: the named checkpoint is not one of a linear model on the same items, or nothing can be fitted.
+        PrefError: the named checkpoint is not of a linear model on the same items, or the prior cannot be fitted.
     """
     if config["prior"] not in PRIORS:
         return _from_checkpoint(config, dataset)

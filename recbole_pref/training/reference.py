@@ -1,20 +1,23 @@
-"""Reference models: trained once with cross-entropy, stored, found again, checked.
+"""Reference models: trained once with cross-entropy, stored, checked and reused.
 
-``reference: auto`` trains the plain backbone on the same data and keeps it under a key of everything that
-shapes it: data, split, backbone settings, training settings and seed. Every method, run and sweep trial
-with the same key shares the file; a lock lets two processes asking for it train it once. In a comparison,
-a run of cross-entropy is the reference of those that ask for the same.
+``reference: auto`` trains the plain backbone on the same data. It is stored under a key of everything that
+determines it: data, split, backbone settings, training settings and seed. All methods, runs and sweep
+trials with the same key share the file. A lock ensures that concurrent processes train it once. In a
+comparison, a run of cross-entropy is the reference of the runs with the same key.
 """
 
 import hashlib
 import json
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import copy
 from logging import getLogger
 from pathlib import Path
+from typing import Any
 
 import recbole
-from filelock import FileLock, Timeout
+import torch
+from filelock import BaseFileLock, FileLock, Timeout
 
 from recbole_pref import checkpoint, distributed
 from recbole_pref.errors import PrefError
@@ -22,26 +25,26 @@ from recbole_pref.model import prior
 from recbole_pref.settings import attribute_of_settings, settings_with
 from recbole_pref.settings.files import properties_dir, top_level_keys
 
-_NOT_COMPARED = ("reference.", "prior.")  # parameters that a reference has not of its own
+_NOT_COMPARED = ("reference.", "prior.")  # parameters that are not part of a reference
 
 
-def fingerprint_of(dataset):
+def fingerprint_of(dataset: Any) -> dict[str, Any]:
     """Return the data fingerprint of a RecBole training split; see ``checkpoint.data_fingerprint``."""
     tokens = dataset.field2id_token[dataset.iid_field]
     targets = dataset.inter_feat[dataset.iid_field]
     return checkpoint.data_fingerprint(tokens, dataset.user_num, len(targets), targets)
 
 
-def backbone_settings(config, backbone_class):
-    """Return the settings that are in the property files of a backbone, RecBole's and ours: dict."""
+def backbone_settings(config: Any, backbone_class: type) -> dict[str, Any]:
+    """Return the settings in the property files of a backbone, RecBole's and ours."""
     folders = (Path(recbole.__file__).parent / "properties" / "model", properties_dir() / "backbone")
     files = [folder / f"{base.__name__}.yaml" for base in backbone_class.__mro__ for folder in folders]
     keys = {key for file in files if file.is_file() for key in top_level_keys(file)}
     return {key: config[key] for key in sorted(keys)}
 
 
-def reference_key(config, backbone_class, fingerprint):
-    """Return what identifies an automatically trained reference: dict of plain values."""
+def reference_key(config: Any, backbone_class: type, fingerprint: dict[str, Any] | None) -> dict[str, Any]:
+    """Return the key of an automatically trained reference: a dict of plain values."""
     return checkpoint.to_plain(
         {
             "backbone": backbone_class.__name__,
@@ -54,45 +57,51 @@ def reference_key(config, backbone_class, fingerprint):
     )
 
 
-def _training_settings(config):
-    """Return the settings that shape the training of a reference; a prior that is added after training does not."""
+def _training_settings(config: Any) -> dict[str, Any]:
+    """Return the settings that affect the training of a reference, without those of a prior that is added later."""
     settings = {key: config[key] for key in sorted(settings_with(shapes_reference=True))}
     if not prior.is_in_training(config):
         settings = {key: value for key, value in settings.items() if not key.startswith("prior")}
     return settings
 
 
-def shaping_keys(config, backbone_class):
-    """Return the settings on which an automatically trained reference depends: set of str."""
+def shaping_keys(config: Any, backbone_class: type) -> set[str]:
+    """Return the names of the settings on which an automatically trained reference depends."""
     return {*backbone_settings(config, backbone_class), *settings_with(shapes_reference=True)}
 
 
-def reference_folder(config):
+def reference_folder(config: Any) -> Path:
     """Return the folder of the references of a run."""
     return Path(config["reference_dir"] or Path(config["checkpoint_dir"], "reference"))
 
 
-def reference_path(config, key):
-    """Return where the reference of a key is stored."""
+def reference_path(config: Any, key: dict[str, Any]) -> Path:
+    """Return the path of the reference with this key."""
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
     return reference_folder(config) / f"{key['dataset']}-{key['backbone']}-{digest}.pth"
 
 
-def obtain(config, model, train_data, valid_data, train):
-    """Return the parameters of the reference for a preference model, training it if it must be.
+def obtain(
+    config: Any,
+    model: Any,
+    train_data: Any,
+    valid_data: Any,
+    train: Callable[..., tuple[dict[str, torch.Tensor], dict[str, Any]]],
+) -> tuple[dict[str, torch.Tensor], str]:
+    """Return the parameters of the reference for a preference model; train it if necessary.
 
     Args:
         config (Config): of the run.
-        model (PreferenceMixin): the policy; its backbone is what the reference is.
+        model (PreferenceMixin): the policy, whose backbone is the reference.
         train_data, valid_data: RecBole's loaders.
-        train (callable): ``(config, model_class, train_data, valid_data, stem) -> (state_dict,
-            summary)`` trains a plain backbone; given by the trainer, which this module does not import.
+        train: ``(config, model_class, train_data, valid_data, stem) -> (state_dict, summary)`` trains a plain
+            backbone; the trainer passes it, because this module does not import the trainer.
 
     Returns:
         tuple: state_dict of the plain backbone, and a sentence for the log.
 
     Raises:
-        PrefError: the named checkpoint is missing, damaged or foreign.
+        PrefError: the named checkpoint is missing, damaged or does not fit.
     """
     fingerprint = fingerprint_of(train_data._dataset)
     if config["reference"] != "auto":
@@ -101,11 +110,11 @@ def obtain(config, model, train_data, valid_data, train):
     key = _completed(reference_key(config, model.backbone_class, fingerprint), model)
     path = reference_path(config, key)
     if not distributed.is_first():
-        distributed.wait()  # until the first process has the lock: what it trains is logged
+        distributed.wait()  # until the first process has the lock, so that it trains and logs
     try:
         lock = locked(path, timeout=0)
     except Timeout:
-        getLogger().info(f"waiting for the reference that another process trains: {path}")
+        getLogger().info(f"waiting for another process that trains the reference: {path}")
         lock = None
     if distributed.is_first():
         distributed.wait()
@@ -123,14 +132,14 @@ def obtain(config, model, train_data, valid_data, train):
         lock.release()
 
 
-def _completed(key, model):
+def _completed(key: dict[str, Any], model: Any) -> dict[str, Any]:
     return {**key, "features": model.feature_digest()} if hasattr(model, "feature_digest") else key
 
 
-def key_asked(config):
-    """Return the key of the reference that a run trains or finds, or None: see :func:`reference_key`.
+def needed_key(config: Any) -> dict[str, Any] | None:
+    """Return the key of the reference that a run needs, or None; see :func:`reference_key`.
 
-    Without the data's fingerprint, to compare the runs of one data set before the data are read.
+    The key has no fingerprint of the data, so that runs can be compared before the data are read.
     """
     backbone = getattr(config.model_class, "backbone_class", None)
     if backbone is None or config["reference"] != "auto":
@@ -138,34 +147,34 @@ def key_asked(config):
     return reference_key(config, backbone, None)
 
 
-def key_offered(config, fingerprint=None):
-    """Return the key of the reference that a run of cross-entropy is itself, or None where none is like it."""
+def serving_key(config: Any, fingerprint: dict[str, Any] | None = None) -> dict[str, Any] | None:
+    """Return the key under which this run can serve as a reference, or None."""
     backbone = getattr(config.model_class, "backbone_class", None)
-    alike = all(config[name] == value for name, value in attribute_of_settings("in_reference").items())
-    if backbone is None or config["model"] != _model_of(backbone) or not alike:
+    same_training = all(config[name] == value for name, value in attribute_of_settings("in_reference").items())
+    if backbone is None or config["model"] != _model_of(backbone) or not same_training:
         return None
     key = reference_key(config, backbone, fingerprint)
     key["training"]["reference_learning_rate"] = config["learning_rate"]
     return key
 
 
-def differences(asked, offered):
-    """Return how two keys of one backbone differ: list of str, settings of the first, then of the second."""
-    words = {"reference_learning_rate": "learning_rate"}
+def differences(needed: dict[str, Any], serving: dict[str, Any]) -> list[str]:
+    """Return the settings in which two keys of one backbone differ, with both values."""
+    names = {"reference_learning_rate": "learning_rate"}
     return [
-        f"{name}={value}, there {words.get(name, name)}={offered[part].get(name)}"
+        f"{name}={value}, there {names.get(name, name)}={serving[part].get(name)}"
         for part in ("settings", "training")
-        for name, value in asked[part].items()
-        if offered[part].get(name) != value
+        for name, value in needed[part].items()
+        if serving[part].get(name) != value
     ]
 
 
-def locked(path, timeout=-1):
-    """Return the lock of a reference, held.
+def locked(path: Path, timeout: float = -1) -> BaseFileLock:
+    """Acquire the lock of a reference and return it.
 
     Raises:
         PrefError: the folder cannot be written.
-        filelock.Timeout: another process has held it for all these seconds.
+        filelock.Timeout: another process held the lock for ``timeout`` seconds.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -174,18 +183,18 @@ def locked(path, timeout=-1):
         raise
     except OSError as error:
         raise PrefError(
-            f"reference_dir={str(path.parent)!r} cannot be written ({error.strerror}): name a folder "
-            "that can."
+            f"reference_dir={str(path.parent)!r} cannot be written ({error.strerror}): name a writable "
+            "folder."
         ) from None
 
 
-def _claimed(path):
-    """Return the lock of a reference, held, or None where the reference is there, being trained or not storable."""
+def _claimed(path: Path) -> BaseFileLock | None:
+    """Acquire and return the lock of a reference, or None if it exists, is being trained or cannot be stored."""
     try:
         lock = locked(path, timeout=0)
     except Timeout:
         return None
-    except PrefError as error:  # a run of cross-entropy itself needs no reference
+    except PrefError as error:  # a run of cross-entropy needs no reference
         getLogger().warning(f"This run will not serve as a reference: {error}")
         return None
     if path.is_file():
@@ -195,32 +204,32 @@ def _claimed(path):
 
 
 @contextmanager
-def offered(trainer, train_data):
-    """Let a run of cross-entropy be the reference of others, bit for bit what ``reference: auto`` trains for them.
+def serving(trainer: Any, train_data: Any) -> Iterator[Callable[[], None]]:
+    """Let a run of cross-entropy serve as the reference of others, identical to that of ``reference: auto``.
 
-    While the run lasts, those that need it wait. Nothing happens for a run that no reference is like (another
-    method, objective or schedule), nor where the reference is there already or being trained.
+    Runs that need the reference wait for the end of this run. The block has no effect if the run cannot serve as a
+    reference (another method, objective or schedule), or if the reference exists or is being trained.
 
     Args:
         trainer (TrainerMixin): before its ``fit``.
         train_data: RecBole's loader.
 
     Yields:
-        callable: ``() -> None``, to be called after ``fit``; stores the best epoch unless a reference would have
-        been trained for more epochs.
+        callable: ``() -> None``, to be called after ``fit``. It stores the best epoch, unless a reference would be
+        trained for more epochs.
     """
     config = trainer.config
     fingerprint = fingerprint_of(train_data._dataset)
-    key = key_offered(config, fingerprint)
+    key = serving_key(config, fingerprint)
     if key is not None:
         key = _completed(key, trainer.model)
         path = reference_path(config, key)
-    lock = key and _claimed(path)
+    lock = None if key is None else _claimed(path)
     if lock is None:
         yield lambda: None
         return
 
-    def store():
+    def store() -> None:
         epochs, most = len(trainer.epoch_times), config["reference_epochs"]
         stopped_early = epochs < min(config["epochs"], most)
         if stopped_early or epochs == most:
@@ -236,8 +245,8 @@ def offered(trainer, train_data):
         lock.release()
 
 
-def load_reference(path, config, model, fingerprint):
-    """Load a checkpoint of RecBole or of ours as reference and refuse a foreign one.
+def load_reference(path: str | Path, config: Any, model: Any, fingerprint: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Load a checkpoint of RecBole or of ours as reference, and refuse one that does not fit.
 
     Raises:
         PrefError: missing or damaged, or trained on other data or sizes; the message names the
@@ -248,16 +257,16 @@ def load_reference(path, config, model, fingerprint):
     )
     if not isinstance(state, dict) or "state_dict" not in state:
         raise PrefError(f"reference={path!r} holds no state_dict: name a checkpoint of a trained model.")
-    own = {
+    expected = {
         name: tensor
         for name, tensor in model.state_dict().items()
         if not name.startswith(_NOT_COMPARED)
     }
-    theirs = {k: v for k, v in state["state_dict"].items() if not k.startswith(_NOT_COMPARED)}
+    stored = {k: v for k, v in state["state_dict"].items() if not k.startswith(_NOT_COMPARED)}
     differences = [
-        f"{name}: {_shape(theirs.get(name))} != {_shape(own.get(name))}"
-        for name in dict.fromkeys([*own, *theirs])
-        if _shape(theirs.get(name)) != _shape(own.get(name))
+        f"{name}: {_shape(stored.get(name))} != {_shape(expected.get(name))}"
+        for name in dict.fromkeys([*expected, *stored])
+        if _shape(stored.get(name)) != _shape(expected.get(name))
     ]
     if isinstance(state.get("data"), dict):
         differences = checkpoint.compare_fingerprints(state["data"], fingerprint) + differences
@@ -268,27 +277,27 @@ def load_reference(path, config, model, fingerprint):
             f"reference={str(path)!r} does not fit this run (checkpoint != run): "
             f"{'; '.join(differences[:6])}; train it on the same data, split and sizes, or use auto."
         )
-    return theirs
+    return stored
 
 
-def _shape(tensor):
+def _shape(tensor: torch.Tensor | None) -> str:
     return "missing" if tensor is None else "x".join(map(str, tensor.shape)) or "scalar"
 
 
-def _config_differences(theirs, config):
-    """Compare the settings that decide the item vocabulary and the split."""
+def _config_differences(stored: Any, config: Any) -> list[str]:
+    """Compare the settings that determine the item vocabulary and the split."""
     keys = ("dataset", "eval_args", *sorted(settings_with(filters=True)), "load_col")
-    pairs = ((key, theirs[key] if key in theirs else None, config[key]) for key in keys)
-    return [f"{key}: {saved} != {own}" for key, saved, own in pairs if saved != own]
+    pairs = ((key, stored[key] if key in stored else None, config[key]) for key in keys)
+    return [f"{key}: {before} != {now}" for key, before, now in pairs if before != now]
 
 
-def training_config(config, backbone_class, stem=None):
-    """Return a copy of a run's configuration that trains its backbone with cross-entropy alone.
+def training_config(config: Any, backbone_class: type, stem: str | None = None) -> Any:
+    """Return a copy of a run's configuration that trains its backbone with plain cross-entropy.
 
     Args:
         config (Config): of the run.
-        backbone_class (type): of RecBole.
-        stem (str, optional): of the checkpoint files of the training.
+        backbone_class: of RecBole.
+        stem: of the checkpoint files of the training.
     """
     other = copy(config)
     other.final_config_dict = dict(config.final_config_dict)
@@ -300,10 +309,10 @@ def training_config(config, backbone_class, stem=None):
             "learning_rate": config["reference_learning_rate"],
             "resume": False,
             "result_file": None,
-            "log_wandb": False,  # whose curves are those of the run
+            "log_wandb": False,  # its curves are those of the run
             "prior": config["prior"] if prior.is_in_training(config) else "none",
             "keep_last": 1,
-            # Apart from the run's own checkpoints, which --resume looks for.
+            # Not in the folder of the run's checkpoints, which --resume searches.
             "checkpoint_dir": str(reference_folder(config) / "training"),
             "run_stem": stem,
         }
@@ -311,5 +320,5 @@ def training_config(config, backbone_class, stem=None):
     return other
 
 
-def _model_of(backbone_class):
+def _model_of(backbone_class: type) -> str:
     return f"CE{backbone_class.__name__}"

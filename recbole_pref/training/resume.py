@@ -1,4 +1,4 @@
-"""What a checkpoint holds: the state of a run as one dataclass, with a version that is read."""
+"""The state of a run in a checkpoint: one dataclass, with a version number."""
 
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -12,20 +12,20 @@ VERSION = 1  # of the fields below; raised when a field changes its meaning
 
 @dataclass
 class RunState:
-    """What every checkpoint holds, the best one too: enough to recommend and to evaluate.
+    """The contents of every checkpoint: enough to recommend and to evaluate.
 
     Attributes:
         model: name of the model.
         config: the complete settings, as plain data.
         data: fingerprint of the training data.
         item_tokens: tokens of the items by id.
-        epoch: epochs done less one; in a ``-last-`` checkpoint the number in its name.
+        epoch: finished epochs less one; in a ``-last-`` checkpoint the number in its name.
         start_epoch: the epoch that a resumed run begins with.
         cur_step: validations since the best one.
-        best_valid_score, best_valid_result: of the best validation so far.
+        best_valid_score, best_valid_result: score and metrics of the best validation so far.
         train_loss_dict: RecBole's sum of the losses of each epoch.
         state_dict: the parameters, those of the reference included.
-        other_parameter: what some of RecBole's models compute beside them.
+        other_parameter: other values that some of RecBole's models compute.
         format: ``VERSION`` of the package that wrote it.
     """
 
@@ -44,18 +44,18 @@ class RunState:
     format: int = VERSION
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields by name, as ``checkpoint.save`` takes them."""
+        """Return the fields by name, for ``checkpoint.save``."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
 @dataclass
 class Within:
-    """Where in an epoch a run was stopped.
+    """The position in an epoch at which a run was stopped.
 
     Attributes:
-        steps: done in the epoch.
+        steps: finished steps of the epoch.
         total: sum of their losses, a scalar.
-        seconds: that they took.
+        seconds: their duration.
     """
 
     steps: int
@@ -65,18 +65,18 @@ class Within:
 
 @dataclass(kw_only=True)
 class ResumeState(RunState):
-    """What a ``-last-`` checkpoint holds in addition: all that the rest of the run depends on.
+    """The further contents of a ``-last-`` checkpoint: everything that the rest of the run depends on.
 
     Attributes:
-        finished: whether the run ended by itself.
-        optimizer, optimizers: states of RecBole's optimizer, and by name of those that a trainer has beside it.
+        finished: whether the run reached its end.
+        optimizer, optimizers: state of RecBole's optimizer, and states of a trainer's further optimizers by name.
         rng: random states of Python, numpy and torch.
         loader: state of the training loader's generator, at the start of the epoch.
-        within: where in the epoch, or None at its start.
+        within: position in the epoch, or None at its start.
         log_sums: sums of the diagnostics since the last report.
-        scheduler, scaler: states, ``scheduler`` None without one.
-        nan_steps: steps that were skipped.
-        reference_result: validation metrics of the reference, where the objective compares with it.
+        scheduler, scaler: their states; None without a scheduler.
+        nan_steps: number of skipped steps.
+        reference_result: validation metrics of the reference, if the objective uses them.
         epoch_times: seconds of training per epoch.
         history: one dict per validation.
     """
@@ -96,19 +96,19 @@ class ResumeState(RunState):
     history: list[dict[str, Any]]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields by name, as ``checkpoint.save`` takes them."""
+        """Return the fields by name, for ``checkpoint.save``."""
         return {**super().to_dict(), "within": self.within and asdict(self.within)}
 
     @classmethod
     def from_dict(cls, state: dict[str, Any], path: Any) -> "ResumeState":
-        """Return the state that a checkpoint holds.
+        """Return the state in a checkpoint.
 
         Args:
-            state: what ``checkpoint.load`` returned.
-            path: of the file, for messages.
+            state: result of ``checkpoint.load``.
+            path: path of the file, for messages.
 
         Raises:
-            PrefError: a best checkpoint, or one of a newer version.
+            PrefError: the file is a best checkpoint, or written by a newer version.
         """
         if state.get("format", VERSION) > VERSION:
             raise PrefError(
@@ -120,7 +120,7 @@ class ResumeState(RunState):
                 f"resume={str(path)!r} is a best checkpoint, which cannot be continued: "
                 "name one with -last- in its name."
             )
-        found: dict[str, Any] = {field.name: state.get(field.name) for field in fields(cls)}
-        found["within"] = found["within"] and Within(**found["within"])
-        found["train_loss_dict"] = dict(found["train_loss_dict"])
-        return cls(**found)
+        values: dict[str, Any] = {field.name: state.get(field.name) for field in fields(cls)}
+        values["within"] = values["within"] and Within(**values["within"])
+        values["train_loss_dict"] = dict(values["train_loss_dict"])
+        return cls(**values)

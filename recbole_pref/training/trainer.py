@@ -3,9 +3,11 @@
 import logging
 import signal
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from recbole.trainer import Trainer
@@ -27,19 +29,22 @@ from recbole_pref.training import prior, reference
 from recbole_pref.training.optimizer import without_dynamo
 from recbole_pref.training.resume import ResumeState, RunState, Within
 
-# Steps between two looks at the loss on an accelerator, where each look waits for the device.
+# Steps between checks of the loss on an accelerator, where each check waits for the device.
 _CHECK_EVERY = 50
 
 
 class TrainerMixin(EvaluationMixin):
-    """What our trainers add to a trainer class of RecBole.
+    """The additions of our trainers to a trainer class of RecBole.
 
-    A checkpoint is written at the start of every epoch and after the last, and after the running step
-    when a signal stops the run; it holds all that the rest of the run depends on, so a killed run that
-    goes on ends bit for bit as one that was not.
+    A checkpoint is written at the start of every epoch and after the last one. When a signal stops the
+    run, it is written after the running step. It holds everything that the rest of the run depends on, so
+    a resumed run gives exactly the results of an uninterrupted one.
     """
 
-    def __init__(self, config, model):
+    best_valid_score: float
+    best_valid_result: dict[str, float] | None
+
+    def __init__(self, config: Any, model: Any) -> None:
         super().__init__(config, model)
         self.eval_collector = self._make_collector()
         stem = config["run_stem"] or checkpoint.run_stem(config["model"], config["dataset"])
@@ -50,21 +55,22 @@ class TrainerMixin(EvaluationMixin):
         if self.objective is not None:
             self.valid_metric_bigger, self.best_valid_score = True, -float("inf")
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.enable_scaler)
-        self.scheduler = None
-        self.epoch_times = []  # seconds of training per epoch
-        self.history = []  # one dict per validation
-        self._valid_result = None  # metrics of the last validation
-        self._reference_result = None  # of the reference, where the objective compares with it
-        self._loader = None
+        self.scheduler: LambdaLR | None = None
+        self.epoch_times: list[float] = []  # seconds of training per epoch
+        self.history: list[dict[str, Any]] = []  # one dict per validation
+        self._valid_result: dict[str, float] | None = None  # metrics of the last validation
+        self._reference_result: dict[str, float] | None = None  # metrics of the reference, if the objective uses them
+        self._loader: Any = None  # PackedLoader or RowLoader of a preference model
+        self.has_started = False  # whether the first epoch, or the next one of a resumed run, can begin
         self._saving = False
-        self._saved_epoch = None  # start_epoch of the last checkpoint of this process
-        self._resumed = None
-        self._resumed_file = None
+        self._saved_epoch: int | None = None  # start_epoch of the last checkpoint of this process
+        self._resumed: ResumeState | None = None
+        self._resumed_file: str | Path | None = None
         self._nan_steps = 0
-        self._signal = None
-        self._within = None  # where in an epoch a stopped run goes on
+        self._signal: str | None = None
+        self._within: Within | None = None  # position in the epoch at which a stopped run continues
 
-    def _build_optimizer(self, **kwargs):
+    def _build_optimizer(self, **kwargs: Any) -> torch.optim.Optimizer:
         kwargs.setdefault("params", [p for p in self.model.parameters() if p.requires_grad])
         return without_dynamo(partial(super()._build_optimizer, **kwargs))
 
@@ -72,19 +78,19 @@ class TrainerMixin(EvaluationMixin):
 
     def fit(
         self,
-        train_data,
-        valid_data=None,
-        verbose=True,
-        saved=True,
-        show_progress=False,
-        callback_fn=None,
-    ):
+        train_data: Any,
+        valid_data: Any = None,
+        verbose: bool = True,
+        saved: bool = True,
+        show_progress: bool = False,
+        callback_fn: Any = None,
+    ) -> tuple[float | None, dict[str, float] | None]:
         """Train as RecBole's ``Trainer.fit``; see there for arguments and result.
 
         Raises:
             PrefError: an empty head or tail among the targets, a reference that does not fit, a loss
                 that is not finite, an output folder that cannot be written.
-            Interrupted: SIGINT or SIGTERM arrived; the message says how to go on.
+            Interrupted: SIGINT or SIGTERM arrived; the message says how to continue.
         """
         self._saving = saved
         self.start(train_data, valid_data)
@@ -92,7 +98,7 @@ class TrainerMixin(EvaluationMixin):
             result = super().fit(
                 train_data, valid_data, verbose, saved, show_progress, callback_fn
             )
-        # A resumed run with nothing left to do keeps its files as they are.
+        # A resumed run that was already finished does not change its files.
         if saved and (self._resumed is None or self.start_epoch < self.epochs):
             done = min(len(self.epoch_times), self.epochs)  # some of RecBole's trainers have several passes per epoch
             self._save_last(done, finished=True)
@@ -100,7 +106,7 @@ class TrainerMixin(EvaluationMixin):
                 self.store.keep_latest()
         return self._add_prior(train_data, valid_data, saved, result)
 
-    def _add_prior(self, train_data, valid_data, saved, result):
+    def _add_prior(self, train_data: Any, valid_data: Any, saved: bool, result: dict[str, float]) -> Any:
         """Add a linear prior that is not part of the training to the best model; return the result of fit."""
         config = self.config
         if not self.is_preference or not is_used(config) or is_in_training(config):
@@ -108,7 +114,7 @@ class TrainerMixin(EvaluationMixin):
         state = checkpoint.load(self.saved_model_file) if saved and self.store.best() else None
         if state is not None:
             checkpoint.fill(self.model, state)
-            if "prior_weight" in state["state_dict"]:  # of a run that was resumed after its end
+            if "prior_weight" in state["state_dict"]:  # the run was resumed after its end
                 return state["best_valid_score"], state["best_valid_result"]
         self.model.attach_prior(prior.obtain(config, train_data._dataset))
         if config["prior_weight"] == "auto":
@@ -126,14 +132,14 @@ class TrainerMixin(EvaluationMixin):
             self.store.save_best({**state, "state_dict": self.model.state_dict()})
         return self.best_valid_score, self.best_valid_result
 
-    def score_of(self, result):
-        """Return what the best epoch follows, of the metrics of a validation."""
+    def score_of(self, result: dict[str, float]) -> float:
+        """Return the score that selects the best epoch, from the metrics of a validation."""
         if self.objective is not None:
             return self.objective.score(result)
         return calculate_valid_score(result, self.valid_metric)
 
-    def prepare(self, train_data):
-        """Give the model what training on these data needs, once.
+    def prepare(self, train_data: Any) -> None:
+        """Prepare the model for training on these data, once.
 
         Args:
             train_data: RecBole's loader.
@@ -147,14 +153,14 @@ class TrainerMixin(EvaluationMixin):
                 self.model.attach_prior(prior.obtain(self.config, train_data._dataset), self._fixed_prior_weight())
             self.model.prepare_training(self.config, train_data._dataset)
 
-    def _fixed_prior_weight(self):
+    def _fixed_prior_weight(self) -> float:
         weight = self.config["prior_weight"]
         return 1.0 if weight == "learned" else weight
 
-    def start(self, train_data, valid_data=None):
-        """Bring a run to where its first epoch, or the next one of a resumed run, can begin.
+    def start(self, train_data: Any, valid_data: Any = None) -> None:
+        """Prepare the first epoch of a run, or the next epoch of a resumed run.
 
-        Afterwards ``train_epoch`` trains an epoch and nothing else, which is what benchmarks time.
+        Afterwards ``train_epoch`` only trains an epoch, so that benchmarks can time it.
 
         Args:
             train_data, valid_data: RecBole's loaders.
@@ -164,8 +170,8 @@ class TrainerMixin(EvaluationMixin):
         """
         self.prepare(train_data)
         self.check_groups(valid_data, "validation")
-        chooses = self.is_preference and is_used(self.config) and self.config["prior_weight"] == "auto"
-        if chooses and not valid_data:
+        chooses_weight = self.is_preference and is_used(self.config) and self.config["prior_weight"] == "auto"
+        if chooses_weight and not valid_data:
             raise PrefError("prior_weight='auto' needs validation rows, and the split has none: set it to a number.")
         self._train_data, dataset = train_data, train_data._dataset
         self._data_fingerprint = reference.fingerprint_of(dataset)
@@ -178,15 +184,16 @@ class TrainerMixin(EvaluationMixin):
             self._continue_from(self._resumed)
         if self.is_preference:
             self._cache_reference(train_data)
+        self.has_started = True
 
-    def train_epoch(self, epoch_idx=0):
-        """Train one epoch after ``start`` and return the sum of its losses: float."""
+    def train_epoch(self, epoch_idx: int = 0) -> float:
+        """Train one epoch after ``start`` and return the sum of its losses."""
         return self._preference_epoch(epoch_idx, False) if self.is_preference else self._recboles_epoch(epoch_idx)
 
-    def _recboles_epoch(self, epoch_idx, loss_func=None, show_progress=False):
+    def _recboles_epoch(self, epoch_idx: int, loss_func: Any = None, show_progress: bool = False) -> float:
         return super()._train_epoch(self._train_data, epoch_idx, loss_func, show_progress)
 
-    def _make_loader(self, train_data):
+    def _make_loader(self, train_data: Any) -> None:
         step = self.model.step
         if step.train_path == "all":
             stride = self.config["window_stride"]
@@ -197,17 +204,17 @@ class TrainerMixin(EvaluationMixin):
             self._loader = RowLoader(train_data, step.fields)
         scores = "fused chunks over the catalogue" if step.needs_normalizer else "K + 1 scores"
         self.logger.info(
-            "training path: RecBole's own loss and rows, nothing is changed"
+            "training path: RecBole's loss and rows, unchanged"
             if step.is_plain
             else f"training path: {step.train_path} ({step.train_path_reason}); {scores}"
         )
 
-    def _start_from_reference(self, train_data, valid_data):
+    def _start_from_reference(self, train_data: Any, valid_data: Any) -> None:
         if self._resumed is None and self.config["reference"] != "none":
             self.model.start_from(self.obtain_reference(train_data, valid_data))
             self._measure_reference(train_data, valid_data)
 
-    def _make_scheduler(self):
+    def _make_scheduler(self) -> None:
         config = self.config
         shape = schedule.SCHEDULES[config["lr_scheduler"]]
         if config["lr_scheduler"] != "none" or config["warmup_ratio"]:
@@ -215,57 +222,60 @@ class TrainerMixin(EvaluationMixin):
             warmup = round(config["warmup_ratio"] * total)
             self.scheduler = LambdaLR(self.optimizer, lambda step: shape(step, warmup, total))
 
-    def obtain_reference(self, train_data, valid_data):
-        """Return the reference's parameters, training and storing them if they are not there yet.
+    def obtain_reference(self, train_data: Any, valid_data: Any) -> dict[str, torch.Tensor]:
+        """Return the reference's parameters; train and store the reference if it does not exist yet.
 
         Raises:
-            PrefError: the named checkpoint is missing, damaged or foreign.
-            Interrupted: a signal came when no step of the reference's training was left to stop after.
+            PrefError: the named checkpoint is missing, damaged or does not fit.
+            Interrupted: a signal arrived after the last step of the reference's training.
         """
         signals = []
 
-        def train(*arguments):
+        def train(*arguments: Any) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
             with distributed.alone():
-                state_dict, summary, heard = train_reference(*arguments)
-            signals.append(heard)
+                state_dict, summary, received = train_reference(*arguments)
+            signals.append(received)
             return state_dict, summary
 
         with _random_states_kept(train_data), _marked("reference"):
             try:
-                state_dict, told = reference.obtain(self.config, self.model, train_data, valid_data, train)
-            except Interrupted:  # which names the reference's own checkpoint
-                told = "the run was stopped while its reference was trained; give the command again to go on."
-                raise Interrupted(told) from None
-        self.logger.info(told)
+                state_dict, message = reference.obtain(self.config, self.model, train_data, valid_data, train)
+            except Interrupted:  # it names the checkpoint of the reference's training
+                message = "the run was stopped while its reference was trained; give the command again to continue."
+                raise Interrupted(message) from None
+        self.logger.info(message)
         if any(signals):
-            raise Interrupted(f"{signals[0]} stopped the run once its reference was stored; give the command again.")
+            raise Interrupted(f"{signals[0]} stopped the run after its reference was stored; give the command again.")
         return state_dict
 
-    def _measure_reference(self, train_data, valid_data):
-        """Validate the reference, which the policy still equals, where the objective compares with it."""
+    def _measure_reference(self, train_data: Any, valid_data: Any) -> None:
+        """Validate the reference, which the policy still equals, if the objective uses its metrics."""
         if self.objective is None or not self.objective.of_reference or not valid_data:
             return
         with _random_states_kept(train_data):
             result = self.evaluate(valid_data, load_best_model=False)
-        self._reference_result = {name: float(value) for name, value in result.items()}
-        self.objective.take_reference(self._reference_result)
-        self.logger.info(f"the reference on the validation set: {dict2str(self._reference_result)}")
+        metrics = {name: float(value) for name, value in result.items()}
+        self._reference_result = metrics
+        self.objective.take_reference(metrics)
+        self.logger.info(f"the reference on the validation set: {dict2str(metrics)}")
 
-    def _cache_reference(self, train_data):
-        """Keep the reference's representations; a resumed run has its reference only now."""
+    def _cache_reference(self, train_data: Any) -> None:
+        """Cache the reference's representations; a resumed run has its reference only now."""
         model, of_step = self.model, self.model.step.reference
         if self.config["reference_cache"] and of_step is not None and model.backbone is not None:
             started = time.perf_counter()
             with _random_states_kept(train_data):
-                # A row's last bits depend on the batch it is computed in, so the batches must be the
-                # same ones wherever a run goes on.
+                # The rounding of a row depends on its batch, so a resumed run must use the
+                # same batches.
                 train_data.generator.manual_seed(self.config["seed"])
                 of_step.fill_cache(self._loader, len(train_data._dataset))
             self.logger.info(f"reference cached in {time.perf_counter() - started:.1f}s")
 
     # -- one epoch ----------------------------------------------------------------------------
 
-    def _train_epoch(self, train_data, epoch_idx, loss_func=None, show_progress=False):
+    def _train_epoch(
+        self, train_data: Any, epoch_idx: int, loss_func: Any = None, show_progress: bool = False
+    ) -> float:
         if self._saving and epoch_idx not in (self._saved_epoch, self._resumed and self._resumed.start_epoch):
             self._save_last(epoch_idx)
         self._epoch_started = time.perf_counter() - (self._within.seconds if self._within else 0.0)
@@ -277,41 +287,43 @@ class TrainerMixin(EvaluationMixin):
         self.epoch_times.append(time.perf_counter() - self._epoch_started)
         return total
 
-    def _renew_reference(self, epoch_idx):
-        """Begin a round of ``reference_renewal`` epochs with a reference that is a copy of the policy."""
+    def _renew_reference(self, epoch_idx: int) -> None:
+        """Replace the reference by a copy of the policy every ``reference_renewal`` epochs."""
         every = self.config["reference_renewal"]
         if every and epoch_idx and epoch_idx % every == 0 and self._within is None and self.model.reference is not None:
             self.model.renew_reference()
             self._cache_reference(self._train_data)
 
     @property
-    def best_epoch(self):
-        """Number of the epoch of the best checkpoint, from 1; None before a validation had a score.
+    def best_epoch(self) -> int | None:
+        """Number of the epoch of the best checkpoint, from 1; None before the first validation score.
 
-        Of equal scores the latest counts, as in RecBole's early stopping.
+        Of equal scores the latest is the best, as in RecBole's early stopping.
         """
         return self.history[-1 - self.cur_step]["epoch"] + 1 if self.cur_step < len(self.history) else None
 
-    def best_parameters(self):
-        """Return the stored parameters of the best epoch, or of the last one where none was validated.
+    def best_parameters(self) -> dict[str, torch.Tensor]:
+        """Return the stored parameters of the best epoch, or of the last one without validation.
 
-        The weights of a prior are left out, and so is its own weight where it was added after training.
+        The parameters of a prior are excluded, and so is its weight if it was added after training.
         """
-        state_dict = checkpoint.load(self.store.best() or self.store.last(), setting="reference")["state_dict"]
+        path = self.store.best() or self.store.last()
+        assert path is not None  # fit has stored one
+        state_dict = checkpoint.load(path, setting="reference")["state_dict"]
         added = "prior." if is_in_training(self.config) else "prior"
         return {name: tensor for name, tensor in state_dict.items() if not name.startswith(added)}
 
-    def losses_per_row(self):
-        """Return the training loss per row of each epoch so far, as a mean over its steps: list of float.
+    def losses_per_row(self) -> list[float]:
+        """Return the training loss per row of each epoch so far, as a mean over its steps.
 
-        RecBole sums the losses of an epoch's steps, each a mean over the rows of the step; here the sum is divided
-        by the number of steps, so that runs with other batch sizes can be compared. Nats where the loss is a
-        log-likelihood, as those of this package are.
+        RecBole sums the losses of an epoch's steps, and each is a mean over the rows of the step. Here the sum is
+        divided by the number of steps, so that runs with different batch sizes are comparable. The unit is nats if
+        the loss is a log-likelihood, as are the losses of this package.
         """
         steps = len(self._train_data if self._loader is None else self._loader)
         return [self.train_loss_dict[epoch] / steps for epoch in sorted(self.train_loss_dict)]
 
-    def _preference_epoch(self, epoch_idx, show_progress):
+    def _preference_epoch(self, epoch_idx: int, show_progress: bool) -> float:
         model, config = self.model, self.config
         model.train()
         within, self._within = self._within, None
@@ -319,7 +331,7 @@ class TrainerMixin(EvaluationMixin):
         total = within.total.to(self.device) if within else torch.zeros((), device=self.device)
         loader_state = self._train_data.generator.get_state()
         finite = torch.ones((), dtype=torch.bool, device=self.device)
-        look = 1 if self.device.type == "cpu" or config["max_nan_steps"] else _CHECK_EVERY
+        check_every = 1 if self.device.type == "cpu" or config["max_nan_steps"] else _CHECK_EVERY
         batches = self._loader
         amp_dtype = _amp_dtype(config["amp_dtype"], self.device.type)
         if show_progress:
@@ -327,8 +339,8 @@ class TrainerMixin(EvaluationMixin):
         batches = iter(batches)
         for _ in range(done):
             next(batches)
-        # Making batches may have drawn random numbers. The stored states are the first process's.
-        if within and distributed.is_first():
+        # Skipping batches may have drawn random numbers. The stored states are those of the first process.
+        if within and self._resumed is not None and distributed.is_first():
             checkpoint.set_rng_state(self._resumed.rng)
         for step, batch in enumerate(batches, done):
             batch = distributed.share(batch).to(self.device)
@@ -339,7 +351,7 @@ class TrainerMixin(EvaluationMixin):
             distributed.sum_gradients(model.parameters())
             loss = distributed.total(loss)
             finite &= torch.isfinite(loss.detach())
-            if (step + 1) % look == 0:
+            if (step + 1) % check_every == 0:
                 finite &= self._gradients_finite()
                 if not finite:
                     self._skip_or_stop(epoch_idx, step, batch, loss)
@@ -356,20 +368,20 @@ class TrainerMixin(EvaluationMixin):
             if self._signal is not None:
                 seconds = time.perf_counter() - self._epoch_started
                 self._stop(epoch_idx, (Within(step + 1, total, seconds), loader_state))
-        if look > 1:
+        if check_every > 1:
             finite &= self._gradients_finite()  # of the last step
         if not finite:
             self._skip_or_stop(epoch_idx, step, batch, loss)
         return total.item()
 
-    def _gradients_finite(self):
+    def _gradients_finite(self) -> Any:
         if self.scaler.is_enabled():
-            return True  # the scaler looks at them itself
+            return True  # the scaler checks them itself
         norms = [p.grad.norm() for p in self.model.parameters() if p.grad is not None]
         return not norms or torch.isfinite(torch.stack(norms).sum())
 
-    def _skip_or_stop(self, epoch_idx, step, batch, loss):
-        """Count a step whose loss or gradient is not finite; stop when there were too many."""
+    def _skip_or_stop(self, epoch_idx: int, step: int, batch: Any, loss: torch.Tensor) -> None:
+        """Count a step whose loss or gradient is not finite; stop when there are too many."""
         self._nan_steps += 1
         self.model.step.diagnostics.sums = {}
         with torch.no_grad():
@@ -377,69 +389,69 @@ class TrainerMixin(EvaluationMixin):
         parts = ", ".join(f"{name} {v:.4g}" for name, v in self.model.pop_diagnostics().items())
         where = (
             f"epoch {epoch_idx}, batch {step}, model {self.config['model']}: the loss is "
-            f"{loss.item():.4g} or its gradient is not finite (parts: {parts or 'cross-entropy alone'})"
+            f"{loss.item():.4g} or its gradient is not finite (parts: {parts or 'cross-entropy only'})"
         )
         if self._nan_steps > self.config["max_nan_steps"]:
-            kept = f" The last good checkpoint is {self.store.last()}." if self.store.last() else ""
+            hint = f" The last good checkpoint is {self.store.last()}." if self.store.last() else ""
             raise PrefError(
                 f"{where}; lower learning_rate or set clip_grad_norm, or allow skipped steps with "
-                f"max_nan_steps.{kept}"
+                f"max_nan_steps.{hint}"
             )
         self.optimizer.zero_grad()
         self.logger.warning(f"{where}; the step is skipped")
 
-    def _check_nan(self, loss):
+    def _check_nan(self, loss: torch.Tensor) -> None:
         if not torch.isfinite(loss):
             raise PrefError(
                 f"model {self.config['model']}: the training loss is {loss.item()}; lower "
                 "learning_rate or set clip_grad_norm."
             )
 
-    def _valid_epoch(self, valid_data, show_progress=False):
+    def _valid_epoch(self, valid_data: Any, show_progress: bool = False) -> tuple[float, dict[str, float]]:
         score, result = super()._valid_epoch(valid_data, show_progress=show_progress)
         score = self.score_of(result) if self.objective is not None else score
         self._valid_result = result
-        watched = self.model.pop_diagnostics() if self.is_preference else {}
+        diagnostics = self.model.pop_diagnostics() if self.is_preference else {}
         share = self.eval_collector.tail_share
         if share is not None:
-            watched["tail_share"] = share
+            diagnostics["tail_share"] = share
         epoch = len(self.epoch_times) - 1
-        if watched:
-            parts = "    ".join(f"{name} : {value:.4g}" for name, value in watched.items())
+        if diagnostics:
+            parts = "    ".join(f"{name} : {value:.4g}" for name, value in diagnostics.items())
             self.logger.info(set_color("alignment", "blue") + f": {parts}")
-        curves = {f"Alignment/{name}": value for name, value in watched.items()}
+        curves = {f"Alignment/{name}": value for name, value in diagnostics.items()}
         curves |= {f"Valid/{name}": value for name, value in result.items()}
         curves["LearningRate"] = self.optimizer.param_groups[0]["lr"]
         for name, value in curves.items():
             self.tensorboard.add_scalar(name, value, epoch)
-        # RecBole logs the validation metrics there itself.
-        own = {**watched, "learning_rate": curves["LearningRate"], "valid_step": epoch}
-        self.wandblogger.log_metrics(own, head="valid", commit=False)
-        self.history.append({"epoch": epoch, "score": score, **result, **watched})
+        # RecBole itself logs the validation metrics there.
+        logged = {**diagnostics, "learning_rate": curves["LearningRate"], "valid_step": epoch}
+        self.wandblogger.log_metrics(logged, head="valid", commit=False)
+        self.history.append({"epoch": epoch, "score": score, **result, **diagnostics})
         return score, result
 
     # -- signals ------------------------------------------------------------------------------
 
     @contextmanager
-    def _catching_signals(self):
+    def _catching_signals(self) -> Iterator[None]:
         """Turn SIGINT and SIGTERM into a stop after the running step; only in the main thread.
 
-        A signal that the process was told to ignore stays ignored.
+        A signal that the process ignores is still ignored.
 
-        RecBole's own training loop cannot be stopped between steps: it ends at once, and goes on from
-        the start of the epoch.
+        RecBole's training loop cannot be stopped between steps. It ends at once, and a resumed run
+        continues from the start of the epoch.
         """
 
-        def note(number, frame):
+        def note(number: int, frame: Any) -> None:
             if self._signal is not None:
                 raise KeyboardInterrupt
             self._signal = signal.Signals(number).name
             if not self.is_preference:
                 self._stop(self._saved_epoch or 0, None)
 
-        heard = [s for s in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(s) is not signal.SIG_IGN]
+        handled = [s for s in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(s) is not signal.SIG_IGN]
         try:
-            before = {number: signal.signal(number, note) for number in heard}
+            before = {number: signal.signal(number, note) for number in handled}
         except ValueError:  # not the main thread
             before = {}
         try:
@@ -448,12 +460,12 @@ class TrainerMixin(EvaluationMixin):
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def _stop(self, epoch_idx, within):
+    def _stop(self, epoch_idx: int, within: tuple[Within, torch.Tensor] | None) -> None:
         """Store the state and end the run.
 
         Args:
-            epoch_idx (int): the running epoch.
-            within (tuple or None): ``Within`` and the state of the loader at the start of the epoch; None keeps the
+            epoch_idx: the running epoch.
+            within: ``Within`` and the state of the loader at the start of the epoch; None keeps the
                 checkpoint of the epoch's start.
         """
         if not self._saving:
@@ -461,13 +473,13 @@ class TrainerMixin(EvaluationMixin):
         if within is not None:
             self._save_last(epoch_idx, within=within)
         raise Interrupted(
-            f"{self._signal} stopped the run in epoch {epoch_idx}; go on with --resume={self.store.last()}"
+            f"{self._signal} stopped the run in epoch {epoch_idx}; continue with --resume={self.store.last()}"
         )
 
     # -- checkpoints --------------------------------------------------------------------------
 
-    def _run_state(self, start_epoch):
-        """Return the fields of a ``RunState``: dict."""
+    def _run_state(self, start_epoch: int) -> dict[str, Any]:
+        """Return the fields of a ``RunState``."""
         return {
             "model": self.config["model"],
             "config": checkpoint.to_plain(self.config.final_config_dict, other=str),
@@ -483,45 +495,50 @@ class TrainerMixin(EvaluationMixin):
             "other_parameter": checkpoint.pack_arrays(self.model.other_parameter()),
         }
 
-    def _without_prior(self):
-        return {name: tensor for name, tensor in self.model.state_dict().items() if not name.startswith("prior.")}
+    def _without_prior(self) -> dict[str, torch.Tensor]:
+        state_dict = self.model.state_dict()
+        if not self.is_preference or self.model.prior is None:
+            return state_dict
+        return {name: tensor for name, tensor in state_dict.items() if not name.startswith("prior.")}
 
-    def _save_checkpoint(self, epoch, verbose=True, **kwargs):
-        """Write the best checkpoint, as RecBole's trainer asks after an improvement."""
-        # RecBole asks with epoch -1 when no epoch is left to train; the best of a resumed run is stored.
+    def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
+        """Write the best checkpoint; RecBole's trainer calls this after an improvement."""
+        # RecBole passes epoch -1 when no epoch is left to train; a resumed run has stored its best.
         if not distributed.is_first() or (epoch < 0 and self._resumed is not None):
             return
-        # RecBole calls this before it takes the new result over.
+        # RecBole calls this before it stores the new result.
         state = RunState(**{**self._run_state(epoch + 1), "best_valid_result": self._valid_result})
         path = self.store.save_best(state.to_dict())
         if verbose:
             self.logger.info(set_color("Saving current", "blue") + f": {path}")
 
-    def save_after(self, epoch_idx):
-        """Write the state after an epoch now rather than at the next one's start, for ``callback_fn``.
+    def save_after(self, epoch_idx: int) -> None:
+        """Write the state after an epoch at once, not at the start of the next one, for ``callback_fn``.
 
         Args:
-            epoch_idx (int): the epoch just done, from 0.
+            epoch_idx: the epoch that just ended, from 0.
 
         Raises:
             PrefError: the file cannot be written.
         """
         self._save_last(epoch_idx + 1)
 
-    def _save_last(self, start_epoch, finished=False, within=None):
+    def _save_last(
+        self, start_epoch: int, finished: bool = False, within: tuple[Within, torch.Tensor] | None = None
+    ) -> None:
         self._saved_epoch = start_epoch
         if not distributed.is_first():
             return
-        within, loader = within or (None, self._train_data.generator.get_state())
+        position, loader = within or (None, self._train_data.generator.get_state())
         state = ResumeState(
-            # The epoch names the file. A prior is stored by itself, and the best checkpoint holds it.
+            # The epoch names the file. A prior is stored separately and in the best checkpoint.
             **{**self._run_state(start_epoch), "epoch": start_epoch, "state_dict": self._without_prior()},
             finished=finished,
             optimizer=self.optimizer.state_dict(),
             optimizers={name: optimizer.state_dict() for name, optimizer in self._further_optimizers()},
             rng=checkpoint.rng_state(),
             loader=loader,
-            within=within,
+            within=position,
             log_sums=self.model.step.diagnostics.sums if self.is_preference else {},
             scheduler=self.scheduler.state_dict() if self.scheduler else None,
             scaler=self.scaler.state_dict(),
@@ -532,17 +549,17 @@ class TrainerMixin(EvaluationMixin):
         )
         self.store.save_last(state.to_dict())
 
-    def resume_checkpoint(self, resume_file, state=None):
-        """Go on from a ``-last-`` checkpoint; ``fit`` does the rest.
+    def resume_checkpoint(self, resume_file: str | Path, state: Any = None) -> None:
+        """Resume from a ``-last-`` checkpoint; ``fit`` then continues the run.
 
         Args:
-            resume_file (path-like): a ``-last-`` checkpoint of this run.
-            state (dict, optional): what it holds, where it was loaded before.
+            resume_file: a ``-last-`` checkpoint of this run.
+            state (dict, optional): its contents, if they are already loaded.
 
         Raises:
-            PrefError: missing, damaged or foreign file; the run's best checkpoint is not beside it.
+            PrefError: the file is missing, damaged or of another run, or the run's best checkpoint is missing.
         """
-        # On the CPU: torch's Adam reads its counts of steps at every step, from a GPU by waiting for it.
+        # On the CPU: torch's Adam reads its step counts at every step, which would wait for a GPU.
         state = checkpoint.load(resume_file, setting="resume") if state is None else state
         if state.get("model") != self.config["model"]:
             raise PrefError(
@@ -550,18 +567,18 @@ class TrainerMixin(EvaluationMixin):
                 f"{self.config['model']}: name the checkpoint of this model."
             )
         resumed = ResumeState.from_dict(state, resume_file)
-        # The run goes on where it was: its best checkpoint is beside its last ones.
+        # The run continues in its folder, which holds its best checkpoint too.
         folder, stem = Path(resume_file).parent, Path(resume_file).name.rsplit("-last-", 1)[0]
         store = checkpoint.CheckpointDir(folder, stem, self.config["keep_last"] or 2)
         if resumed.best_valid_result is not None and store.best() is None:
             raise checkpoint.CorruptCheckpoint(
-                f"resume={str(resume_file)!r} needs the best checkpoint of its run beside it, {stem}-best.pth: copy it "
-                "there too, or set resume: False to start anew."
+                f"resume={str(resume_file)!r} needs the best checkpoint of its run in the same folder, {stem}-best.pth"
+                ": copy it there too, or set resume: False to start again."
             )
         self._resumed, self._resumed_file, self.store = resumed, resume_file, store
         self.saved_model_file = str(self.store.folder / f"{stem}-best.pth")
 
-    def _continue_from(self, state):
+    def _continue_from(self, state: ResumeState) -> None:
         differences = checkpoint.compare_fingerprints(state.data, self._data_fingerprint)
         if differences:
             raise PrefError(
@@ -583,7 +600,7 @@ class TrainerMixin(EvaluationMixin):
         if self.scheduler is not None and state.scheduler:
             self.scheduler.load_state_dict(state.scheduler)
         self.scaler.load_state_dict(state.scaler)
-        # Going on with more epochs, or more patience, is possible.
+        # A run can be resumed with more epochs or more patience.
         stopped_early = state.cur_step > self.stopping_step
         self.start_epoch = self.epochs if stopped_early else min(state.start_epoch, self.epochs)
         self._follow_settings(state.config)
@@ -603,25 +620,25 @@ class TrainerMixin(EvaluationMixin):
             self.objective.take_reference(self._reference_result)
         self._within = state.within
         rank = distributed.world()[1]
-        if rank:  # the stored states are the first process's
+        if rank:  # the stored states are those of the first process
             torch.manual_seed(self.config["seed"] + 1000 * rank + self.start_epoch)
-        steps = f" and {state['within']['steps']} steps" if state.within else ""
+        steps = f" and {state.within.steps} steps" if state.within else ""
         ended = ", nothing is left to train" if self.start_epoch == self.epochs else ""
         done = len(self.epoch_times)
         self.logger.info(
             f"resumed from {self._resumed_file}: {done} epoch{'' if done == 1 else 's'}{steps} done{ended}"
         )
 
-    def _further_optimizers(self):
-        """Return name and optimizer of those a trainer of RecBole has beside ``optimizer``: list of tuple.
+    def _further_optimizers(self) -> list[tuple[str, torch.optim.Optimizer]]:
+        """Return names and optimizers of a RecBole trainer with several optimizers (RecVAETrainer).
 
-        ``optimizer`` is then one of them, the one used last (RecVAETrainer).
+        Its attribute ``optimizer`` is then the one that was used last.
         """
-        found = ((name, value) for name, value in vars(self).items() if isinstance(value, torch.optim.Optimizer))
-        return [(name, value) for name, value in found if name != "optimizer"]
+        optimizers = ((name, value) for name, value in vars(self).items() if isinstance(value, torch.optim.Optimizer))
+        return [(name, value) for name, value in optimizers if name != "optimizer"]
 
-    def _follow_settings(self, stored):
-        """Let a learning rate or weight decay given anew win over the stored one (population-based training)."""
+    def _follow_settings(self, stored: dict[str, Any]) -> None:
+        """Let a new learning rate or weight decay replace the stored one (population-based training)."""
         optimizers = [optimizer for _, optimizer in self._further_optimizers()] or [self.optimizer]
         groups = [group for optimizer in optimizers for group in optimizer.param_groups]
         decay = self.config["weight_decay"]
@@ -641,8 +658,14 @@ class TrainerMixin(EvaluationMixin):
             self.scheduler.base_lrs = [base * factor for base in self.scheduler.base_lrs]
         self.logger.info(f"learning rate changed from {stored['learning_rate']} to {rate}")
 
-    def evaluate(self, eval_data, load_best_model=True, model_file=None, show_progress=False):
-        """Evaluate as RecBole does, after the checkpoint's checksum was found right."""
+    def evaluate(
+        self,
+        eval_data: Any,
+        load_best_model: bool = True,
+        model_file: str | Path | None = None,
+        show_progress: bool = False,
+    ) -> Any:
+        """Evaluate as RecBole does, after verifying the checkpoint's checksum."""
         if eval_data and load_best_model:
             distributed.wait()  # until the first process has written it
             state = checkpoint.load(
@@ -656,10 +679,10 @@ class TrainerMixin(EvaluationMixin):
         return super().evaluate(eval_data, False, show_progress=show_progress)
 
 
-def _amp_dtype(wanted, device_type):
-    """Return the type that ``enable_amp`` computes in: bfloat16 by default where the device has it."""
-    if wanted != "auto":
-        return getattr(torch, wanted)
+def _amp_dtype(name: str, device_type: str) -> torch.dtype:
+    """Return the dtype of ``enable_amp``: by default bfloat16 if the device supports it."""
+    if name != "auto":
+        return getattr(torch, name)
     half = device_type == "cuda" and not torch.cuda.is_bf16_supported()
     return torch.float16 if half else torch.bfloat16
 
@@ -669,11 +692,11 @@ class PrefTrainer(TrainerMixin, Trainer):
 
 
 @cache
-def trainer_class(base):
+def trainer_class(base: type) -> type:
     """Return our trainer on top of a trainer class of RecBole.
 
     Args:
-        base (type): what RecBole's ``get_trainer`` chose.
+        base: the result of RecBole's ``get_trainer``.
     """
     if issubclass(base, TrainerMixin):
         return base
@@ -683,8 +706,8 @@ def trainer_class(base):
 
 
 @contextmanager
-def _random_states_kept(train_data):
-    """Leave the random states as they were: a run must not depend on whether a reference existed."""
+def _random_states_kept(train_data: Any) -> Iterator[None]:
+    """Restore the random states afterwards: a run must not depend on whether a reference existed."""
     states, loader = checkpoint.rng_state(), train_data.generator.get_state()
     try:
         yield
@@ -694,14 +717,14 @@ def _random_states_kept(train_data):
 
 
 @contextmanager
-def _marked(word):
-    """Put a word in front of what is logged in the block."""
+def _marked(word: str) -> Iterator[None]:
+    """Prefix log messages of the block with a word."""
 
-    def mark(record):
+    def mark(record: logging.LogRecord) -> bool:
         record.msg = f"[{word}] {record.msg}"
         return True
 
-    handlers = list(logging.getLogger().handlers[:1])  # the handlers share a record: the first one marks it
+    handlers = list(logging.getLogger().handlers[:1])  # the handlers share the record, so one filter is enough
     for handler in handlers:
         handler.addFilter(mark)
     try:
@@ -711,31 +734,33 @@ def _marked(word):
             handler.removeFilter(mark)
 
 
-def train_reference(config, backbone_class, train_data, valid_data, stem):
+def train_reference(
+    config: Any, backbone_class: type, train_data: Any, valid_data: Any, stem: str
+) -> tuple[dict[str, torch.Tensor], dict[str, Any], str | None]:
     """Train a backbone with cross-entropy for ``reference: auto``.
 
     Returns:
-        tuple: state_dict of its best epoch, a dict that tells how good it is, and the name of a signal that came
-        after the last step, or None.
+        tuple: state_dict of its best epoch, a dict with its epochs and validation metrics, and the name of a signal
+        that arrived after the last step, or None.
     """
     from recbole.utils import init_seed
 
     from recbole_pref.methods import METHODS
     from recbole_pref.model.names import preference_class
 
-    own = reference.training_config(config, backbone_class, stem)
-    init_seed(own["seed"], own["reproducibility"])
+    settings = reference.training_config(config, backbone_class, stem)
+    init_seed(settings["seed"], settings["reproducibility"])
     cls = preference_class(METHODS["CE"], backbone_class)
-    model = cls(own, train_data._dataset).to(own["device"])
-    trainer = PrefTrainer(own, model)
-    trainer.logger.info(set_color("training the reference", "pink") + f": {own['model']}")
-    # Its curves are a run of their own: the run's steps begin at 0 again.
+    model = cls(settings, train_data._dataset).to(settings["device"])
+    trainer = PrefTrainer(settings, model)
+    trainer.logger.info(set_color("training the reference", "pink") + f": {settings['model']}")
+    # Its curves are stored separately, because the steps of the run begin at 0 again.
     trainer.tensorboard.close()
     trainer.tensorboard = SummaryWriter(f"{trainer.tensorboard.log_dir}-reference")
-    try:  # of a training that was killed
-        found = checkpoint.newest_good(trainer.store.folder, stem)
-        if found:
-            trainer.resume_checkpoint(*found)
+    try:  # to resume a training that was killed
+        newest = checkpoint.newest_good(trainer.store.folder, stem)
+        if newest:
+            trainer.resume_checkpoint(*newest)
     except checkpoint.CorruptCheckpoint as error:
         trainer.logger.warning(f"{error} The reference is trained from its start.")
     score, result = trainer.fit(train_data, valid_data, saved=True)

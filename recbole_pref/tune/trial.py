@@ -4,6 +4,7 @@ import os
 import pickle
 import shutil
 import tempfile
+from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,8 @@ def _train(params: dict[str, Any], shared: dict[str, Any], folder: Path) -> None
         with start.as_directory() as directory:
             shutil.rmtree(work, ignore_errors=True)
             shutil.copytree(directory, work)
-        trainer.resume_checkpoint(*checkpoint.newest_good(work, STEM))
+        newest: Any = checkpoint.newest_good(work, STEM)
+        trainer.resume_checkpoint(*newest)
 
     def report(epoch_idx: int, score: float) -> None:
         trainer.save_after(epoch_idx)
@@ -114,6 +116,4 @@ def _put_missing(folder: Path, files: dict[str, bytes]) -> None:
     """Write the shared reference models to a folder on another machine, if they are missing."""
     for name, content in files.items():
         if not (folder / name).is_file():
-            checkpoint.write_atomically(
-                folder / name, lambda file, content=content: file.write(content), "reference_dir"
-            )
+            checkpoint.write_atomically(folder / name, methodcaller("write", content), "reference_dir")

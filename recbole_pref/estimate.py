@@ -1,0 +1,166 @@
+"""What a run will take, from a few timed steps: ``recbole-pref --estimate``.
+
+The data are loaded and the model is built as for the run itself. The reference and the prior are not computed: their
+steps are timed with a reference that is still random, and the prior's memory follows from the number of items.
+"""
+
+import itertools
+import tempfile
+import time
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from recbole.data.dataloader import FullSortEvalDataLoader
+from tabulate import tabulate
+
+from recbole_pref.config import Config
+from recbole_pref.errors import PrefError
+from recbole_pref.memory import peak_mb
+from recbole_pref.methods import method_of
+from recbole_pref.model import prior
+from recbole_pref.quick_start import build_run
+
+_STEPS = 5  # timed after the first
+
+
+class Estimate(NamedTuple):
+    """What a run will take.
+
+    Attributes:
+        data_seconds: from the start to the model, once.
+        data_mb: most memory of the process until then, the imported libraries included, in MiB.
+        epoch_seconds: of an epoch's training.
+        training_mb: most memory until the end of the timed steps.
+        validation_seconds: of ranking the validation set, None without one.
+        evaluation_mb: most memory until a batch was ranked.
+        device_mb: most memory of the accelerator, None on a CPU.
+        prior_mb: of the weights of a dense prior, None where the run has none.
+        epochs: of the run at most.
+        steps: of an epoch.
+    """
+
+    data_seconds: float
+    data_mb: float
+    epoch_seconds: float
+    training_mb: float
+    validation_seconds: float | None
+    evaluation_mb: float
+    device_mb: float | None
+    prior_mb: float | None
+    epochs: int
+    steps: int
+
+    def text(self) -> str:
+        """Return a table and what it leaves out."""
+        rows = [
+            ["data and model", f"{self.data_mb:.0f}", f"{self.data_seconds:.1f} s, once"],
+            ["training", f"{self.training_mb:.0f}", f"{self.epoch_seconds:.1f} s per epoch of {self.steps} steps"],
+        ]
+        validation = self.validation_seconds or 0.0
+        if self.validation_seconds is not None:
+            rows.append(["evaluation", f"{self.evaluation_mb:.0f}", f"{validation:.1f} s per validation"])
+        if self.device_mb is not None:
+            rows.append(["accelerator", f"{self.device_mb:.0f}", ""])
+        if self.prior_mb is not None:
+            rows.append(["prior (dense weights)", f"{self.prior_mb:.0f}", "not timed"])
+        hours = (self.data_seconds + self.epochs * (self.epoch_seconds + validation)) / 3600
+        return (
+            tabulate(rows, ["part", "peak MiB", "time"], "github", disable_numparse=True)
+            + f"\n{self.epochs} epochs with a validation each take {hours:.2f} hours; early stopping may end them "
+            "sooner. The training of a reference is not included."
+        )
+
+
+class _First:
+    """The first batches of a loader: what an epoch of a trainer reads."""
+
+    def __init__(self, loader: Any, steps: int) -> None:
+        self.loader, self.steps = loader, steps
+
+    def __len__(self) -> int:
+        return min(self.steps, len(self.loader))
+
+    def __iter__(self) -> Iterator[Any]:
+        return itertools.islice(iter(self.loader), self.steps)
+
+
+def whole_epoch(first: float, several: float, timed: int, steps: int) -> float:
+    """Return the seconds of an epoch.
+
+    Args:
+        first: seconds of an epoch that ends after its first step: making batches, and one step.
+        several: seconds of one that ends after ``timed`` further steps.
+        timed: their number.
+        steps: of a whole epoch.
+    """
+    a_step = max(several - first, 0.0) / timed if timed else 0.0
+    return first + (steps - 1) * a_step
+
+
+def estimate(
+    model: str, dataset: str, config_file_list: list[str] | None = None, config_dict: dict | None = None
+) -> Estimate:
+    """Time a few steps of a run, and a batch of its evaluation; nothing is written but its log.
+
+    Args:
+        model, dataset, config_file_list, config_dict: as ``run_recbole_pref`` takes them.
+
+    Raises:
+        PrefError: what the run would be refused for; a model without a method.
+    """
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        given = Config(model, dataset, config_file_list, dict(config_dict or {}))
+        if method_of(given.model_class) is None:
+            raise PrefError(
+                f"--estimate does not work with model={model!r}: only <Method><Backbone> models are estimated "
+                "(CESASRec is SASRec with cross-entropy)."
+            )
+        settings = {**(config_dict or {}), "prior": "none", "checkpoint_dir": folder, "state": "WARNING"}
+        run = build_run(Config(model, dataset, config_file_list, settings), log=False)
+        trainer = run.trainer
+        # The steps take as long with a reference that nobody trained.
+        trainer.obtain_reference = lambda *data: run.model.reference.state_dict()  # type: ignore[union-attr]
+        trainer._measure_reference = lambda *data: None
+        data_seconds, data_mb = time.perf_counter() - started, peak_mb()
+        trainer.start(run.train_data, run.valid_data)
+        loader = trainer._loader
+        steps = len(loader)
+        timed = min(_STEPS, steps - 1)
+        _seconds_of(trainer, loader, 1)  # allocates what later steps use again
+        first = _seconds_of(trainer, loader, 1)
+        several = _seconds_of(trainer, loader, 1 + timed)
+        training_mb = peak_mb()
+        validation_seconds = _rank(run) if run.valid_data else None
+        trainer.tensorboard.close()
+    device_mb = torch.cuda.max_memory_allocated() / 2**20 if trainer.device.type == "cuda" else None
+    n_items = run.dataset.item_num
+    return Estimate(
+        data_seconds, data_mb, whole_epoch(first, several, timed, steps), training_mb, validation_seconds, peak_mb(),
+        device_mb, 8 * n_items**2 / 2**20 if prior.is_used(given) else None, given["epochs"], steps,
+    )  # fmt: skip
+
+
+def _seconds_of(trainer, loader, steps):
+    trainer._loader = _First(loader, steps)
+    started = time.perf_counter()
+    trainer.train_epoch()  # ends by reading the loss, so an accelerator has finished
+    return time.perf_counter() - started
+
+
+@torch.no_grad()
+def _rank(run):
+    """Return the seconds of ranking the validation set, from its first batch."""
+    trainer, loader = run.trainer, run.valid_data
+    run.model.eval()
+    trainer.tot_item_num = run.dataset.item_num
+    trainer.item_tensor = loader._dataset.get_item_feature().to(trainer.device)
+    full = isinstance(loader, FullSortEvalDataLoader)
+    rank = trainer._full_sort_batch_eval if full else trainer._neg_sample_batch_eval
+    started = time.perf_counter()
+    interaction, scores, positive_u, positive_i = rank(next(iter(loader)))
+    trainer.eval_collector.eval_batch_collect(scores, interaction, positive_u, positive_i)
+    seconds = time.perf_counter() - started
+    trainer.eval_collector.reset()
+    return seconds * len(loader)

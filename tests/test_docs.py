@@ -1,0 +1,176 @@
+"""The documentation says what is true: commands, Python blocks, names, settings, and the first page."""
+
+import ast
+import importlib
+import pkgutil
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from recbole_pref import cli, features_tool
+from recbole_pref.compare.entries import parse_entries
+from recbole_pref.data import convert
+from recbole_pref.methods import METHODS
+from recbole_pref.samplers import SAMPLERS
+from recbole_pref.settings import LINEAR_SETTINGS, SETTINGS
+from recbole_pref.tune.space import read_plan
+from tests.conftest import tiny_sequences
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+sys.path.insert(0, str(ROOT / "tools"))
+
+
+def blocks(page, *languages):
+    """Return the fenced blocks of a page in these languages."""
+    text = page.read_text(encoding="utf-8")
+    found = re.findall(r"^( *)```(\w*)\n(.*?)^\1```", text, re.M | re.S)
+    return [re.sub(f"^{indent}", "", body, flags=re.M) for indent, language, body in found if language in languages]
+
+
+def commands(page):
+    """Return the commands of a page: list of lists of words, shell variables of their block replaced."""
+    found = []
+    for block in blocks(page, "", "bash"):
+        variables = {}
+        # Lines that end with a backslash, or with an open quotation mark, continue.
+        block = re.sub(r"\\\n\s*", lambda cut: "" if block[: cut.start()].endswith(",") else " ", block)
+        for line in block.splitlines():
+            for name, value in variables.items():
+                line = line.replace(f"${name}", value)
+            assignment = re.match(r'([A-Z]+)="?([^"]*)"?$', line)
+            if assignment:
+                variables[assignment[1]] = assignment[2]
+                continue
+            words = shlex.split(line, comments=True)
+            while words and re.match(r"[A-Z_]+=", words[0]):  # of the environment
+                words.pop(0)
+            if words:
+                found.append(words)
+    return found
+
+
+ALL = [(page, words) for page in PAGES for words in commands(page)]
+RUNS = [(page, words) for page, words in ALL if words[0] == "recbole-pref"]
+
+
+@pytest.fixture
+def plugin():
+    """Write hinge.py of docs/extending.md into the working folder, and restore the tables afterwards."""
+    kept = [(table, dict(table)) for table in (METHODS, SETTINGS, SAMPLERS)]
+    Path("hinge.py").write_text(blocks(ROOT / "docs/extending.md", "python")[0])
+    yield
+    for table, content in kept:
+        table.clear()
+        table.update(content)
+
+
+@pytest.mark.parametrize(("page", "words"), RUNS, ids=[f"{p.stem}-{i}" for i, (p, _) in enumerate(RUNS)])
+def test_commands_would_start(page, words, plugin, monkeypatch):
+    monkeypatch.setenv("RECBOLE_PREF_PLUGINS", "")
+    options, settings = cli._read(words[1:])
+    model = getattr(options, "model", None) or cli.DEFAULT_MODEL
+    for file in map(Path, getattr(options, "config_files", None) or ()):
+        if file.parts[0] == "dataset":  # which an earlier command of the page writes
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text("{}")
+    if options.mode == "tune":
+        read_plan(ROOT / options.tune)
+    if options.mode in ("train", "tune"):
+        cli._check_settings(model, options.dataset or "ml-100k", options.config_files, settings)
+    if options.mode == "compare":
+        for entry in parse_entries(options.compare):
+            cli._check_settings(entry.model, options.dataset or "ml-100k", options.config_files, {})
+
+
+def test_other_commands_are_understood():
+    parsers = {"recbole-pref-data": convert.build_parser(), "recbole-pref-features": features_tool.build_parser()}
+    seen = set()
+    for page, words in ALL:
+        if words[0] in parsers:
+            parsers[words[0]].parse_known_args(words[1:])
+        elif words[:1] == ["python"] and words[1].startswith("benchmarks/"):
+            script = (ROOT / words[1]).read_text(encoding="utf-8") + (ROOT / "benchmarks/common.py").read_text()
+            for option in (word.partition("=")[0] for word in words[2:] if word.startswith("--")):
+                assert f'"{option}"' in script, f"{page.name}: {words[1]} {option}"
+        seen.add(words[0])
+    assert {"recbole-pref", "recbole-pref-data", "recbole-pref-features", "python", "make"} <= seen
+
+
+def test_targets_of_make_exist():
+    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M)
+    used = {words[1] for _, words in ALL if words[0] == "make"}
+    assert used <= set(targets)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.stem)
+def test_python_blocks_import_what_exists(page):
+    for block in blocks(page, "python"):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom) and node.module.startswith("recbole_pref"):
+                module = importlib.import_module(node.module)
+                for alias in node.names:
+                    assert hasattr(module, alias.name) or importlib.import_module(f"{node.module}.{alias.name}")
+
+
+def test_the_sampler_of_the_guide_trains(plugin, tiny_dataset):
+    from recbole_pref.quick_start import run_recbole_pref
+
+    (block,) = (block for block in blocks(ROOT / "docs/extending.md", "python") if "SAMPLERS" in block)
+    exec(block, {})
+    result = run_recbole_pref("LPOSASRec", config_dict={**tiny_dataset, "epochs": 1, "neg_sampler": "nearest",
+                                                        "neg_candidates": "all"})  # fmt: skip
+    assert result["epochs"] == 1
+
+
+def test_get_started_from_a_csv_to_recommendations(tiny_dataset, tmp_path, capsys):
+    """Run the commands of the page, with a smaller model."""
+    rows = [f"u{u},i{item},{t}" for u, items in enumerate(tiny_sequences()) for t, item in enumerate(items)]
+    Path("log.csv").write_text("\n".join(["user,item,time", *rows]) + "\n")
+    Path("sequences.csv").write_text("items\ni1 i2 i3\ni4\n")
+    small = ("epochs", "n_layers", "n_heads", "hidden_size", "inner_size", "MAX_ITEM_LIST_LENGTH", "num_negatives")
+    small = [f"--{name}={tiny_dataset[name]}" for name in small]
+    for words in commands(ROOT / "docs/get-started.md"):
+        if words[0] == "recbole-pref-data":
+            assert convert.main(words[1:]) == 0
+        elif "--dataset=mine" in words:
+            kept = [word for word in words[1:] if not word.startswith("--epochs")]
+            assert cli.main([*kept, *small]) == 0
+        elif words[1] == "predict":
+            (best,) = tmp_path.glob("saved/*-best.pth")
+            assert cli.main(["predict", str(best), *words[3:]]) == 0
+    assert len(Path("top.csv").read_text().splitlines()) == 1 + 2 * 10
+    assert "20 recommendations for 2 users or sequences" in capsys.readouterr().out
+
+
+def test_the_page_of_a_step_names_functions_that_exist_once():
+    text = (ROOT / "docs/step.md").read_text(encoding="utf-8")
+    names = re.findall(r"`((?:\w+\.)+\w+)`", text)
+    assert len(names) > 20 and len(text.splitlines()) < 80
+    for name in names:
+        assert text.count(f"`{name}`") == 1, name
+        pkgutil.resolve_name(f"recbole_pref.{name}")
+
+
+def test_every_method_and_setting_has_its_place():
+    import docs_hooks
+
+    navigation = (ROOT / "mkdocs.yml").read_text()
+    for name in METHODS:
+        page = ROOT / f"docs/methods/{name.lower()}.md"
+        assert f"settings: method/{name} " in page.read_text() and f"methods/{page.name}" in navigation
+        for heading in ("## Settings", "## When to use it", "## What we measured", "## How it differs"):
+            assert heading in page.read_text(), f"{page.name}: {heading}"
+    text = docs_hooks.settings_page()
+    linear = "".join(docs_hooks.on_page_markdown(f"<!-- settings: backbone/{name} -->", None, None, None)
+                     for name in ("TALE", "SLIST", "SeqEASE", "LinearRecommender"))  # fmt: skip
+    assert not [name for name in SETTINGS if f"| `{name}` |" not in text]
+    assert not [name for name in LINEAR_SETTINGS if f"| `{name}` |" not in text + linear]
+
+
+def test_the_readme_starts_with_a_command():
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    assert any(line.startswith("make demo") for line in lines[:25])
