@@ -235,7 +235,7 @@ def _explained() -> Iterator[None]:
         ) from error
 
 
-def _interface_to(ip):
+def _interface_to(ip: str) -> str:
     """Return the name of the network interface with which this machine reaches an address.
 
     Raises:

@@ -8,7 +8,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -21,7 +21,7 @@ _FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 _REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
-def write_atomically(path: str | os.PathLike, write: Callable[[IO[bytes]], None], setting: str) -> None:
+def write_atomically(path: str | os.PathLike, write: Callable[[BinaryIO], object], setting: str) -> None:
     """Write the file ``path`` with ``write(file)``, complete or not at all.
 
     The bytes go to a temporary file in the same folder, are flushed to the disk and renamed. If
@@ -125,7 +125,7 @@ def save(state: Mapping[str, Any], path: str | os.PathLike) -> Path:
     """
     plain = to_plain(state)
 
-    def write(file: IO[bytes]) -> None:
+    def write(file: BinaryIO) -> None:
         writer = ChecksumWriter(file)
         try:
             torch.save(plain, writer)  # type: ignore[arg-type]  # torch calls only write and flush

@@ -113,6 +113,7 @@ def _unlike(reference_key: dict[str, Any], other: Task) -> list[str]:
     """Return the differences between a reference model and the model that a cross-entropy task trains."""
     most = reference_key["training"]["reference_epochs"]
     cut = [f"reference_epochs={most}, there epochs={other.epochs}"] if other.epochs < most else []
+    assert other.provides is not None  # the caller selects such tasks
     return reference.differences(reference_key, other.provides) + cut
 
 

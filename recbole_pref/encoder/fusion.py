@@ -89,7 +89,7 @@ def dispatch_in_tiles(
     """Return the result of :func:`dispatch`, with shapes that do not depend on the choices.
 
     The sizes of the experts' blocks would make the host wait for an accelerator. Here the rows of each expert fill
-    tiles of ``_TILE`` rows; the last tile of an expert can be partly full. The number of tiles suffices for all choices.
+    tiles of ``_TILE`` rows; the last tile of an expert can be partly full. The number of tiles is always sufficient.
 
     Args:
         rows, gates, experts, n_experts: as in ``dispatch``.
