@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from recbole_pref.errors import PrefError, suggest
 from recbole_pref.methods import METHODS, Method
@@ -79,7 +80,7 @@ def _with_features(backbone: type | None) -> type | None:
     return with_features(backbone)
 
 
-def model_class(name: str) -> type:
+def model_class(name: str) -> Any:
     """Return the class of a model name of ours (``LPOSASRec``) or of RecBole (``SASRec``).
 
     Raises:
