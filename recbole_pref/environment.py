@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import torch
 
@@ -129,7 +129,7 @@ def write_result(path: str | os.PathLike, result: dict[str, Any], setting: str =
     """
     text = json.dumps(_json_value(to_plain(result, other=str)), indent=2, allow_nan=False)
 
-    def write(file: BinaryIO) -> None:
+    def write(file: IO[bytes]) -> None:
         file.write(text.encode("utf-8") + b"\n")
 
     write_atomically(path, write, setting)

@@ -7,7 +7,7 @@ import struct
 from collections import deque
 from collections.abc import Callable, Mapping
 from enum import Enum
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -143,7 +143,7 @@ class ChecksumWriter:
     is hashed and written.
     """
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: IO[bytes]) -> None:
         self.file = file
         self.hash = hashlib.sha256()
         self.held = b""  # the last bytes so far

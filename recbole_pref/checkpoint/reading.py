@@ -4,7 +4,7 @@ import hashlib
 import logging
 import os
 import pickle
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import torch
 
@@ -97,7 +97,7 @@ def verify(path: str | os.PathLike, setting: str = "checkpoint") -> bool:
             raise _corrupt(path, setting, f"cannot be read ({error.strerror})") from error
 
 
-def _open(path: str | os.PathLike, setting: str) -> BinaryIO:
+def _open(path: str | os.PathLike, setting: str) -> IO[bytes]:
     try:
         if os.path.isdir(path):
             raise PrefError(f"{setting}='{path}' is a folder: name a checkpoint file in it.")
@@ -122,7 +122,7 @@ def _open(path: str | os.PathLike, setting: str) -> BinaryIO:
         ) from error
 
 
-def _check_file(file: BinaryIO, path: str | os.PathLike, setting: str) -> bool:
+def _check_file(file: IO[bytes], path: str | os.PathLike, setting: str) -> bool:
     """Compare the checksum of an open file; return whether it has one."""
     size = file.seek(0, os.SEEK_END)
     file.seek(0)

@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from logging import getLogger
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import numpy as np
 import pandas as pd
@@ -192,7 +192,7 @@ def filter_by_field_value(original: Callable[..., Any], dataset: Dataset) -> Non
         dataset.config["val_interval"] = intervals
 
 
-def load_saved(file: BinaryIO) -> Any:
+def load_saved(file: IO[bytes]) -> Any:
     """``pickle.load`` of a data set that ``save_dataset`` wrote; RecBole rebuilds it if its files are newer.
 
     Args:
