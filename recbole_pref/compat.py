@@ -212,41 +212,45 @@ def _replace(
     setattr(cls, name, replacement)
 
 
-def _parse_in_c() -> None:
-    from recbole_pref.data import reading
+def _late(module: str, name: str) -> Callable[..., Any]:
+    """Return a function of ``recbole_pref.data`` that is imported when it is called.
 
-    dataset = _module("data.dataset.dataset")
-    dataset.pd = _over(dataset.pd, read_csv=reading.read_csv)
+    RecBole may be imported first by one of these modules, and is patched then.
+    """
+
+    def function(*args: Any, **options: Any) -> Any:
+        return getattr(importlib.import_module(f"recbole_pref.data.{module}"), name)(*args, **options)
+
+    return function
+
+
+def _parse_in_c() -> None:
+    recboles = _module("data.dataset.dataset")
+    recboles.pd = _over(recboles.pd, read_csv=_late("reading", "read_csv"))
 
 
 def _keep_sequences_as_slices() -> None:
-    from recbole_pref.data import dataset
-
     where = "data.dataset.sequential_dataset", "SequentialDataset"
-    _replace(*where, "data_augmentation", dataset.augment)
-    _replace(*where, "_change_feat_format", dataset.change_feat_format, calls_original=True)
-    _replace(*where, "_benchmark_presets", dataset.cut_lists, calls_original=True)
+    _replace(*where, "data_augmentation", _late("dataset", "augment"))
+    _replace(*where, "_change_feat_format", _late("dataset", "change_feat_format"), calls_original=True)
+    _replace(*where, "_benchmark_presets", _late("dataset", "cut_lists"), calls_original=True)
 
 
 def _number_tokens_by_category() -> None:
-    from recbole_pref.data import dataset
-
-    _replace("data.dataset.dataset", "Dataset", "_concat_remaped_tokens", dataset.concat_tokens, calls_original=True)
+    _replace(
+        "data.dataset.dataset", "Dataset", "_concat_remaped_tokens", _late("dataset", "concat_tokens"), calls_original=True
+    )
 
 
 def _count_on_arrays() -> None:
-    from recbole_pref.data import dataset
-
-    _module("data.dataset.dataset").Counter = dataset.count
+    _module("data.dataset.dataset").Counter = _late("dataset", "count")
 
 
 def _split_on_arrays() -> None:
-    from recbole_pref.data import dataset
-
     where = "data.dataset.dataset", "Dataset"
-    _replace(*where, "_grouped_index", dataset.grouped_index)
-    _replace(*where, "_split_index_by_leave_one_out", dataset.split_index_by_leave_one_out)
-    _replace(*where, "split_by_ratio", dataset.split_by_ratio, calls_original=True)
+    _replace(*where, "_grouped_index", _late("dataset", "grouped_index"))
+    _replace(*where, "_split_index_by_leave_one_out", _late("dataset", "split_index_by_leave_one_out"))
+    _replace(*where, "split_by_ratio", _late("dataset", "split_by_ratio"), calls_original=True)
 
 
 def _number_rows_by_range() -> None:
@@ -257,35 +261,29 @@ def _number_rows_by_range() -> None:
 
 
 def _remove_duplicates_stably() -> None:
-    from recbole_pref.data import dataset
-
-    _replace("data.dataset.dataset", "Dataset", "_remove_duplication", dataset.remove_duplication, calls_original=True)
+    _replace(
+        "data.dataset.dataset", "Dataset", "_remove_duplication", _late("dataset", "remove_duplication"), calls_original=True
+    )
 
 
 def _compare_values_as_texts() -> None:
-    from recbole_pref.data import dataset
-
     where = "data.dataset.dataset", "Dataset"
-    _replace(*where, "_filter_by_field_value", dataset.filter_by_field_value, calls_original=True)
+    _replace(*where, "_filter_by_field_value", _late("dataset", "filter_by_field_value"), calls_original=True)
 
 
 def _refuse_outdated_datasets() -> None:
-    from recbole_pref.data import dataset
-
     utils = _module("data.utils")
-    utils.pickle = _over(utils.pickle, load=dataset.load_saved)
+    utils.pickle = _over(utils.pickle, load=_late("dataset", "load_saved"))
 
 
 def _keep_times_exact() -> None:
-    from recbole_pref.data import dataset
-
-    _replace("data.dataset.dataset", "Dataset", "_change_feat_format", dataset.order_by_exact_time, calls_original=True)
+    _replace(
+        "data.dataset.dataset", "Dataset", "_change_feat_format", _late("dataset", "order_by_exact_time"), calls_original=True
+    )
 
 
 def _share_items_of_lists() -> None:
-    from recbole_pref.data import dataset
-
-    _replace("data.dataset.dataset", "Dataset", "_set_alias", dataset.add_list_alias, calls_original=True)
+    _replace("data.dataset.dataset", "Dataset", "_set_alias", _late("dataset", "add_list_alias"), calls_original=True)
 
 
 def _save_checkpoint(state: Any, path: Any, **_: Any) -> None:
