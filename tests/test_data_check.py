@@ -103,8 +103,8 @@ def test_a_missing_data_set_is_refused_before_anything_is_logged(tmp_path, monke
 
 
 def test_a_column_that_is_not_loaded_is_named(tmp_path):
-    with pytest.raises(PrefError, match="load_col does not load 'timestamp'"):
-        check(tmp_path, GOOD, load_col={"inter": ["user_id", "item_id"]})
+    with pytest.raises(PrefError, match="load_col does not load 'item_id'"):  # the time column is added
+        check(tmp_path, GOOD, load_col={"inter": ["user_id", "timestamp"]})
     with pytest.raises(PrefError, match="unload_col does not load 'timestamp'"):
         check(tmp_path, GOOD, load_col=None, unload_col={"inter": ["timestamp"]})
     with pytest.raises(PrefError, match="load_col names no columns of the interaction file"):

@@ -341,7 +341,9 @@ def build(name, settings, **more):
     config = Config(name, config_dict={**settings, **more})
     dataset, loaders = prepare_data(config, log=False)
     torch.manual_seed(0)
-    return config, model_class(name)(config, loaders[0]._dataset), loaders
+    model = model_class(name)(config, loaders[0]._dataset)
+    model.prepare_training(config, loaders[0]._dataset)
+    return config, model, loaders
 
 
 def test_features_are_those_of_the_files(shop):
@@ -421,8 +423,8 @@ def test_names_that_recbole_would_mix_up_are_refused(shop, tmp_path):
     write_vectors(tmp_path / "shop", suffix="picture")
     picture = (folder / "tiny.picture").read_text(encoding="utf-8")
     for head, match in (
-        ("text_id:token\tpicture_emb", r"line 1: its item column is called text_id.*: call it (picture|text)_id"),
-        ("item_id:token\tpicture_emb", r"tiny\.picture, line 1: its item column is called item_id.*call it picture_id"),
+        ("text_id:token\tpicture_emb", r"line 1: its item column is called text_id.*: rename it to (picture|text)_id"),
+        ("item_id:token\tpicture_emb", r"tiny\.picture, line 1: its item column is called item_id.*rename it to picture_id"),
         ("picture_id:token\ttext_emb", r"tiny\.picture and .*tiny\.text both have a column text_emb: rename"),
     ):
         text = picture.replace("picture_id:token\tpicture_emb", head)
@@ -617,7 +619,7 @@ def test_tail_items_share_one_id_vector(shop):
 
 
 def test_a_run_with_reference_resumes_and_loads_with_its_features(shop, tmp_path):
-    result = run_recbole_pref("RoDPOMMSASRec", config_dict={**shop, "epochs": 2})
+    result = run_recbole_pref("RoDPOMMSASRec", config_dict={**shop, "epochs": 2, "keep_last": 2})
     assert result["epochs"] == 2 and math.isfinite(result["test_result"]["ndcg@10"])
     told = result["history"][-1]
     assert {"expert_0_share", "expert_balance", "router_z"} <= set(told)
@@ -628,7 +630,7 @@ def test_a_run_with_reference_resumes_and_loads_with_its_features(shop, tmp_path
     last = sorted((tmp_path / "saved").glob("*-last-*"))
     second = next(path for path in last if checkpoint.load(path)["start_epoch"] == 1)
     stored = checkpoint.load(result["checkpoint"])["state_dict"]
-    again = run_recbole_pref("RoDPOMMSASRec", config_dict={**shop, "epochs": 2, "resume": str(second)})
+    again = run_recbole_pref("RoDPOMMSASRec", config_dict={**shop, "epochs": 2, "resume": str(second), "keep_last": 2})
     assert again["test_result"] == result["test_result"]
     best = checkpoint.load(again["checkpoint"])["state_dict"]
     assert all(torch.equal(value, best[name]) for name, value in stored.items())

@@ -572,12 +572,6 @@ def test_what_cannot_work_is_refused(changes, match):
         ("reference_pool", {}, {}, "needs the scores of the reference"),
         ("fixed", {}, {}, "neg_sampler='fixed' needs row numbers"),
         ("uniform", {"exclude_history": True}, {}, "exclude_history=True needs the histories"),
-        (
-            "uniform",
-            {"exclude_history": True, "max_history": 5},
-            {"history": torch.tensor([[1, 2, 3, 4, 5, 6]])},
-            "num_negatives=2 is more than the 1 items .*history of up to 6",
-        ),
     ],
 )
 def test_a_call_that_lacks_something_is_refused(name, changes, given, match):
