@@ -426,7 +426,7 @@ def _compare(options: argparse.Namespace, settings: dict[str, Any]) -> int:
         options.baseline,
         options.processes,
         options.test,
-        options.columns and [column.strip() for column in options.columns.split(",")],
+        options.columns and [name.strip() for name in options.columns.split(",") if name.strip()],
     )
     print(done.text)
     _publish(done.folder)

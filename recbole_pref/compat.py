@@ -238,7 +238,9 @@ def _keep_sequences_as_slices() -> None:
 
 def _number_tokens_by_category() -> None:
     _replace(
-        "data.dataset.dataset", "Dataset", "_concat_remaped_tokens", _late("dataset", "concat_tokens"), calls_original=True
+        "data.dataset.dataset", "Dataset", "_concat_remaped_tokens",
+        _late("dataset", "concat_tokens"),
+        calls_original=True,
     )
 
 
@@ -262,7 +264,9 @@ def _number_rows_by_range() -> None:
 
 def _remove_duplicates_stably() -> None:
     _replace(
-        "data.dataset.dataset", "Dataset", "_remove_duplication", _late("dataset", "remove_duplication"), calls_original=True
+        "data.dataset.dataset", "Dataset", "_remove_duplication",
+        _late("dataset", "remove_duplication"),
+        calls_original=True,
     )
 
 
@@ -278,7 +282,9 @@ def _refuse_outdated_datasets() -> None:
 
 def _keep_times_exact() -> None:
     _replace(
-        "data.dataset.dataset", "Dataset", "_change_feat_format", _late("dataset", "order_by_exact_time"), calls_original=True
+        "data.dataset.dataset", "Dataset", "_change_feat_format",
+        _late("dataset", "order_by_exact_time"),
+        calls_original=True,
     )
 
 

@@ -138,7 +138,8 @@ def _no_trace_if_refused(config: Config) -> Iterator[list[Any]]:
         list: to be given the trainer.
     """
     outputs = [os.path.join("log", config["model"]), "log_tensorboard", config["checkpoint_dir"]]
-    missing = {str(folder) for path in map(Path, outputs) for folder in (path, *path.parents) if not folder.exists()}
+    folders = {folder for path in map(Path, outputs) for folder in (path, *path.parents)}
+    missing = {str(folder) for folder in folders if not os.path.exists(folder)}
     logger = getLogger()
     trainers: list[Any] = []
     before = logger.handlers[:]

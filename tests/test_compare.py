@@ -130,7 +130,7 @@ def test_entries_that_no_table_can_hold_are_refused_before_training(settings, tm
             r"has first of topk 10, the first entry 5.*--topk=",
         ),
         ("CESASRec,CESASRec valid_metric=GAUC", {"metrics": ["NDCG", "GAUC"], "valid_metric": "NDCG@10"}, "cut-off"),
-        ("FM", {"metrics": ["AUC", "LogLoss"], "valid_metric": "AUC"}, "measure no ranking"),
+        ("FM", {"metrics": ["AUC", "LogLoss"], "valid_metric": "AUC"}, "do not measure a ranking"),
     ],
 )
 def test_what_one_table_cannot_hold_is_told_before_training(settings, tmp_path, models, more, words):
@@ -639,7 +639,7 @@ def test_a_killed_comparison_goes_on(settings, tmp_path, how):
     done = compare.compare("LPOSASRec", "tiny", 1, config_dict=json.loads(text), output=folder, processes=2)
     assert not done.failed
     (log,) = (folder / "logs").glob("LPOSASRec-*")
-    assert "are done" in log.read_text()
+    assert "resumed from" in log.read_text()
     assert how == "SIGKILL" or "SIGTERM stopped the run" in log.read_text()
     (record,) = folder.glob("runs/*.json")
     assert json.loads(record.read_text())["epochs"] == 40

@@ -30,7 +30,7 @@ from recbole_pref.config import Config
 from recbole_pref.data.check import check_atomic_files
 from recbole_pref.errors import PrefError
 from recbole_pref.quick_start import load_data_and_model, prepare_data, run_recbole_pref
-from recbole_pref.settings import SETTINGS
+from recbole_pref.settings import SETTINGS, setting_of
 from recbole_pref.settings.files import known_keys
 from tests.conftest import write_atomic
 
@@ -196,7 +196,7 @@ RECBOLE = {
                         {"norm_type": 2}, {"max_norm": 0}]),
     "load_col": ([None, {"inter": "*"}, {"inter": [*COLUMNS, "x"]}, {"inter": COLUMNS, "item": ["item_id", "price"]},
                   {"inter": COLUMNS, "item": ["item_id", "kind"]}, {"inter": COLUMNS, "item": None}],
-                 [{}, {"inter": None}, {"inter": []}, {"inter": "user_id"}, {"inter": ["user_id", "item_id"]},
+                 [{}, {"inter": None}, {"inter": []}, {"inter": "user_id"}, {"inter": ["user_id"]},
                   {"inter": COLUMNS, "item": ["price"]}, {"inter": COLUMNS, "user": ["user_id"]},
                   {"inter": COLUMNS, "itme": ["item_id"]}, {"inter": [1, 2]}, {"inter": 5},
                   {"inter": {"user_id": 1}}, [["user_id"]], "inter", {"x": ["y"]}, {1: 2}]),
@@ -291,10 +291,12 @@ def sound_values(key):
 
 
 def wrong_values(key):
-    """Return values of a key of which none can work."""
-    if key in RECBOLE:
-        return RECBOLE[key][1]
-    return [value for value in [*NUMBERS, *ODD, "x"] if not SETTINGS[key].accepts(value)]
+    """Return values of a key of which none can work. A path may be a number: it is the name of a folder or a file."""
+    values = RECBOLE[key][1] if key in RECBOLE else [*NUMBERS, *ODD, "x"]
+    setting = setting_of(key)
+    if setting is not None and setting.path:
+        values = [value for value in values if isinstance(value, bool) or not isinstance(value, (int, float))]
+    return values if key in RECBOLE else [value for value in values if not setting.accepts(value)]
 
 
 KEYS = sorted({*SETTINGS, *RECBOLE})

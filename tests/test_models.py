@@ -260,7 +260,7 @@ def test_packing_a_backbone_that_looks_ahead_is_refused(tiny_dataset):
 def test_tawins_window_stays_inside_a_small_group(tiny_dataset, caplog):
     _, model, _ = build("TAWinSASRec", tiny_dataset)  # num_negatives 3, valid_metric NDCG@10
     assert model.step.loss_settings["tawin_anchor"] == 2
-    assert "tawin_anchor='auto' is rank 9" in caplog.text and "20 negatives" in caplog.text
+    assert "tawin_anchor='auto' is rank 9" in caplog.text and "num_negatives to 20" in caplog.text
     _, model, _ = build("TAWinSASRec", tiny_dataset, num_negatives=20, valid_metric="NDCG@5")
     assert model.step.loss_settings["tawin_anchor"] == 4
 

@@ -248,7 +248,7 @@ def test_given_users_need_the_data_of_the_training(recommender, tiny_folder, tmp
 
 def test_sequences_of_unknown_items_alone_get_nothing(recommender, caplog):
     frame = recommender[0].recommend([["i99"], ["i1", "i98"], []], k=2, unknown="skip")
-    assert frame["row"].tolist() == [1, 1] and "2 of 3 sequences hold no item" in caplog.text
+    assert frame["row"].tolist() == [1, 1] and "2 of 3 sequences hold no known item" in caplog.text
     assert not len(recommender[0].recommend([["i99"]], unknown="skip"))
 
 

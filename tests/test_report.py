@@ -265,10 +265,10 @@ def test_a_table_that_cannot_be_drawn_is_told_in_the_page(tmp_path, capsys):
     write_run(tmp_path, make_run("A", 1, 0.05, 0.06)[0])
     (tmp_path / "collapse.csv").write_text("a,b\n")
     assert main([f"--plots={tmp_path}"]) == 0
-    assert "a picture is left out: " in capsys.readouterr().err
+    assert "a picture is skipped: " in capsys.readouterr().err
     assert (tmp_path / "plots" / "trade_off.png").is_file()  # the others are drawn
     page = Page(tmp_path / "report.html")
-    assert "A picture is left out: " in page.text and "collapse.csv' has no column 'model'" in page.text
+    assert "A picture is skipped: " in page.text and "collapse.csv' has no column 'model'" in page.text
     assert page.of("svg") and page.tables[0][1][0] == "A"
 
 

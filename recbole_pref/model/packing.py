@@ -212,6 +212,8 @@ class PackedLoader:
         lists = lists_of(features, dataset.iid_field + dataset.config["LIST_SUFFIX"], length_field)
         users = features[dataset.uid_field].numpy()
         times = features[time_field].numpy() if time_field in features else None
+        if times is not None and times.ndim > 1:  # numerical_features: value and column of each time
+            times = times[:, 0]
         self.order = _by_user(users, lists.lengths.numpy(), times)  # [N] numbers of RecBole's rows
         self.lists = lists.take(self.order)
         self.targets = features[dataset.iid_field][self.order]

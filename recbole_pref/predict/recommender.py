@@ -37,6 +37,7 @@ class Sizes:
         self.item_num, self.user_num = state["data"]["n_items"], state["data"]["n_users"]
         self.uid_field, self.iid_field = config["USER_ID_FIELD"], config["ITEM_ID_FIELD"]
         self.item_list_length_field = config["ITEM_LIST_LENGTH_FIELD"]
+        self.inter_feat = {self.iid_field: torch.zeros(0, dtype=torch.int64)}  # FEARec groups the training rows
         self.field2seqlen = {self.iid_field + config["LIST_SUFFIX"]: config["MAX_ITEM_LIST_LENGTH"]}
 
     def num(self, field: str) -> int:
