@@ -50,8 +50,10 @@ def clean_process(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", ["test"])
     monkeypatch.chdir(tmp_path)
     torch.set_num_threads(1)
-    yield
     logger = logging.getLogger()
+    level = logger.level
+    yield
+    logger.setLevel(level)
     for handler in list(logger.handlers):
         if type(handler) in (logging.FileHandler, logging.StreamHandler):
             logger.removeHandler(handler)
