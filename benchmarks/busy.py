@@ -65,7 +65,6 @@ def main():
     parser.add_argument("--limit", type=float, default=120, help="seconds for each case, its start included")
     parser.add_argument("--case", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    sys.argv = sys.argv[:1]
     if arguments.case:
         measure(arguments)
         return

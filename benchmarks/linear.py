@@ -85,7 +85,6 @@ def main():
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--case", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    sys.argv = sys.argv[:1]
     if arguments.case:
         case = json.loads(arguments.case)
         print(json.dumps(fit_case(case) if "items" in case else run_case(case)))

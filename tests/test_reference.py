@@ -152,7 +152,7 @@ def test_a_damaged_reference_is_trained_again(tiny_dataset):
 
 def test_two_processes_train_it_once(tiny_dataset, tmp_path):
     code = (
-        "import json, sys; s = json.loads(sys.argv[1]); sys.argv = sys.argv[:1]\n"
+        "import json, sys; s = json.loads(sys.argv[1])\n"
         "import torch; torch.set_num_threads(1)\n"
         "from recbole_pref import trainer\n"
         "original = trainer.train_reference\n"

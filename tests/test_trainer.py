@@ -29,7 +29,7 @@ from recbole_pref.training.trainer import TrainerMixin
 
 SCRIPT = """
 import json, sys
-settings = json.loads(sys.argv[1]); sys.argv = sys.argv[:1]
+settings = json.loads(sys.argv[1])
 import torch; torch.set_num_threads(1)
 from recbole_pref.quick_start import run_recbole_pref
 run_recbole_pref(settings.pop("model"), config_dict=settings)
