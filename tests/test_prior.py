@@ -165,3 +165,10 @@ def test_hanorec_gets_the_gap_of_the_items_neighbours(tiny_dataset):
     run.model.step._loss = lambda *arguments, **settings: seen.append(arguments) or loss(*arguments, **settings)
     run.model.calculate_loss(batch)
     assert len(seen[0]) == 5 and seen[0][4].shape == seen[0][1].shape and (seen[0][4] > 0).any()
+
+
+def test_row_wise_cross_entropy_is_not_recboles_own_loss_with_a_prior_in_its_logits(tiny_dataset):
+    settings = {**tiny_dataset, "train_positions": "last"}
+    for more, plain in (({}, True), (IN_TRAINING, False)):
+        run = build_run(Config("CESASRec", config_dict={**settings, **more}), log=False)
+        assert run.model.step.is_plain is plain

@@ -25,6 +25,7 @@ from recbole_pref.methods import Method
 from recbole_pref.model.backbones import Backbone
 from recbole_pref.model.batch import Batch
 from recbole_pref.model.frozen import Reference, ReferenceScores, WholeScores
+from recbole_pref.model.prior import is_in_training
 from recbole_pref.popularity import head_tail_split, sample_weights
 from recbole_pref.samplers import Draw, NegativeSampler
 
@@ -78,7 +79,7 @@ class TrainingStep(nn.Module):
         self.settings: dict[str, Any] = model.settings
         self.backbone: Backbone | None = model.backbone
         self.fields = (model.POS_ITEM_ID, model.ITEM_SEQ)
-        self.name, self.n_items = config["model"], model.n_items
+        self.n_items = model.n_items
         self.train_path, self.train_path_reason = self._choose_path(model)
         counts = train_counts(dataset)
         head = head_tail_split(counts, self.settings["tail_split"], self.settings["head_ratio"])
@@ -153,7 +154,8 @@ class TrainingStep(nn.Module):
         With a fused pass it needs ``train_positions: last``. On several processes, and when the scores of a batch,
         which RecBole stores whole, exceed memory, the fused pass gives the same result up to rounding.
         """
-        if self.uses_negatives or self.settings["repeat_bias"] or self.needs_pairs:
+        has_terms = self.settings["repeat_bias"] or is_in_training(self.settings)
+        if self.uses_negatives or has_terms or self.needs_pairs:
             return False
         if self.settings["reweight"] != "none" or self.settings["ce_weight"] != 1:
             return False
