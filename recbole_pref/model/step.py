@@ -213,11 +213,11 @@ class TrainingStep(nn.Module):
             with torch.no_grad():
                 reference = WholeScores(self.reference.model.catalogue_scores(batch.interaction))
         log_z = torch.logsumexp(scores, dim=-1)
-        # Samplers change the scores temporarily, which autograd does not allow for its own tensors.
-        free = scores.detach().clone()
-        ids = self._positive_and_negatives(
-            batch.targets, self._begin_draw(batch), reference, rows, free, log_z.detach()
-        )
+        draw, read = self._begin_draw(batch), None
+        if draw is not None and draw.needs_scores == "policy":
+            # Samplers change the scores temporarily, which autograd does not allow for its own tensors.
+            read = scores.detach().clone()
+        ids = self._positive_and_negatives(batch.targets, draw, reference, rows, read, log_z.detach())
         per_row = self._row_loss(reference, rows, ids, log_z, scores.gather(1, ids))
         return scoring.weighted_sum(per_row, weights)
 
