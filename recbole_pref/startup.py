@@ -7,6 +7,7 @@ When RecBole is imported, it is patched (``compat``), and our models, trainer an
 import gc
 import os
 import sys
+import time
 import types
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -76,11 +77,34 @@ def load_plugins() -> None:
         plugins.load()
 
 
-def let_threads_sleep() -> None:
-    """Let torch's OpenMP threads sleep while they wait for each other, unless the user chose otherwise.
+def choose_waiting() -> None:
+    """Let torch's OpenMP threads sleep while they wait for each other if other processes need their cores.
 
-    By default they spin, and when one core is busy an epoch takes ten times as long. The setting affects this process
-    if torch is not yet imported, and the processes that it starts.
+    By default they spin, which is faster on free cores; next to a busy core they then take several times as long
+    (``benchmarks/busy.py``). A value that the user has set stays. The choice affects this process if torch is not yet
+    imported, and the processes that it starts.
     """
-    if not any(name in os.environ for name in _WAITING):
+    if any(name in os.environ for name in _WAITING):
+        return
+    if _busy_cores() + _threads() > (os.cpu_count() or 1):
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+
+
+def _threads() -> int:
+    given = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    own = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    return int(given) if given.isdecimal() else len(own)
+
+
+def _busy_cores(samples: int = 9) -> int:
+    """Return how many other threads run on this machine, the median of samples over a few milliseconds."""
+    try:
+        return sorted(_other_threads() for _ in range(samples))[samples // 2]
+    except OSError:  # not Linux
+        return 0
+
+
+def _other_threads() -> int:
+    time.sleep(0.001)
+    with open("/proc/stat", encoding="ascii") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("procs_running")) - 1

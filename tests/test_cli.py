@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import pytest
@@ -155,15 +156,37 @@ def test_optimizers_compute_the_same_without_dynamo():
 
 
 @pytest.mark.parametrize(
-    ("given", "expected"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE"), ({"GOMP_SPINCOUNT": "9"}, None)]
+    ("given", "busy", "expected"),
+    [
+        ({}, 0, None),
+        ({}, 1, "PASSIVE"),
+        ({"OMP_NUM_THREADS": "3"}, 1, None),
+        ({"OMP_NUM_THREADS": "3"}, 2, "PASSIVE"),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, 4, "ACTIVE"),
+        ({"GOMP_SPINCOUNT": "9"}, 4, None),
+    ],
 )
-def test_threads_sleep_unless_the_user_chose(monkeypatch, given, expected):
-    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"):
+def test_threads_sleep_if_others_need_their_cores_unless_the_user_chose(monkeypatch, given, busy, expected):
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "OMP_NUM_THREADS"):
         monkeypatch.delenv(name, raising=False)
     for name, value in given.items():
         monkeypatch.setenv(name, value)
-    startup.let_threads_sleep()
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
+    monkeypatch.setattr(startup, "_other_threads", lambda: busy)
+    startup.choose_waiting()
     assert os.environ.get("OMP_WAIT_POLICY") == expected
+
+
+@pytest.mark.skipif(not Path("/proc/stat").exists(), reason="the kernel does not say how many threads run")
+def test_busy_cores_are_counted():
+    process = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        time.sleep(0.3)
+        assert max(startup._busy_cores() for _ in range(5)) >= 1
+    finally:
+        process.kill()
+        process.wait()
 
 
 # -- options and settings
