@@ -117,8 +117,8 @@ def main():
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # RecTools' environment lacks this package
     part = f" ({arguments.batches} batches)" if arguments.batches else ""
     print(
-        f"RecTools {arguments.model}, {arguments.dataset}, {arguments.threads} threads: {seconds:.2f} s per epoch{part}, "
-        f"{targets} targets, {targets / seconds:.0f} targets / s, peak {peak:.0f} MiB"
+        f"RecTools {arguments.model}, {arguments.dataset}, {arguments.threads} threads: "
+        f"{seconds:.2f} s per epoch{part}, {targets} targets, {targets / seconds:.0f} targets / s, peak {peak:.0f} MiB"
     )
 
 
