@@ -529,19 +529,36 @@ def test_a_finished_run_keeps_one_last_checkpoint_unless_more_are_asked_for(tiny
     assert not loaded.training
 
 
-@pytest.mark.parametrize("model", ["LPOCaser", "SDPOSASRec", "SASRec"])
-def test_worker_does_not_change_results(tiny_dataset, tmp_path, model):
+SAMPLED = {"train_neg_sample_args": {"distribution": "uniform", "sample_num": 1}}
+CROPPED = {"transform": "crop_itemseq", "eta": 0.5, "train_positions": "last"}
+
+
+@pytest.mark.parametrize(
+    ("model", "more", "draws"),
+    [
+        ("LPOCaser", {}, 0),
+        ("SDPOSASRec", CROPPED, 3),
+        ("SASRec", {}, 0),
+        ("SASRec", {"eval_args": {"mode": "uni5"}}, 2),
+        ("BPR", SAMPLED, 1),
+    ],
+)
+def test_worker_does_not_change_results(tiny_dataset, tmp_path, caplog, model, more, draws):
+    caplog.set_level("INFO")
+    settings = {**stock_settings(model, tiny_dataset), **more, "state": "INFO"}
     results = []
     for worker in (0, 1):
-        more = {"worker": worker, "checkpoint_dir": str(tmp_path / str(worker))}
-        results.append(run_recbole_pref(model, config_dict={**stock_settings(model, tiny_dataset), **more}))
+        caplog.clear()
+        changes = {"worker": worker, "checkpoint_dir": str(tmp_path / str(worker))}
+        results.append(run_recbole_pref(model, config_dict={**settings, **changes}))
     assert results[0]["test_result"] == results[1]["test_result"]
     assert results[0]["history"] == results[1]["history"]
+    assert caplog.text.count("worker=1 has no effect on ") == draws
 
 
 def stock_settings(model, settings):
     """Return settings without those that RecBole's own models do not read."""
-    ours = {"reference_epochs", "num_negatives", "pool_size"} if model == "SASRec" else ()
+    ours = {"reference_epochs", "num_negatives", "pool_size"} if model in ("SASRec", "BPR") else ()
     return {key: value for key, value in settings.items() if key not in ours}
 
 
