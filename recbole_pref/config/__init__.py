@@ -22,7 +22,7 @@ from recbole_pref.config.checks import AFTER_DEFAULTS, BEFORE_DEFAULTS
 from recbole_pref.errors import PrefError, suggest
 from recbole_pref.methods import METHODS, method_of
 from recbole_pref.model.names import model_class
-from recbole_pref.settings import plain_value, shown
+from recbole_pref.settings import PRIORS, plain_value, shown
 from recbole_pref.settings.files import keys_of_models, load_properties, parse_value, shipped
 
 # The errors with which RecBole's Config refuses a value, on purpose or by accident.
@@ -30,6 +30,7 @@ _RECBOLE_ERRORS = (
     ValueError, TypeError, KeyError, IndexError, RuntimeError, NotImplementedError, AttributeError,
     AssertionError, SyntaxError, OverflowError,
 )  # fmt: skip
+CHECKPOINT_SETTINGS = ("reference", "prior", "init_from")  # their values are paths of checkpoints, or words
 _LONGEST_NAME = 100  # characters; file names contain the name of the data set
 
 
@@ -177,9 +178,13 @@ def given_data_path(config: Any) -> str:
 def absolute_paths(config: Config) -> dict[str, str]:
     """Return the settings with paths of input files, as absolute paths for processes in other working folders."""
     paths = {"data_path": given_data_path(config), "reference_dir": config["reference_dir"]}
-    if config["reference"] not in ("none", "auto"):
-        paths["reference"] = config["reference"]
+    paths |= {key: config[key] for key in CHECKPOINT_SETTINGS if names_a_checkpoint(config[key])}
     return {key: os.path.abspath(path) for key, path in paths.items() if path}
+
+
+def names_a_checkpoint(value: str | None) -> bool:
+    """Return whether a value of ``CHECKPOINT_SETTINGS`` is a path, not a word such as ``auto``."""
+    return value not in (None, "none", "auto", *PRIORS)
 
 
 def digest_of_defaults(config: Config) -> str:
