@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from recbole_pref import checkpoint, cli
+from recbole_pref import checkpoint, cli, tune
 from recbole_pref.config import Config
 from recbole_pref.errors import PrefError
 from recbole_pref.quick_start import build_run, load_data_and_model, run, run_recbole_pref
+from recbole_pref.tune.space import Domain
 
 from .conftest import tiny_sequences
 
@@ -282,6 +283,7 @@ def test_users_of_one_session_all_start_from_the_mean(days, tmp_path):
     torch.testing.assert_close(values["user_embedding.weight"][1:], stored.expand(60, -1))
 
 
+@pytest.mark.slow
 def test_two_processes_start_like_one(started, tmp_path):
     path, settings = started
     weights = []
@@ -294,7 +296,8 @@ def test_two_processes_start_like_one(started, tmp_path):
     torch.testing.assert_close(*weights, rtol=1e-4, atol=1e-5)
 
 
-def test_compare_and_estimate_take_it(started, tmp_path, capsys):
+@pytest.mark.slow
+def test_compare_and_estimate_take_it(started, tmp_path):
     path, settings = started
     relative = str(Path(path).relative_to(tmp_path))
     small = ("data_path", "MAX_ITEM_LIST_LENGTH", "epochs", "reference_epochs", "n_layers", "n_heads", "hidden_size",
@@ -310,4 +313,13 @@ def test_compare_and_estimate_take_it(started, tmp_path, capsys):
     assert found["CESASRec"] == [("", path)]
     assert not found["SDPOSASRec"]  # its reference is the run of CESASRec
     assert len(list(Path("out/reference").glob("*.pth"))) == 1
-    assert cli.main(["estimate", "--model=CESASRec", *words]) == 0
+    assert cli.main(["--estimate", "--model=CESASRec", *words]) == 0
+
+
+def test_runs_with_other_working_folders_get_absolute_paths(started, tmp_path):
+    path, settings = started
+    relative = str(Path(path).relative_to(tmp_path))
+    config = Config("CESASRec", config_dict={**settings, "init_from": relative, "prior": "TALE"})
+    fixed = tune._fixed_settings(config)
+    assert fixed["init_from"] == path and fixed["prior"] == "TALE"
+    assert tune._with_absolute_paths("init_from", Domain("choice", (relative, None))).values == (path, None)
