@@ -79,6 +79,7 @@ def test_commands_would_start(page, words, plugin, monkeypatch):
             file.write_text("{}")
     if options.mode == "tune":
         read_plan(ROOT / options.tune)
+    settings.pop("init_from", None)  # a checkpoint that an earlier command of the page writes
     if options.mode in ("train", "tune"):
         cli._check_settings(model, options.dataset or "ml-100k", options.config_files, settings)
     if options.mode == "compare":
@@ -154,6 +155,29 @@ def test_get_started_from_a_csv_to_recommendations(tiny_dataset, tmp_path, capsy
             assert cli.main(["predict", str(best), *words[3:]]) == 0
     assert len(Path("top.csv").read_text().splitlines()) == 1 + 2 * 10
     assert "20 recommendations for 2 users or sequences" in capsys.readouterr().out
+
+
+def test_the_daily_loop(tiny_dataset, caplog):
+    """Run the commands of the page, with a smaller model and a later day with new users and items."""
+    days = {"monday": (50, 35), "tuesday": (60, 40)}
+    for day, (n_users, n_items) in days.items():
+        sequences = enumerate(tiny_sequences(n_users, n_items))
+        rows = [f"u{user},i{item},{time}" for user, items in sequences for time, item in enumerate(items)]
+        Path(f"{day}.csv").write_text("\n".join(["user,item,time", *rows]) + "\n")
+    small = ("n_layers", "n_heads", "hidden_size", "inner_size", "MAX_ITEM_LIST_LENGTH")
+    small = [f"--{name}={tiny_dataset[name]}" for name in small]
+    trained = 0
+    for words in commands(ROOT / "docs/daily.md"):
+        if words[0] == "recbole-pref-data":
+            assert convert.main(words[1:]) == 0
+        elif words[:2] == ["recbole-pref", "export"]:
+            assert cli.main(words[1:]) == 0
+        elif words[0] == "recbole-pref":
+            kept = [word.replace("--epochs=50", "--epochs=2") for word in words[1:]]
+            assert cli.main([*kept, *small]) == 0
+            trained += 1
+    assert trained == 2 and Path("exported/item_vectors.npy").is_file()
+    assert "started from saved/monday-best.pth: items: 35 known, 5 new, 0 gone" in caplog.text
 
 
 def test_the_page_of_a_step_names_functions_that_exist_once():

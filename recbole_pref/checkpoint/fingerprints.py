@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -34,6 +35,15 @@ def data_fingerprint(
         "item_tokens_sha256": hashlib.sha256(json.dumps(tokens).encode()).hexdigest(),
         "targets_sha256": hashlib.sha256(ids.numpy().data).hexdigest(),
     }
+
+
+def file_digest(path: str | os.PathLike[str]) -> str:
+    """Return the SHA-256 of the bytes of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def compare_fingerprints(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:

@@ -30,6 +30,7 @@ _RECBOLE_ERRORS = (
     ValueError, TypeError, KeyError, IndexError, RuntimeError, NotImplementedError, AttributeError,
     AssertionError, SyntaxError, OverflowError,
 )  # fmt: skip
+CHECKPOINT_SETTINGS = ("reference", "prior", "init_from")  # their values are paths of checkpoints, or words
 _LONGEST_NAME = 100  # characters; file names contain the name of the data set
 
 
@@ -177,11 +178,13 @@ def given_data_path(config: Any) -> str:
 def absolute_paths(config: Config) -> dict[str, str]:
     """Return the settings with paths of input files, as absolute paths for processes in other working folders."""
     paths = {"data_path": given_data_path(config), "reference_dir": config["reference_dir"]}
-    if config["reference"] not in ("none", "auto"):
-        paths["reference"] = config["reference"]
-    if config["prior"] not in (None, "none", *PRIORS):
-        paths["prior"] = config["prior"]
+    paths |= {key: config[key] for key in CHECKPOINT_SETTINGS if names_a_checkpoint(config[key])}
     return {key: os.path.abspath(path) for key, path in paths.items() if path}
+
+
+def names_a_checkpoint(value: str | None) -> bool:
+    """Return whether a value of ``CHECKPOINT_SETTINGS`` is a path, not a word such as ``auto``."""
+    return value not in (None, "none", "auto", *PRIORS)
 
 
 def digest_of_defaults(config: Config) -> str:

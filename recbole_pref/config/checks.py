@@ -17,6 +17,7 @@ from recbole.utils import EvaluatorType, InputType, ModelType
 from recbole_pref.errors import PrefError, suggest
 from recbole_pref.evaluation.objective import check_measured, check_objective
 from recbole_pref.methods import method_of
+from recbole_pref.model import transfer
 from recbole_pref.model.backbones import backbone_of
 from recbole_pref.model.prior import is_used
 from recbole_pref.settings import (
@@ -283,7 +284,7 @@ def settings_are_read_by_the_model(config: "Config") -> None:
     if loss_type not in (None, exact) and exact in ("CE", "BPR"):
         raise PrefError(f"loss_type={loss_type!r} is not accepted. Did you mean '{exact}'?")
     off = attribute_of_settings("off")
-    given = [key for key in settings_with(of_our_models=True) if final.get(key) not in (None, off[key])]
+    given = [key for key in settings_with(of_our_models=True) if final.get(key) not in (None, off.get(key))]
     if _objective_part(config, "of_reference"):
         given.append("objective: of_reference")
     if given:
@@ -355,6 +356,19 @@ def reference_is_there(config: "Config") -> None:
             f"reference='none' is not possible: {what} a reference model, "
             "set reference to auto or to the path of a checkpoint."
         )
+
+
+def init_from_is_possible(config: "Config") -> None:
+    """Refuse an ``init_from`` that this run cannot start from."""
+    final = config.final_config_dict
+    if not final.get("init_from"):
+        return
+    if final.get("resume"):
+        raise PrefError(
+            f"init_from={shown(final['init_from'])} and resume={shown(final['resume'])} exclude each other: a resumed "
+            "run has its parameters already, leave init_from out."
+        )
+    transfer.load(final["init_from"], config)
 
 
 def _objective_part(config: "Config", part: str) -> Any:
@@ -477,4 +491,5 @@ AFTER_DEFAULTS: tuple[Check, ...] = (
     valid_metric_is_measured,
     objective_is_measured,
     evaluation_goes_with_the_model,
+    init_from_is_possible,
 )

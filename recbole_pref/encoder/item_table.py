@@ -34,6 +34,7 @@ class Modality(nn.Module):
 
     def __init__(self, feature: item_features.Feature, width: int, scale: float) -> None:
         super().__init__()
+        self.name = feature.name
         values, present = feature.values, feature.present
         self.default = nn.Parameter(torch.randn(width) * scale)
         if feature.n_tokens is None:
@@ -47,6 +48,12 @@ class Modality(nn.Module):
         # A loaded checkpoint takes the features from the data set; only their digest is stored.
         self.register_buffer("values", values[1:], persistent=False)  # [n_items - 1, D or T]
         self.register_buffer("present", present[1:].unsqueeze(1), persistent=False)
+
+    def row_tokens(self, dataset: Any) -> dict[str, list[str]]:
+        """Return the tokens of the rows of parameters, by parameter; see ``ItemTable.row_tokens``."""
+        if self.values.is_floating_point():
+            return {}
+        return {"tokens.weight": [str(token) for token in dataset.field2id_token[self.name]]}
 
     def forward(self) -> torch.Tensor:
         """Return the vectors of the real items: [n_items - 1, H]."""
@@ -74,6 +81,13 @@ class IdModality(nn.Module):
             self.default = nn.Parameter(torch.randn_like(weight[0]) * weight.std())
             rows = torch.cumsum(has_id, 0) - 1
             self.rows = torch.where(has_id, rows, len(self.weight))  # [n_items - 1]
+
+    def row_tokens(self, dataset: Any) -> dict[str, list[str]]:
+        """Return the tokens of the rows of parameters, by parameter; see ``ItemTable.row_tokens``."""
+        tokens = [str(token) for token in dataset.field2id_token[dataset.iid_field][1:]]
+        if self.rows is not None:
+            tokens = [token for token, row in zip(tokens, self.rows.tolist()) if row < len(self.weight)]
+        return {"weight": tokens}
 
     def forward(self) -> torch.Tensor:
         """Return the vectors of the real items: [n_items - 1, H]."""
@@ -120,6 +134,22 @@ class ItemTable(nn.Module):
         self.z_weight = settings["moe_z_weight"]
         self.register_buffer("feature_digest", item_features.digest(features))
         self._forget()
+
+    def row_tokens(self, dataset: Any) -> dict[str, list[str]]:
+        """Return what the rows of parameters belong to: the items with an ID embedding, the tokens of a feature.
+
+        Args:
+            dataset (Dataset): of RecBole, from which the table was made.
+
+        Returns:
+            Tokens in the order of the rows, by the name of the parameter.
+        """
+        modalities: Any = self.modalities
+        return {
+            f"modalities.{number}.{name}": tokens
+            for number, modality in enumerate(modalities)
+            for name, tokens in modality.row_tokens(dataset).items()
+        }
 
     def _forget(self) -> None:
         self._cached: Any = None  # (table, Routing or None)

@@ -26,23 +26,8 @@ from recbole_pref.encoder.multimodal import Multimodal
 from recbole_pref.errors import PrefError, suggest
 from recbole_pref.methods import method_of
 from recbole_pref.model.names import LINEAR, model_class
+from recbole_pref.model.sizes import Sizes
 from recbole_pref.quick_start import load_data, load_model, settings_of
-
-
-class Sizes:
-    """The sizes from a checkpoint that the constructor of a model reads from a data set."""
-
-    def __init__(self, config: Config, state: dict[str, Any]) -> None:
-        self.config = config
-        self.item_num, self.user_num = state["data"]["n_items"], state["data"]["n_users"]
-        self.uid_field, self.iid_field = config["USER_ID_FIELD"], config["ITEM_ID_FIELD"]
-        self.item_list_length_field = config["ITEM_LIST_LENGTH_FIELD"]
-        self.inter_feat = {self.iid_field: torch.zeros(0, dtype=torch.int64)}  # FEARec groups the training rows
-        self.field2seqlen = {self.iid_field + config["LIST_SUFFIX"]: config["MAX_ITEM_LIST_LENGTH"]}
-
-    def num(self, field: str) -> int:
-        """Return the size of a field's vocabulary."""
-        return self.item_num if field == self.iid_field else self.user_num
 
 
 class Histories:
@@ -151,7 +136,8 @@ class Recommender:
             self.model: Any = load_model(state, model_file, config, rows).to(self.device)
         else:
             build: Any = cls
-            self.model = build(self.config, Sizes(self.config, state)).to(self.device)
+            sizes = Sizes(self.config, state["data"]["n_items"], state["data"]["n_users"])
+            self.model = build(self.config, sizes).to(self.device)
             checkpoint.fill(self.model, state)
         self.model.eval()
         self.max_length = self.config["MAX_ITEM_LIST_LENGTH"]

@@ -79,6 +79,14 @@ def defaults_of(cls: type, dataset: str) -> list[Path | dict[str, Any]]:
     return [file for file in files if isinstance(file, dict) or file.is_file()]
 
 
+def backbone_settings(config: Any, backbone_class: type) -> dict[str, Any]:
+    """Return the settings in the property files of a backbone, RecBole's and ours."""
+    folders = (stock_properties_dir() / "model", properties_dir() / "backbone")
+    files = [folder / f"{base.__name__}.yaml" for base in backbone_class.__mro__ for folder in folders]
+    keys = {key for file in files if file.is_file() for key in top_level_keys(file)}
+    return {key: config[key] for key in sorted(keys)}
+
+
 def load_properties(config: "Config", cls: type, dataset: str) -> None:
     """Merge our property files into the defaults of a configuration; the user's settings override them."""
     for defaults in defaults_of(cls, dataset):

@@ -105,6 +105,10 @@ SETTINGS: dict[str, Setting] = {
     "collect_users": flag(scope="evaluation"),
     "objective": Setting(scope="evaluation", in_reference=None, shared_by_trials=_BESIDE_SPACE),
     # runs
+    "init_from": Setting(
+        str, nullable=True, path=True, derived=True, shapes_reference=True, of_our_models=True, off=None,
+        free_on_resume=True,
+    ),
     "resume": Setting(
         str, nullable=True, flag=True, scope="run", path=True, derived=True, set_by=("comparison", "sweep")
     ),

@@ -15,7 +15,6 @@ from logging import getLogger
 from pathlib import Path
 from typing import Any
 
-import recbole
 import torch
 from filelock import BaseFileLock, FileLock, Timeout
 
@@ -23,7 +22,7 @@ from recbole_pref import checkpoint, distributed
 from recbole_pref.errors import PrefError
 from recbole_pref.model import prior
 from recbole_pref.settings import attribute_of_settings, settings_with
-from recbole_pref.settings.files import properties_dir, top_level_keys
+from recbole_pref.settings.files import backbone_settings
 
 _NOT_COMPARED = ("reference.", "prior.")  # parameters that are not part of a reference
 
@@ -33,14 +32,6 @@ def fingerprint_of(dataset: Any) -> dict[str, Any]:
     tokens = dataset.field2id_token[dataset.iid_field]
     targets = dataset.inter_feat[dataset.iid_field]
     return checkpoint.data_fingerprint(tokens, dataset.user_num, len(targets), targets)
-
-
-def backbone_settings(config: Any, backbone_class: type) -> dict[str, Any]:
-    """Return the settings in the property files of a backbone, RecBole's and ours."""
-    folders = (Path(recbole.__file__).parent / "properties" / "model", properties_dir() / "backbone")
-    files = [folder / f"{base.__name__}.yaml" for base in backbone_class.__mro__ for folder in folders]
-    keys = {key for file in files if file.is_file() for key in top_level_keys(file)}
-    return {key: config[key] for key in sorted(keys)}
 
 
 def reference_key(config: Any, backbone_class: type, fingerprint: dict[str, Any] | None) -> dict[str, Any]:
@@ -60,6 +51,10 @@ def reference_key(config: Any, backbone_class: type, fingerprint: dict[str, Any]
 def _training_settings(config: Any) -> dict[str, Any]:
     """Return the settings that affect the training of a reference, without those of a prior that is added later."""
     settings = {key: config[key] for key in sorted(settings_with(shapes_reference=True))}
+    # The content of the checkpoint counts, not its path. Without one, the key is that of earlier versions.
+    start = settings.pop("init_from")
+    if start:
+        settings["init_from"] = checkpoint.file_digest(start)
     if not prior.is_in_training(config):
         settings = {key: value for key, value in settings.items() if not key.startswith("prior")}
     return settings

@@ -1,6 +1,6 @@
 """The state of a run in a checkpoint: one dataclass, with a version number."""
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import torch
@@ -27,6 +27,8 @@ class RunState:
         state_dict: the parameters, those of the reference included.
         other_parameter: other values that some of RecBole's models compute.
         format: ``VERSION`` of the package that wrote it.
+        user_tokens: tokens of the users by id if the model has a vector per user, else None.
+        row_tokens: tokens of the rows of further parameters, by the name of the parameter; of item features.
     """
 
     model: str
@@ -42,6 +44,8 @@ class RunState:
     state_dict: dict[str, torch.Tensor]
     other_parameter: dict[str, Any]
     format: int = VERSION
+    user_tokens: list[str] | None = None  # files of earlier versions have neither of these
+    row_tokens: dict[str, list[str]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields by name, for ``checkpoint.save``."""

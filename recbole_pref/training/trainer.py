@@ -21,6 +21,7 @@ from recbole_pref import checkpoint, distributed, schedule
 from recbole_pref.errors import Interrupted, PrefError
 from recbole_pref.evaluation import objective
 from recbole_pref.evaluation.ranking import EvaluationMixin
+from recbole_pref.model import transfer
 from recbole_pref.model.batch import RowLoader
 from recbole_pref.model.packing import PackedLoader
 from recbole_pref.model.preference import PreferenceMixin
@@ -175,10 +176,12 @@ class TrainerMixin(EvaluationMixin):
             raise PrefError("prior_weight='auto' needs validation rows, and the split has none: set it to a number.")
         self._train_data, dataset = train_data, train_data._dataset
         self._data_fingerprint = reference.fingerprint_of(dataset)
-        self._item_tokens = [str(token) for token in dataset.field2id_token[dataset.iid_field]]
+        self._tokens = transfer.Tokens.of(self.model, dataset)
         if self.is_preference:
             self._make_loader(train_data)
-            self._start_from_reference(train_data, valid_data)
+            if self._resumed is None:
+                self._start_from_reference(train_data, valid_data)
+                self._start_from_checkpoint()
             self._make_scheduler()
         if self._resumed is not None:
             self._continue_from(self._resumed)
@@ -210,9 +213,17 @@ class TrainerMixin(EvaluationMixin):
         )
 
     def _start_from_reference(self, train_data: Any, valid_data: Any) -> None:
-        if self._resumed is None and self.config["reference"] != "none":
+        if self.config["reference"] != "none":
             self.model.start_from(self.obtain_reference(train_data, valid_data))
             self._measure_reference(train_data, valid_data)
+
+    def _start_from_checkpoint(self) -> None:
+        """Take over the parameters that ``init_from`` names.
+
+        With ``reference: auto`` the reference's training starts from them, and the policy from the reference.
+        """
+        if self.config["init_from"] and self.config["reference"] != "auto":
+            self.logger.info(transfer.start(self.model, self.config, self._tokens))
 
     def _make_scheduler(self) -> None:
         config = self.config
@@ -484,7 +495,9 @@ class TrainerMixin(EvaluationMixin):
             "model": self.config["model"],
             "config": checkpoint.to_plain(self.config.final_config_dict, other=str),
             "data": self._data_fingerprint,
-            "item_tokens": self._item_tokens,
+            "item_tokens": self._tokens.items,
+            "user_tokens": self._tokens.users,
+            "row_tokens": self._tokens.rows,
             "epoch": start_epoch - 1,
             "start_epoch": start_epoch,
             "cur_step": self.cur_step,

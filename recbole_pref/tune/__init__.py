@@ -20,14 +20,15 @@ from typing import TYPE_CHECKING, Any
 from recbole.utils import argument_list
 
 from recbole_pref import checkpoint
-from recbole_pref.config import Config, absolute_paths, digest_of_defaults
+from recbole_pref.config import CHECKPOINT_SETTINGS, Config, absolute_paths, digest_of_defaults, names_a_checkpoint
 from recbole_pref.environment import python_path, sigterm_as_ctrl_c, write_result
 from recbole_pref.errors import PrefError
 from recbole_pref.evaluation.objective import check_measured, check_objective, less_is_better
 from recbole_pref.model.names import split_model_name
 from recbole_pref.model.prior import is_added_after_training
 from recbole_pref.quick_start import build_run, prepare_data, run_recbole_pref
-from recbole_pref.settings import PRIORS, attribute_of_settings, settings_set_by, settings_with
+from recbole_pref.settings import attribute_of_settings, settings_set_by, settings_with
+from recbole_pref.settings.files import backbone_settings
 from recbole_pref.training import reference
 from recbole_pref.tune.progress import Progress
 from recbole_pref.tune.results import finish
@@ -165,10 +166,10 @@ def _fixed_settings(config: Config) -> dict[str, Any]:
 
 def _with_absolute_paths(key: str, domain: Domain) -> Domain:
     """Return a domain with absolute paths, because trials have other working folders."""
-    words = {"reference": ("auto", "none"), "prior": ("none", *PRIORS)}.get(key)
-    if words is None:
+    if key not in CHECKPOINT_SETTINGS:
         return domain
-    return replace(domain, values=tuple(v if v in words else os.path.abspath(v) for v in domain.values))
+    values = (os.path.abspath(value) if names_a_checkpoint(value) else value for value in domain.values)
+    return replace(domain, values=tuple(values))
 
 
 def _check_corners(config: Config, settings: dict[str, Any], plan: Plan) -> None:
@@ -180,7 +181,7 @@ def _check_corners(config: Config, settings: dict[str, Any], plan: Plan) -> None
         raise PrefError(f"tune: {error}") from None
     pair = split_model_name(model)
     if plan.scheduler == "pbt":
-        of_backbone = reference.backbone_settings(config, pair[1]) if pair else {}
+        of_backbone = backbone_settings(config, pair[1]) if pair else {}
         sizes = {key for key, value in of_backbone.items() if type(value) is int}
         shaping = [key for key in plan.space if key in sizes | _data_keys() | {"learner"}]
         if shaping:
