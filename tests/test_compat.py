@@ -66,7 +66,7 @@ def interactions(n_users=6):
     return rows + [(f"u{u}", f"i{(u + t) % 5}", str(t)) for u in range(n_users) for t in range(5)]
 
 
-def test_every_patch_tells_its_cause_and_is_applied():
+def test_every_patch_states_its_cause_and_is_applied():
     import recbole  # noqa: F401
 
     needed = {p.name for p in compat.PATCHES if p.name != "anomaly_detection"}
@@ -177,7 +177,7 @@ def test_interactions_sort_without_a_deprecated_call(tmp_path):
         assert probe(body, "interaction_sort")[0] != 0
 
 
-def test_the_collector_keeps_values_that_are_no_tensors():
+def test_the_collector_keeps_values_that_are_not_tensors():
     body = (
         "from recbole.evaluator.collector import Collector, DataStruct\n"
         "import torch\n"

@@ -1,4 +1,4 @@
-"""Two processes train what one trains, and one dying ends the other."""
+"""Two processes train the same model as one process; if one dies, the other ends."""
 
 import os
 import signal
@@ -40,7 +40,7 @@ def test_two_processes_equal_one(tiny_dataset, tmp_path, model):
         assert results[1]["test_result"][name] == pytest.approx(value, abs=0.02), name
 
 
-def test_stock_models_are_refused_with_the_way_out(tiny_dataset):
+def test_stock_models_are_refused_with_a_remedy(tiny_dataset):
     with pytest.raises(PrefError, match="CESASRec is SASRec"):
         run("SASRec", config_dict=tiny_dataset, nproc=2)
 

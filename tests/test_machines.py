@@ -19,7 +19,7 @@ from recbole_pref.quick_start import run
 from .test_distributed import EXACT
 
 ADDRESSES = ("10.77.0.1", "10.77.0.2")
-PATIENCE = 50  # seconds; a test fails rather than waits
+PATIENCE = 50  # seconds after which a test fails
 
 
 def _ip(*words):
@@ -74,7 +74,7 @@ def start(machines, tmp_path):
 
 
 def _kill(process):
-    """Let a machine die: all of its processes end at once, without a word."""
+    """Let a machine die: all of its processes are killed at once."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait(timeout=10)

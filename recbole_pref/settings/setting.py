@@ -35,13 +35,13 @@ class Setting:
         shapes_reference: an automatically trained reference model depends on the value.
         in_reference: the value with which a reference model is trained, whatever the value of the run is.
         free_on_resume: a resumed run may have another value.
-        derived: RecBole computes the value; a value of the user's would be misread.
+        derived: RecBole computes the value; a value from the user would be misread.
         same_in_table: all models of a comparison need the same value.
         shared_by_table: a comparison has one value for all models; the text says how to set it.
         shared_by_trials: all trials of a sweep share the value; the text says what to do instead of a search.
         any_case: a word may be written in upper or lower case.
         path: the value is a path; a leading ``~`` is expanded.
-        set_by: the callers that set it in place of the user: ``comparison``, ``sweep``.
+        set_by: the callers that set it instead of the user: ``comparison``, ``sweep``.
     """
 
     kind: type | None = None
