@@ -17,7 +17,6 @@ from recbole_pref.methods import METHODS
 from recbole_pref.samplers import SAMPLERS
 from recbole_pref.settings import LINEAR_SETTINGS, SETTINGS
 from recbole_pref.tune.space import read_plan
-from tests.conftest import tiny_sequences
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -126,24 +125,25 @@ def test_the_sampler_of_the_guide_trains(plugin, tiny_dataset):
     assert result["epochs"] == 1
 
 
-def test_get_started_from_a_csv_to_recommendations(tiny_dataset, tmp_path, capsys):
+def test_get_started_from_a_csv_to_recommendations(tiny_dataset, capsys):
     """Run the commands of the page, with a smaller model."""
-    rows = [f"u{u},i{item},{t}" for u, items in enumerate(tiny_sequences()) for t, item in enumerate(items)]
-    Path("log.csv").write_text("\n".join(["user,item,time", *rows]) + "\n")
-    Path("sequences.csv").write_text("items\ni1 i2 i3\ni4\n")
+    page = ROOT / "docs/get-started.md"
+    (block,) = blocks(page, "python")
+    exec(block, {})
     small = ("epochs", "n_layers", "n_heads", "hidden_size", "inner_size", "MAX_ITEM_LIST_LENGTH", "num_negatives")
     small = [f"--{name}={tiny_dataset[name]}" for name in small]
-    for words in commands(ROOT / "docs/get-started.md"):
-        if words[0] == "recbole-pref-data":
+    for words in commands(page):
+        if words[0] == "printf":
+            Path(words[3]).write_text(words[1].replace("\\n", "\n"))
+        elif words[0] == "recbole-pref-data":
             assert convert.main(words[1:]) == 0
         elif "--dataset=mine" in words:
-            kept = [word for word in words[1:] if not word.startswith("--epochs")]
-            assert cli.main([*kept, *small]) == 0
+            assert cli.main([*(word for word in words[1:] if not word.startswith("--epochs")), *small]) == 0
+            assert capsys.readouterr().out.endswith("best model: saved/mine-best.pth\n")
         elif words[1] == "predict":
-            (best,) = tmp_path.glob("saved/*-best.pth")
-            assert cli.main(["predict", str(best), *words[3:]]) == 0
+            assert cli.main(words[1:]) == 0
     assert len(Path("top.csv").read_text().splitlines()) == 1 + 2 * 10
-    assert "20 recommendations for 2 users or sequences" in capsys.readouterr().out
+    assert len(Path("new.csv").read_text().splitlines()) == 1 + 2 * 10
 
 
 def test_the_page_of_a_step_names_functions_that_exist_once():
