@@ -6,11 +6,12 @@ import pkgutil
 import re
 import shlex
 import sys
+from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
 
-from recbole_pref import cli, features_tool
+from recbole_pref import cli, evaluate_tool, features_tool
 from recbole_pref.compare.entries import parse_entries
 from recbole_pref.data import convert
 from recbole_pref.methods import METHODS
@@ -86,7 +87,8 @@ def test_commands_would_start(page, words, plugin, monkeypatch):
 
 
 def test_other_commands_are_understood():
-    parsers = {"recbole-pref-data": convert.build_parser(), "recbole-pref-features": features_tool.build_parser()}
+    tools = {"data": convert, "features": features_tool, "evaluate": evaluate_tool}
+    parsers = {f"recbole-pref-{name}": module.build_parser() for name, module in tools.items()}
     seen = set()
     for page, words in ALL:
         if words[0] in parsers:
@@ -169,6 +171,17 @@ def test_every_method_and_setting_has_its_place():
                      for name in ("TALE", "SLIST", "SeqEASE", "LinearRecommender"))  # fmt: skip
     assert not [name for name in SETTINGS if f"| `{name}` |" not in text]
     assert not [name for name in LINEAR_SETTINGS if f"| `{name}` |" not in text + linear]
+
+
+def test_every_command_has_its_help_on_the_page_of_commands():
+    import docs_hooks
+
+    setup = ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    scripts = [line.partition(" = ")[0] for line in setup["options.entry_points"]["console_scripts"].split("\n") if line]
+    page = docs_hooks.commands_page()
+    assert sorted(re.findall("^## (.*)$", page, re.M)) == sorted(scripts)
+    assert all(f"usage: {script} " in page for script in scripts)
 
 
 def test_the_readme_starts_with_a_command():
