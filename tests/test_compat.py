@@ -15,6 +15,7 @@ import yaml
 
 from recbole_pref import compat
 from recbole_pref.errors import PrefError
+from tests import fresh
 
 PANDAS_3 = int(pd.__version__.split(".")[0]) >= 3
 needs_pandas_3 = pytest.mark.skipif(not PANDAS_3, reason="pandas 2 does not need the patch")
@@ -37,12 +38,8 @@ def probe(body, left_out="", folder="."):
         register()
         """
     ) + textwrap.dedent(body)
-    done = subprocess.run(
-        [sys.executable, "-W", "error::DeprecationWarning:recbole", "-c", code],
-        capture_output=True, text=True, cwd=folder, check=False,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-    )  # fmt: skip
-    return done.returncode, done.stdout.strip().splitlines()[-1:] or [done.stderr[-400:]]
+    exit_code, output, errors = fresh.run(code, folder)
+    return exit_code, output.strip().splitlines()[-1:] or [errors[-400:]]
 
 
 DATASET = """
