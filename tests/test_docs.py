@@ -147,6 +147,8 @@ def test_python_blocks_run(name, tiny_dataset):
         exec(on_tiny(block), names)
     if name == "metrics":
         assert list(names["frame"]) == ["user_id", "item_id", "rank", "is_tail"]
+    if name == "predicting":  # RecBole's case study
+        assert names["items"].shape == (2, 10) and names["items"].min() > 0
 
 
 @pytest.mark.slow
