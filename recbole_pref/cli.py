@@ -368,6 +368,8 @@ def _train(options: argparse.Namespace, settings: dict[str, Any]) -> int:
 
     assert result is not None
     print(result_table(result, model, dataset))
+    if result.get("checkpoint"):
+        print(f"best model: {result['checkpoint']}")
     return 0
 
 

@@ -86,7 +86,7 @@ def sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """In the block this process trains on its own, for example a reference model."""
+    """In the block, this process trains without the others, for example a reference model."""
     global _alone
     before, _alone = _alone, True
     try:
@@ -236,7 +236,7 @@ def _explained() -> Iterator[None]:
 
 
 def _interface_to(ip: str) -> str:
-    """Return the name of the network interface with which this machine reaches an address, "" where it has none.
+    """Return the name of the network interface with which this machine reaches an address, or "" if it has no name.
 
     Raises:
         PrefError: there is no route to the address.

@@ -35,7 +35,7 @@ from recbole_pref.methods import method_of
 from recbole_pref.model.backbones import backbone_of
 from recbole_pref.model.names import model_class
 from recbole_pref.settings import settings_with, shown
-from recbole_pref.settings.files import known_keys
+from recbole_pref.settings.files import readable_keys
 from recbole_pref.training.trainer import trainer_class
 
 Loaders: TypeAlias = tuple[Any, Any, Any]  # of training, validation and test
@@ -75,10 +75,11 @@ def run_recbole_pref(
 
 
 def _train_and_test(config, saved, trainers):
-    """Return what ``run_recbole_pref`` returns; ``trainers`` (list) gets the trainer as soon as it is made."""
+    """Return what ``run_recbole_pref`` returns. As soon as the trainer exists, append it to ``trainers`` (list)."""
     if not distributed.is_first():
         config["log_wandb"] = False  # the first process writes for all
-    config["run_stem"] = distributed.of_first(config["run_stem"])  # machines would name it by their clocks
+    # By default the name contains the time, which differs between machines.
+    config["run_stem"] = distributed.of_first(config["run_stem"])
     run = build_run(config, log=distributed.is_first())
     trainers.append(run.trainer)
     if distributed.world()[0] > 1:  # each process draws other random numbers
@@ -135,7 +136,7 @@ def _no_trace_if_refused(config: Config) -> Iterator[list[Any]]:
         config (Config): of the run.
 
     Yields:
-        list: to be given the trainer.
+        list: the caller appends the trainer to it.
     """
     outputs = [os.path.join("log", config["model"]), "log_tensorboard", config["checkpoint_dir"]]
     folders = {folder for path in map(Path, outputs) for folder in (path, *path.parents)}
@@ -633,7 +634,7 @@ def settings_of(state: Mapping[str, Any], /, **overrides: Any) -> dict[str, Any]
     settings = {k: v for k, v in state["config"].items() if k not in settings_with(derived=True)}
     if settings.get("strict_config", True):
         # Some of RecBole's models add facts about the data to the configuration.
-        settings = {k: v for k, v in settings.items() if k in known_keys()}
+        settings = {k: v for k, v in settings.items() if k in readable_keys()}
     if method_of(model_class(state["model"])) is not None:
         settings.pop("loss_type", None)  # FPMC sets RecBole's loss_type
     negatives = settings.get("train_neg_sample_args")

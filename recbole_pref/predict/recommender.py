@@ -298,9 +298,9 @@ class Recommender:
     def terms_beside_vectors(self) -> dict[str, float]:
         """Return the weights, by name, of terms that scores have in addition to the dot product of vectors.
 
-        ``repeat_bias`` is added to the items of the sequence, so lists that leave them out do not need it. The linear
-        ``prior`` depends on the whole sequence, so lists without it are others. Item features are part of the item
-        vectors.
+        ``repeat_bias`` changes only the scores of the items in the sequence. Lists that exclude these items do not need
+        it. The linear ``prior`` changes the scores of all items, so lists differ without it. Item features are part of
+        the item vectors.
 
         Raises:
             PrefError: the scores of the backbone are not products of vectors.

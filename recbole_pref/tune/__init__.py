@@ -231,16 +231,16 @@ def _store_or_compare(path: Path, inputs: dict[str, Any], resumed: bool) -> None
             if stored.get(key) == inputs[key]:
                 continue
             if key == "defaults":
-                fault = "other defaults: a property file, a plugin or a version has changed"
+                difference = "other defaults: a property file, a plugin or a version has changed"
             elif key in ("settings", "space"):
                 merged = {**(stored.get(key) or {}), **inputs[key]}
                 changed = [name for name in merged if (stored.get(key) or {}).get(name) != inputs[key].get(name)]
-                fault = f"another {changed[0]}"
+                difference = f"another {changed[0]}"
             else:
-                fault = f"{key}: {stored.get(key)!r}, not {inputs[key]!r}"
+                difference = f"{key}: {stored.get(key)!r}, not {inputs[key]!r}"
             where = str(path.parent)
             raise PrefError(
-                f"--resume: {where!r} began with {fault}; undo the change, or begin another sweep with --name."
+                f"--resume: {where!r} began with {difference}; undo the change, or begin another sweep with --name."
             )
 
 
