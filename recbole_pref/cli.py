@@ -99,6 +99,11 @@ def _add_options(parser: argparse.ArgumentParser, mode: str) -> None:
         add("--ip", default="localhost", help="address of the machine with the first process (localhost)")
         add("--port", help="port on that machine (a free one; 5678 for several machines)")
         add("--group_offset", type=int, default=0, help="number of this machine's first process (0)")
+        add("--ray_address", help="auto or HOST:PORT of a running Ray cluster on which --num_workers train")
+        add("--num_workers", type=int, help="workers of the Ray cluster that train together")
+        add("--cpus_per_worker", type=float, help="CPUs and threads of a worker (1)")
+        add("--gpus_per_worker", type=float, help="GPUs of a worker (0)")
+        add("--max_failures", type=int, help="restarts after a lost worker or machine (3)")
     if mode == "compare":
         add("compare", metavar="MODELS", type=_expanded, help="models and YAML files, separated by commas")
         add("--seeds", default="5", help="number of seeds, or a list 1,2,3 (5)")
@@ -349,7 +354,7 @@ def _train(options: argparse.Namespace, settings: dict[str, Any]) -> int:
         settings["resume"] = options.resume
     with collector_paused():
         from recbole_pref.memory import explained
-        from recbole_pref.quick_start import run
+        from recbole_pref.quick_start import run, run_on_cluster
 
     with explained():
         _check_settings(model, dataset, options.config_files, settings)
@@ -358,17 +363,22 @@ def _train(options: argparse.Namespace, settings: dict[str, Any]) -> int:
 
             print(estimate(model, dataset, options.config_files, settings).text())
             return 0
-        result = run(
-            model,
-            dataset,
-            options.config_files,
-            settings,
-            nproc=options.nproc,
-            world_size=options.world_size,
-            ip=options.ip,
-            port=options.port,
-            group_offset=options.group_offset,
-        )
+        of_cluster = _cluster_options(options)
+        result: dict[str, Any] | None
+        if of_cluster:
+            result = run_on_cluster(model, dataset, options.config_files, settings, **of_cluster)
+        else:
+            result = run(
+                model,
+                dataset,
+                options.config_files,
+                settings,
+                nproc=options.nproc,
+                world_size=options.world_size,
+                ip=options.ip,
+                port=options.port,
+                group_offset=options.group_offset,
+            )
     if result is None:
         print("recbole-pref: this machine is done; the first one prints the results.")
         return 0
@@ -377,6 +387,29 @@ def _train(options: argparse.Namespace, settings: dict[str, Any]) -> int:
     assert result is not None
     print(result_table(result, model, dataset))
     return 0
+
+
+def _given(options: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """Return the options among ``names`` that are not None, by name."""
+    return {name: value for name in names if (value := getattr(options, name)) is not None}
+
+
+def _cluster_options(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the options of training on a Ray cluster that are given, by name.
+
+    Raises:
+        PrefError: an option is missing, or belongs to processes without Ray.
+    """
+    given = _given(options, "num_workers", "ray_address", "cpus_per_worker", "gpus_per_worker", "max_failures")
+    for name in given:
+        for needed in ("num_workers", "ray_address"):
+            if needed not in given:
+                raise PrefError(f"--{name} needs --{needed}: add it or remove --{name}.")
+    defaults = {"nproc": 1, "world_size": -1, "ip": "localhost", "port": None, "group_offset": 0}
+    for name, default in defaults.items():
+        if given and getattr(options, name) != default:
+            raise PrefError(f"--{name} has no effect with --num_workers: remove one of them.")
+    return given
 
 
 def _list(options: argparse.Namespace, settings: dict[str, Any]) -> int:

@@ -412,7 +412,7 @@ def test_several_gpus_and_foreign_settings_on_the_command_line(settings, tmp_pat
              *(f"--{key}={value}" for key, value in known.items())]  # fmt: skip
     seen = []
 
-    def started(ray, address):
+    def started(address):
         raise PrefError("started")
 
     monkeypatch.setattr("recbole_pref.tune._start_ray", started)

@@ -22,7 +22,7 @@ from recbole_pref.config.checks import AFTER_DEFAULTS, BEFORE_DEFAULTS
 from recbole_pref.errors import PrefError, suggest
 from recbole_pref.methods import METHODS, method_of
 from recbole_pref.model.names import model_class
-from recbole_pref.settings import plain_value, shown
+from recbole_pref.settings import PRIORS, plain_value, shown
 from recbole_pref.settings.files import keys_of_models, load_properties, parse_value, shipped
 
 # The errors with which RecBole's Config refuses a value, on purpose or by accident.
@@ -179,6 +179,8 @@ def absolute_paths(config: Config) -> dict[str, str]:
     paths = {"data_path": given_data_path(config), "reference_dir": config["reference_dir"]}
     if config["reference"] not in ("none", "auto"):
         paths["reference"] = config["reference"]
+    if config["prior"] not in (None, "none", *PRIORS):
+        paths["prior"] = config["prior"]
     return {key: os.path.abspath(path) for key, path in paths.items() if path}
 
 
