@@ -131,6 +131,9 @@ def _add_options(parser: argparse.ArgumentParser, mode: str) -> None:
         add("--device", default="cpu", help="a device of torch such as cuda:0 (cpu); training uses gpu_id")
         add("--data_path", type=path, help="folder of the data sets, if the model needs its data")
         add("--piece_rows", type=int, help="sequences or users in memory at the same time (50000)")
+        add("--ray_address", help="auto or HOST:PORT of a running Ray cluster that shares the pieces")
+        add("--cpus_per_worker", type=float, help="CPUs and threads for a piece on the cluster (1)")
+        add("--gpus_per_worker", type=float, help="GPUs for a piece on the cluster (0)")
     if mode == "export":
         add("export", metavar="FOLDER", type=path, help="folder to write")
         add("--checkpoint", type=path, help="file of a trained model")
@@ -503,6 +506,12 @@ def _predict(options: argparse.Namespace, settings: dict[str, Any]) -> int:
     for option in ("input", "output"):
         if not getattr(options, option):
             raise PrefError(f"--predict needs --{option}: name a CSV or Parquet file.")
+    of_cluster = _given(options, "ray_address", "cpus_per_worker", "gpus_per_worker")
+    for name in of_cluster:
+        if "ray_address" not in of_cluster:
+            raise PrefError(f"--{name} needs --ray_address: add it or remove --{name}.")
+    if of_cluster and options.device != "cpu":
+        raise PrefError("--device has no effect with --ray_address: use --gpus_per_worker=1.")
     from recbole_pref.predict import PIECE_ROWS, predict_file
 
     written = predict_file(
@@ -515,6 +524,7 @@ def _predict(options: argparse.Namespace, settings: dict[str, Any]) -> int:
         options.data_path,
         options.device,
         PIECE_ROWS if options.piece_rows is None else options.piece_rows,
+        **of_cluster,
     )
     print(f"{written.recommendations} recommendations for {written.users} users or sequences: {options.output}")
     return 0
