@@ -25,8 +25,9 @@ from recbole_pref.environment import sigterm_as_ctrl_c, write_result
 from recbole_pref.errors import PrefError
 from recbole_pref.evaluation.objective import check_measured, check_objective, less_is_better
 from recbole_pref.model.names import split_model_name
+from recbole_pref.model.prior import is_added_after_training
 from recbole_pref.quick_start import build_run, prepare_data, run_recbole_pref
-from recbole_pref.settings import attribute_of_settings, settings_set_by, settings_with
+from recbole_pref.settings import PRIORS, attribute_of_settings, settings_set_by, settings_with
 from recbole_pref.training import reference
 from recbole_pref.tune.progress import Progress
 from recbole_pref.tune.results import finish
@@ -164,9 +165,10 @@ def _fixed_settings(config: Config) -> dict[str, Any]:
 
 def _with_absolute_paths(key: str, domain: Domain) -> Domain:
     """Return a domain with absolute paths, because trials have other working folders."""
-    if key != "reference":
+    words = {"reference": ("auto", "none"), "prior": ("none", *PRIORS)}.get(key)
+    if words is None:
         return domain
-    return replace(domain, values=tuple(v if v in ("auto", "none") else os.path.abspath(v) for v in domain.values))
+    return replace(domain, values=tuple(v if v in words else os.path.abspath(v) for v in domain.values))
 
 
 def _check_corners(config: Config, settings: dict[str, Any], plan: Plan) -> None:
@@ -189,9 +191,16 @@ def _check_corners(config: Config, settings: dict[str, Any], plan: Plan) -> None
     for end in (0, -1):
         corner = {key: as_setting(key, domain.ends()[end]) for key, domain in plan.space.items()}
         try:
-            _check_runs(Config(model, dataset, config_dict={**settings, **corner}))
+            corner_config = Config(model, dataset, config_dict={**settings, **corner})
+            _check_runs(corner_config)
         except PrefError as error:
             raise PrefError(f"tune: with {corner}: {error}") from None
+        if plan.scheduler != "none" and is_added_after_training(corner_config):
+            raise PrefError(
+                f"tune: scheduler {plan.scheduler!r} would compare trials before prior={corner_config['prior']!r} is "
+                "added to them after training: set scheduler: none, or prior_in_training: True and prior_weight: "
+                "learned."
+            )
 
 
 def _restorable(path: str, resume: bool, record: Path) -> bool:
