@@ -416,7 +416,7 @@ def test_several_gpus_and_settings_of_other_models_on_the_command_line(settings,
              *(f"--{key}={value}" for key, value in known.items())]  # fmt: skip
     seen = []
 
-    def started(ray, address):
+    def started(address):
         raise PrefError("started")
 
     monkeypatch.setattr("recbole_pref.tune._start_ray", started)

@@ -143,6 +143,18 @@ class Recommender:
         self.max_length = self.config["MAX_ITEM_LIST_LENGTH"]
         self._warned = False
 
+    def to(self, device: str | torch.device) -> "Recommender":
+        """Move the model to a device and return this object."""
+        self.device = usable_device(device)
+        self.config["device"] = self.device
+        self.model.to(self.device)
+        return self
+
+    def with_histories(self) -> "Recommender":
+        """Load the histories of the users of the data set and return this object."""
+        _ = self._histories
+        return self
+
     @cached_property
     @torch.no_grad()
     def _reads_users(self) -> bool:
