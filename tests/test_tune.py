@@ -4,6 +4,7 @@ import contextlib
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -34,6 +35,7 @@ from recbole_pref.tune import (
 )
 from recbole_pref.tune.algorithms import make_scheduler, make_searcher
 from recbole_pref.tune.results import finish
+from recbole_pref.tune.room import check as check_room
 from recbole_pref.tune.space import SCHEDULERS, Domain, as_setting, read_plan
 from recbole_pref.tune.trial import _train
 
@@ -136,6 +138,12 @@ def test_counts_stay_whole():
 
 
 KEPT = {"maximize": "TailNDCG@10", "keep": "NDCG@10"}
+
+
+@pytest.fixture(autouse=True)
+def no_estimate(monkeypatch):
+    """Start sweeps without the estimate of their memory, which takes seconds."""
+    monkeypatch.setattr("recbole_pref.tune.room.check", lambda *arguments: None)
 
 
 @pytest.fixture
@@ -566,6 +574,22 @@ def test_trials_may_differ_in_what_shapes_the_data(settings, tmp_path, ray_here)
     grid = tune("LPOSASRec", "tiny", sweep, config_dict=settings, storage_path=str(tmp_path), name="s")
     assert not grid.errors
     assert len({result.metrics["best_score"] for result in grid}) == 2
+
+
+def test_trials_that_do_not_fit_into_memory_together_are_refused(settings, tmp_path, ray_here, monkeypatch, capsys):
+    file = tmp_path / "sweep.yaml"
+    file.write_text("space:\n  hidden_size: {choice: [8, 16]}\nnum_samples: 4\n")
+    plan = read_plan(file)
+    config = Config("LPOSASRec", "tiny", config_dict=settings)
+    check_room(config, _fixed_settings(config), plan, 1, 0)
+    first = capsys.readouterr().err
+    need = int(re.search(r"the largest trial: about (\d+) MiB and [\d.]+ s per epoch.*; 2 at the same time", first)[1])
+    assert 100 < need < 5000
+    for free, refused in ((2.5 * need, False), (1.5 * need, True)):
+        monkeypatch.setattr(psutil, "virtual_memory", lambda free=free: SimpleNamespace(available=free * 2**20))
+        words = "2 trials .*'hidden_size': 16.* raise --cpus_per_trial"
+        with pytest.raises(PrefError, match=words) if refused else contextlib.nullcontext():
+            check_room(config, _fixed_settings(config), plan, 1, 0)
 
 
 def test_more_than_a_machine_has_is_refused(settings, tmp_path, ray_here):

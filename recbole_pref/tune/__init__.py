@@ -30,6 +30,7 @@ from recbole_pref.quick_start import build_run, prepare_data, run_recbole_pref
 from recbole_pref.settings import attribute_of_settings, settings_set_by, settings_with
 from recbole_pref.settings.files import backbone_settings
 from recbole_pref.training import reference
+from recbole_pref.tune import room
 from recbole_pref.tune.progress import Progress
 from recbole_pref.tune.results import finish
 from recbole_pref.tune.space import Domain, Plan, as_setting, is_number, read_plan
@@ -126,6 +127,8 @@ def tune(
     resources = (cpus_per_trial, gpus_per_trial)
     _start_ray(ray_address)
     _check_resources(ray, *resources)
+    if ray_address is None and not restorable:  # the memory of a cluster's machines may differ
+        room.check(config, settings, plan, *resources)
     cross_entropy = partial(_cross_entropy_score, config, settings, folder)
     settings["objective"] = _objective(plan, config, settings, cross_entropy)
     shared = _shared(config, plan, settings, folder, cpus_per_trial)
