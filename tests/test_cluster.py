@@ -141,7 +141,7 @@ def test_mistakes_of_a_prediction(trained, tmp_path, ray_here, capsys, words, me
 
 
 @pytest.mark.slow
-def test_training_goes_on_when_a_machine_dies(tiny_dataset, tmp_path, workers_find_the_package):
+def test_training_continues_when_a_machine_dies(tiny_dataset, tmp_path, workers_find_the_package):
     from ray.cluster_utils import Cluster
 
     ray.shutdown()
