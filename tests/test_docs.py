@@ -149,6 +149,7 @@ def test_get_started_from_a_csv_to_recommendations(tiny_dataset, tmp_path, capsy
 
 def test_the_daily_loop(tiny_dataset, caplog):
     """Run the commands of the page, with a smaller model and a later day with new users and items."""
+    caplog.set_level("INFO")
     days = {"monday": (50, 35), "tuesday": (60, 40)}
     for day, (n_users, n_items) in days.items():
         sequences = enumerate(tiny_sequences(n_users, n_items))
