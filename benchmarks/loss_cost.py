@@ -2,6 +2,9 @@
 
     python benchmarks/loss_cost.py --dataset=ml-100k
     python benchmarks/loss_cost.py --dataset=amazon-beauty --data_path=dataset/ --rounds=3
+    python benchmarks/loss_cost.py --methods="CE,CE prior=TALE prior_in_training=True prior_weight=learned"
+
+key=value after a method changes a setting.
 
 The script trains one epoch of each model in turn, in several rounds, so that a noisy machine affects all models; the
 fastest round of each model counts. Reference models are trained for one epoch, because their quality does not change
@@ -20,6 +23,7 @@ from tabulate import tabulate
 def main():
     """Time the epochs and print the table."""
     from recbole_pref.config import Config
+    from recbole_pref.settings.files import parse_value
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--dataset", default="ml-100k")
@@ -33,8 +37,13 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         settings = {"data_path": os.path.abspath(arguments.data_path), "state": "ERROR", "reference_epochs": 1,
                     "checkpoint_dir": folder}  # fmt: skip
-        names = [method + arguments.backbone for method in arguments.methods.split(",")]
-        trainers = {name: ready_run(Config(name, arguments.dataset, None, settings)).trainer for name in names}
+        trainers = {}
+        for text in arguments.methods.split(","):
+            method, *words = text.split()
+            own = {key: parse_value(value) for key, _, value in (word.partition("=") for word in words)}
+            config = Config(method + arguments.backbone, arguments.dataset, None, settings | own)
+            trainers[" ".join([method + arguments.backbone, *words])] = ready_run(config).trainer
+        names = list(trainers)
         seconds = {name: [] for name in names}
         for number in range(arguments.rounds):
             for name, trainer in trainers.items():

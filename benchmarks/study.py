@@ -38,10 +38,14 @@ PAPER_SIZE = {
     "attn_dropout_prob": 0.8, "MAX_ITEM_LIST_LENGTH": 10, "train_batch_size": 128, "learning_rate": 0.0005,
     "lr_scheduler": "cosine", "warmup_ratio": 0.1,
 }  # fmt: skip
+TRAINED = {"repeat_bias": True, "reference": "auto", "epochs": 0}
 # name -> method and settings; the label of the table is the name before the backbone's.
 ENTRIES = {
     "CE": ("CE", {}),
     "CE repeat bias": ("CE", {"repeat_bias": True}),
+    # The reference of "LPO recommended" itself, trained once for all entries that start from it.
+    "CE trained": ("CE", TRAINED),
+    "CE trained prior": ("CE", {**TRAINED, "prior": "TALE"}),
     "CE reweighted": ("LPO", {"lambda": 0.0}),
     "LPO": ("LPO", {}),
     "LPO log-probability": ("LPO", {"lpo_space": "log_prob", "tau": 1.0}),
@@ -60,6 +64,7 @@ ENTRIES = {
     "MPPO": ("MPPO", {}),
     "ORPO": ("ORPO", {}),
     "LPO recommended": ("LPO", {}),
+    "LPO recommended prior": ("LPO", {"prior": "TALE"}),
     "LPO recommended without repeat bias": (
         "LPO",
         {"repeat_bias": False, "objective": {"weights": {"TailNDCG@10": 1.0}, "of_reference": {"NDCG@10": 1.0}}},

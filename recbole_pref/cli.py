@@ -326,14 +326,6 @@ def _check_settings(model: str, dataset: str, files: list[str] | None, settings:
     from recbole_pref.config import Config
 
     Config(model, dataset, files, dict(settings)).refuse_unread(settings, "")
-    if settings.get("gpu_id") not in (None, ""):
-        import torch
-
-        if not torch.cuda.is_available():
-            print(
-                f"recbole-pref: gpu_id={settings['gpu_id']} has no effect: torch finds no GPU, so the CPU trains.",
-                file=sys.stderr,
-            )
 
 
 def _model_and_dataset(options: argparse.Namespace) -> tuple[str, str]:

@@ -10,6 +10,7 @@ import functools
 import importlib
 import importlib.metadata
 import importlib.util
+import logging
 import sys
 import types
 import warnings
@@ -260,6 +261,33 @@ def _number_rows_by_range() -> None:
         return values if isinstance(values, range) else builtins.list(values)
 
     vars(_module("data.dataloader.abstract_dataloader"))["list"] = as_list
+
+
+def _draw_in_one_process() -> None:
+    deterministic = (None, "inverse_itemseq")
+
+    def prepare(original: Callable[..., Any], loader: Any, config: Any, *args: Any, **options: Any) -> None:
+        original(loader, config, *args, **options)
+        ranks_all = isinstance(loader, _module("data.dataloader.general_dataloader").FullSortEvalDataLoader)
+        draws = loader._sampler is not None and not ranks_all or config["transform"] not in deterministic
+        if loader.num_workers and draws:
+            loader.num_workers = 0
+            logging.getLogger().info(
+                f"worker={config['worker']} has no effect on {type(loader).__name__}: its batches draw random numbers, "
+                "so they are made in the main process."
+            )
+
+    _replace("data.dataloader.abstract_dataloader", "AbstractDataLoader", "__init__", prepare, calls_original=True)
+
+
+def _report_missing_gpus() -> None:
+    def init_device(original: Callable[..., Any], config: Any) -> None:
+        original(config)
+        gpu = config["gpu_id"]
+        if gpu not in ("", str(config.internal_config_dict["gpu_id"])) and config["device"].type == "cpu":
+            warnings.warn(f"gpu_id={gpu} has no effect: torch finds no such GPU, so the CPU trains.", stacklevel=1)
+
+    _replace("config.configurator", "Config", "_init_device", init_device, calls_original=True)
 
 
 def _remove_duplicates_stably() -> None:
@@ -583,6 +611,21 @@ PATCHES = (
         "RecBole passes a range",
         _always,
         _number_rows_by_range,
+    ),
+    Patch(
+        "one_process_draws",
+        "data/dataloader/abstract_dataloader.py:69 lets worker processes, which have random states of their own, draw "
+        "negatives and transforms: results depend on worker",
+        "RecBole draws from a generator of the loader",
+        _always,
+        _draw_in_one_process,
+    ),
+    Patch(
+        "missing_gpus",
+        "config/configurator.py:490 falls back to the CPU without a word if gpu_id names a GPU that is not there",
+        "RecBole warns",
+        _always,
+        _report_missing_gpus,
     ),
     Patch(
         "empty_sequences",

@@ -279,16 +279,6 @@ def test_each_mode_has_its_help(capsys):
         assert "--storage_path" in text and "--seeds" not in text
 
 
-def test_a_gpu_that_is_not_there_is_reported(tiny_dataset, capsys, monkeypatch):
-    monkeypatch.setattr("recbole_pref.quick_start.run", lambda *args, **options: {"test_result": {}})
-    monkeypatch.setattr("recbole_pref.compare.tables.result_table", lambda *args: "")
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    words = ["--model=CESASRec", "--dataset=tiny", f"--data_path={tiny_dataset['data_path']}"]
-    for gpu, reported in (("3", True), ("", False)):
-        assert cli.main([*words, f"--gpu_id={gpu}"]) == 0
-        assert ("gpu_id=3 has no effect" in capsys.readouterr().err) is reported
-
-
 def test_backbones_are_listed_without_importing_them():
     assert sorted(sequential_model_names()) == sorted(cls.__name__ for cls in sequential_models().values())
 

@@ -1,5 +1,6 @@
 """Each patch of RecBole: it fails without, it works with."""
 
+import importlib
 import importlib.metadata
 import os
 import subprocess
@@ -322,3 +323,34 @@ def test_missing_packages_name_the_command(monkeypatch):
 
 def test_torch_is_recent_enough():
     assert tuple(int(n) for n in torch.__version__.split(".")[:2]) >= (2, 6)
+
+
+@pytest.mark.parametrize("left_out", ["", "one_process_draws"])
+def test_negatives_do_not_depend_on_workers(tmp_path, left_out):
+    rows = [(f"u{user}", f"i{(user * 5 + time) % 30}", str(time)) for user in range(20) for time in range(8)]
+    write(tmp_path, inter=[interactions()[0], *rows])
+    body = """
+    import torch
+    from recbole.config import Config
+    from recbole.data import create_dataset, data_preparation
+    from recbole.utils import init_seed
+    negatives = []
+    for worker in (0, 1):
+        config = Config("BPR", "d", config_dict=dict(data_path=".", state="ERROR", gpu_id="", worker=worker))
+        init_seed(0, True)
+        train = data_preparation(config, create_dataset(config))[0]
+        negatives.append(torch.cat([batch["neg_item_id"] for batch in train]))
+    print(torch.equal(*negatives))
+    """
+    assert probe(body, left_out, tmp_path) == (0, [str(not left_out)])
+
+
+@pytest.mark.parametrize(("gpu", "warned"), [("3", True), (3, True), ("0", False), ("", False)])
+@pytest.mark.parametrize("config", ["recbole.config", "recbole_pref.config"])
+def test_a_gpu_that_is_not_there_is_reported(tiny_dataset, monkeypatch, recwarn, config, gpu, warned):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # RecBole changes it
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    importlib.import_module(config).Config("BPR", config_dict={"dataset": "tiny", "gpu_id": gpu})
+    assert [str(warning.message) for warning in recwarn if "gpu_id" in str(warning.message)] == warned * [
+        "gpu_id=3 has no effect: torch finds no such GPU, so the CPU trains."
+    ]

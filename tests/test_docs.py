@@ -127,6 +127,16 @@ def test_the_sampler_of_the_guide_trains(plugin, tiny_dataset):
     assert result["epochs"] == 1
 
 
+def test_recboles_case_study_runs_as_documented(tiny_dataset):
+    from recbole_pref.quick_start import run_recbole_pref
+
+    checkpoint = run_recbole_pref("CESASRec", config_dict={**tiny_dataset, "epochs": 1})["checkpoint"]
+    (block,) = (block for block in blocks(ROOT / "docs/predicting.md", "python") if "full_sort_topk" in block)
+    names = {}
+    exec(block.replace("saved/NAME-best.pth", checkpoint).replace('"196", "186"', '"u1", "u2"'), names)
+    assert names["items"].shape == (2, 10) and names["items"].min() > 0
+
+
 def test_get_started_from_a_csv_to_recommendations(tiny_dataset, tmp_path, capsys):
     """Run the commands of the page, with a smaller model."""
     rows = [f"u{u},i{item},{t}" for u, items in enumerate(tiny_sequences()) for t, item in enumerate(items)]

@@ -37,7 +37,7 @@ def lists_of(checkpoint, k=10, part="test"):
     return config, frame
 
 
-@pytest.mark.parametrize("model", ["CESASRec", "BPR"])
+@pytest.mark.parametrize("model", ["CESASRec", "BPR", "TALE"])
 @pytest.mark.parametrize("part", ["test", "valid"])
 def test_a_models_own_lists_get_the_models_numbers(tiny_dataset, tmp_path, model, part):
     settings = {**tiny_dataset, "epochs": 1, "metrics": METRICS, "eval_args": {"split": {"LS": "valid_and_test"}}}

@@ -12,9 +12,12 @@ from recbole.data import create_dataset, data_preparation
 from recbole.model.general_recommender import EASE
 from recbole.quick_start import run_recbole
 
-from recbole_pref import quick_start
+from recbole_pref import cli, compare, quick_start
+from recbole_pref.compare.plan import plan_runs
+from recbole_pref.compare.runs import train_and_record
 from recbole_pref.config import Config
 from recbole_pref.errors import PrefError
+from recbole_pref.export import export
 from recbole_pref.model.linear import (
     LinearModel,
     LinearSettings,
@@ -26,7 +29,9 @@ from recbole_pref.model.linear import (
 )
 from recbole_pref.model.linear_models import training_sequences
 from recbole_pref.model.names import model_class
-from recbole_pref.tune import read_plan
+from recbole_pref.predict import Recommender
+from recbole_pref.settings.files import properties_dir
+from recbole_pref.tune import _check_corners, read_plan
 
 from .conftest import tiny_sequences
 
@@ -255,6 +260,53 @@ def test_a_run_fits_once_stores_and_loads(name, memory, tiny_dataset, tmp_path):
     trainer.tensorboard.close()
 
 
+@pytest.mark.parametrize("split", [{"LS": "test_only"}, {"RS": [0.8, 0.1, 0.1]}, {"TS": [0.8, 0.1, 0.1]}])
+def test_any_split(split, tiny_dataset):
+    result = quick_start.run_recbole_pref("TALE", config_dict={**tiny_dataset, "eval_args": {"split": split}})
+    assert result["test_result"]["ndcg@10"] > result["test_result"]["tailndcg@10"] > 0.1
+    assert (result["best_valid_result"] is None) == ("LS" in split)
+    assert quick_start.load_data_and_model(result["checkpoint"])[1].linear.weights.any()
+
+
+@pytest.mark.parametrize("name", ["TALE", "SLIST", "SeqEASE"])
+def test_it_recommends_what_it_ranks_first(name, tiny_dataset, tmp_path, capsys):
+    checkpoint = quick_start.run_recbole_pref(name, config_dict=tiny_dataset)["checkpoint"]
+    model = quick_start.load_data_and_model(checkpoint)[1]
+    recommender = Recommender(checkpoint)
+    sequence = ["i3", "i4"]
+    ids = torch.tensor([[recommender.ids[token] for token in sequence]])
+    scores = model.linear.scores(ids, torch.tensor([2]))[0]
+    scores[torch.tensor([0, *ids[0]])] = -torch.inf
+    best = scores.topk(3)
+    frame = recommender.recommend([sequence], k=3)
+    assert frame["item"].tolist() == [recommender.tokens[item] for item in best.indices]
+    np.testing.assert_allclose(frame["score"].to_numpy(np.float32), best.values.numpy(), rtol=1e-6)
+    of_user = recommender.recommend_users(["u5"], k=3)
+    history = [f"i{item}" for item in tiny_sequences()[5]]
+    assert of_user["item"].tolist() == recommender.recommend([history], k=3)["item"].tolist()
+    (tmp_path / "in.csv").write_text("items\ni3 i4\n")
+    words = [f"--predict={checkpoint}", f"--input={tmp_path / 'in.csv'}", f"--output={tmp_path / 'out.csv'}", "--k=3"]
+    assert cli.main(words) == 0
+    lines = (tmp_path / "out.csv").read_text().splitlines()[1:]
+    assert [line.split(",")[2] for line in lines] == frame["item"].tolist()
+    with pytest.raises(PrefError, match=f"{name} has no vectors of sequences"):
+        export(checkpoint, tmp_path / "served")
+    assert not (tmp_path / "served").exists()
+
+
+def test_a_comparison_tests_it_against_neural_models(tiny_dataset, tmp_path):
+    settings = {key: tiny_dataset[key] for key in set(tiny_dataset) - {"checkpoint_dir", "dataset"}} | {"epochs": 1}
+    models, folder = "TALE,SLIST,SeqEASE,CESASRec", tmp_path / "out"
+    (folder / "tasks").mkdir(parents=True)
+    for task in plan_runs(compare.parse_entries(models), "tiny", 1, None, settings, folder):
+        train_and_record(task)
+    done = compare.compare(models, "tiny", 1, config_dict=settings, output=folder)
+    rows = {row["label"]: row for row in done.rows}
+    assert list(rows) == models.split(",")
+    assert rows["TALE"]["tailndcg@10"]["mean"] > rows["CESASRec"]["tailndcg@10"]["mean"]
+    assert rows["CESASRec"]["ndcg@10"]["p"] < 0.05  # the same test rows
+
+
 def test_plain_recbole_runs_it(tiny_dataset):
     result = run_recbole(model="TALE", config_dict=tiny_dataset)
     ours = quick_start.run_recbole_pref("TALE", config_dict=tiny_dataset)
@@ -273,9 +325,10 @@ def test_ranges_are_those_of_the_model(tiny_dataset):
         model_class("tale")
 
 
-def test_a_sweep_may_search_all_settings():
-    space = {
-        "reg_weight": {"loguniform": [1, 1000]}, "tau_train": {"uniform": [1, 30]}, "tau_inf": {"uniform": [1, 10]},
-        "beta": {"uniform": [-0.5, 0.0]}, "c": {"uniform": [0.0, 0.5]},
-    }  # fmt: skip
-    assert read_plan({"space": space}).space["beta"].values == (-0.5, 0.0)
+@pytest.mark.parametrize("name", ["TALE", "SLIST"])
+def test_the_shipped_sweep_searches_what_the_model_reads(name):
+    plan = read_plan(properties_dir() / "tune" / f"{name}.yaml")
+    config = Config(name, "ml-100k")
+    read = set(model_class(name).own_settings) & set(config.final_config_dict)
+    assert set(plan.space) == read - {"train_ages", "linear_memory_mb"}
+    _check_corners(config, {}, plan)

@@ -529,19 +529,36 @@ def test_a_finished_run_keeps_one_last_checkpoint_unless_more_are_asked_for(tiny
     assert not loaded.training
 
 
-@pytest.mark.parametrize("model", ["LPOCaser", "SDPOSASRec", "SASRec"])
-def test_worker_does_not_change_results(tiny_dataset, tmp_path, model):
+SAMPLED = {"train_neg_sample_args": {"distribution": "uniform", "sample_num": 1}}
+CROPPED = {"transform": "crop_itemseq", "eta": 0.5, "train_positions": "last"}
+
+
+@pytest.mark.parametrize(
+    ("model", "more", "draws"),
+    [
+        ("LPOCaser", {}, 0),
+        ("SDPOSASRec", CROPPED, 3),
+        ("SASRec", {}, 0),
+        ("SASRec", {"eval_args": {"mode": "uni5"}}, 2),
+        ("BPR", SAMPLED, 1),
+    ],
+)
+def test_worker_does_not_change_results(tiny_dataset, tmp_path, caplog, model, more, draws):
+    caplog.set_level("INFO")
+    settings = {**stock_settings(model, tiny_dataset), **more, "state": "INFO"}
     results = []
     for worker in (0, 1):
-        more = {"worker": worker, "checkpoint_dir": str(tmp_path / str(worker))}
-        results.append(run_recbole_pref(model, config_dict={**stock_settings(model, tiny_dataset), **more}))
+        caplog.clear()
+        changes = {"worker": worker, "checkpoint_dir": str(tmp_path / str(worker))}
+        results.append(run_recbole_pref(model, config_dict={**settings, **changes}))
     assert results[0]["test_result"] == results[1]["test_result"]
     assert results[0]["history"] == results[1]["history"]
+    assert caplog.text.count("worker=1 has no effect on ") == draws
 
 
 def stock_settings(model, settings):
     """Return settings without those that RecBole's own models do not read."""
-    ours = {"reference_epochs", "num_negatives", "pool_size"} if model == "SASRec" else ()
+    ours = {"reference_epochs", "num_negatives", "pool_size"} if model in ("SASRec", "BPR") else ()
     return {key: value for key, value in settings.items() if key not in ours}
 
 
@@ -565,6 +582,16 @@ def test_settings_without_effect_are_reported(tiny_dataset, caplog):
     assert "repeatable" not in caplog.text  # it is the default
     assert settings_without_effect(Config("CESASRec", config_dict={**tiny_dataset, "threshold": {"rating": 3}}))
     assert not settings_without_effect(Config("BPR", "ml-100k", config_dict={"threshold": {"rating": 3}}))
+    for more, unread in (({"prior_tau_inf": 3.0}, ["prior_tau_inf"]), ({"prior_tau_inf": 3.0, "prior": "TALE"}, [])):
+        assert settings_without_effect(Config("CESASRec", config_dict={**tiny_dataset, **more})) == unread
+
+
+def test_only_slow_models_show_their_progress_on_a_terminal(monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert quick_start._shows_progress(Config("SASRec", "ml-100k"))
+    assert not quick_start._shows_progress(Config("CESASRec", "ml-100k"))
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: False)
+    assert not quick_start._shows_progress(Config("SASRec", "ml-100k"))
 
 
 def test_wandb_gets_flat_settings_and_the_curves(tiny_dataset, monkeypatch):
@@ -579,10 +606,12 @@ def test_wandb_gets_flat_settings_and_the_curves(tiny_dataset, monkeypatch):
     wandb.log = lambda metrics, commit=True: logged.append(metrics)
     wandb.__spec__ = importlib.machinery.ModuleSpec("wandb", None)
     monkeypatch.setitem(sys.modules, "wandb", wandb)
-    run_recbole_pref("LPOSASRec", config_dict={**tiny_dataset, "log_wandb": True, "wandb_project": "mine"})
+    run_recbole_pref("SDPOSASRec", config_dict={**tiny_dataset, "log_wandb": True, "wandb_project": "mine"})
     assert started["project"] == "mine"
     config = json.loads(json.dumps(started["config"]))
-    assert config["hidden_size"] == 16 and config["model"] == "LPOSASRec" and config["eval_args.order"] == "TO"
+    assert config["hidden_size"] == 16 and config["model"] == "SDPOSASRec" and config["eval_args.order"] == "TO"
     assert not any(isinstance(value, dict) for value in config.values())
     curves = {name for metrics in logged for name in metrics}
     assert {"train/train_loss" , "valid/ndcg@10", "valid/tailndcg@10", "valid/learning_rate", "valid/reward_margin"} <= curves
+    # The reference, which trained for two epochs as well, has no curves here.
+    assert sum("train/train_loss" in metrics for metrics in logged) == 2

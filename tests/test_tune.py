@@ -174,6 +174,10 @@ def settings(tiny_dataset):
             "^tune: objective='NDCG' .* write NDCG@5",
         ),
         ({"space": {"valid_metric": {"choice": ["NDCG@10", "Hit@10"]}}}, {}, "valid_metric is the same .* as objective"),
+        (
+            {"scheduler": "asha", "space": {"prior": {"choice": ["none", "TALE"]}}}, {},
+            "'asha' would compare trials before prior='TALE' is added .* set scheduler: none",
+        ),
     ],
 )
 def test_mistakes_end_before_ray_starts(settings, tmp_path, monkeypatch, changes, more, words):
@@ -497,6 +501,47 @@ def test_every_scheduler_ends_well(settings, tmp_path, ray_here, scheduler):
     assert len(grid) == 3 and not grid.errors
     assert (tmp_path / "s" / "best.json").is_file()
     assert set(SCHEDULERS) >= {scheduler}
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    monkeypatch.setattr("recbole_pref.tune.results._draw", lambda *arguments: None)
+
+
+def test_a_sweep_of_a_linear_model(settings, tmp_path, ray_here, no_pictures):
+    space = {
+        "reg_weight": {"choice": ["auto", 10.0]}, "tau_train": {"uniform": [1, 30]}, "tau_inf": {"uniform": [1, 10]},
+        "beta": {"uniform": [-0.5, 0.0]}, "c": {"uniform": [0.0, 0.5]},
+    }  # fmt: skip
+    sweep = {"space": space, "num_samples": 1, "scheduler": "asha"}
+    (trial,) = tune("TALE", "tiny", sweep, config_dict={**settings, "epochs": 1}, storage_path=str(tmp_path), name="s")
+    winner = yaml.safe_load((tmp_path / "s" / "best.yaml").read_text())
+    assert {key: winner[key] for key in space} == trial.config
+    again = run_recbole_pref(config_file_list=[str(tmp_path / "s" / "best.yaml")])
+    best = json.loads((tmp_path / "s" / "best.json").read_text())
+    assert again["best_valid_score"] == pytest.approx(best["best_valid_score"])
+    assert again["test_result"] == pytest.approx(best["test_result"])
+
+
+def test_a_prior_added_after_training_decides_which_trial_wins(settings, tmp_path, ray_here, no_pictures, monkeypatch):
+    prior = run_recbole_pref("TALE", config_dict={**settings, "dataset": "tiny", "checkpoint_dir": str(tmp_path)})
+    monkeypatch.chdir(tmp_path)
+    path = os.path.relpath(prior["checkpoint"])
+    sweep = {
+        "space": {"prior": {"grid": ["none", path]}, "prior_tau_inf": {"uniform": [1.0, 5.0]}},
+        "num_samples": 1,
+    }
+    tune("CESASRec", "tiny", sweep, config_dict={**settings, "epochs": 1}, storage_path=str(tmp_path), name="s")
+    trials = {row["prior"]: row for row in json.loads((tmp_path / "s" / "trials.json").read_text())["trials"]}
+    best, plain = trials[os.path.abspath(path)], trials["none"]
+    assert best["score"] > plain["score"] and best["epochs"] == 1
+    assert all(row["score"] == row["valid/ndcg@10"] for row in trials.values())
+    # The winner's checkpoint holds the prior, and its settings train it again.
+    again = run_recbole_pref(config_file_list=[str(tmp_path / "s" / "best.yaml")])
+    best = json.loads((tmp_path / "s" / "best.json").read_text())
+    assert again["best_valid_score"] == pytest.approx(best["best_valid_score"], abs=1e-4)
+    assert again["test_result"] == pytest.approx(best["test_result"], abs=1e-4)
+    assert checkpoint.load(tmp_path / "s" / "best.pth")["state_dict"]["prior_weight"] > 0
 
 
 def test_an_exploding_trial_is_marked_and_does_not_stop_the_sweep(settings, tmp_path, ray_here):

@@ -21,6 +21,7 @@ from recbole_pref.model import transfer
 from recbole_pref.model.backbones import backbone_of
 from recbole_pref.model.prior import is_used
 from recbole_pref.settings import (
+    LINEAR_SETTINGS,
     PRIORS,
     RECBOLE_SETTINGS,
     SETTINGS,
@@ -457,6 +458,8 @@ def settings_without_effect(config: "Config") -> list[str]:
     unread = ["threshold", "repeatable"] if _is_sequential(config) else []
     if method_of(config.model_class) is not None:
         unread.append("train_neg_sample_args")  # negatives are drawn inside the step
+    if not is_used(config):
+        unread += ["prior_in_training", *(f"prior_{key}" for key in LINEAR_SETTINGS)]
     return [key for key in unread if given.get(key) and given[key] != config.internal_config_dict.get(key)]
 
 

@@ -74,23 +74,24 @@ def _feed_forward(block: Any, states: torch.Tensor) -> torch.Tensor:
 
 
 def _causal_attention(attention: Any, states: torch.Tensor) -> torch.Tensor:
-    """RecBole's attention block with PyTorch's fused kernel when it has no dropout.
+    """RecBole's attention block with one product for queries, keys and values.
 
-    Padding is on the right of every real query, so the causal mask hides it.
+    Without dropout PyTorch's fused kernel runs. Padding is on the right of every real query, so the causal mask hides
+    it.
     """
-    split = states.shape[:2] + (attention.num_attention_heads, attention.attention_head_size)
-    query, key, value = (
-        layer(states).view(split).transpose(1, 2)  # [S, heads, l, head size]
-        for layer in (attention.query, attention.key, attention.value)
-    )
+    sequences, length, _ = states.shape
+    heads, size = attention.num_attention_heads, attention.attention_head_size
+    parts = (attention.query, attention.key, attention.value)
+    weight, bias = torch.cat([part.weight for part in parts]), torch.cat([part.bias for part in parts])
+    joint = F.linear(states, weight, bias).view(sequences, length, 3, heads, size).permute(2, 0, 3, 1, 4)
     dropout = attention.attn_dropout.p if attention.training else 0.0
     if dropout and states.device.type == "cpu":  # PyTorch has no fused kernel for this case
-        length = states.shape[1]
-        later = torch.ones(length, length, dtype=torch.bool).triu_(1)
-        weights = torch.matmul(query / attention.attention_head_size**0.5, key.transpose(2, 3))  # [S, heads, l, l]
-        weights = weights.masked_fill(later, -torch.inf).softmax(dim=-1)
-        context = torch.matmul(attention.attn_dropout(weights), value)
+        query, key, value = joint.reshape(3, sequences * heads, length, size).unbind()
+        later = states.new_full((length, length), -torch.inf).triu_(1)
+        weights = torch.baddbmm(later, query, key.transpose(1, 2), alpha=size**-0.5).softmax(dim=-1)
+        context = torch.bmm(attention.attn_dropout(weights), value).view(sequences, heads, length, size)
     else:
+        query, key, value = joint.unbind()
         context = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True)
     context = context.transpose(1, 2).reshape(states.shape)
     return attention.LayerNorm(attention.out_dropout(attention.dense(context)) + states)

@@ -116,7 +116,7 @@ class RowLoader:
             batch_size=data.step,
             shuffle=data.shuffle,
             generator=data.generator,
-            num_workers=data.config["worker"],
+            num_workers=data.num_workers,
             collate_fn=lambda index: (torch.tensor(index), data.collate_fn(index)),
         )
         for rows, interaction in numbered:

@@ -27,6 +27,11 @@ def is_in_training(config: Any) -> bool:
     return is_used(config) and bool(config["prior_in_training"])
 
 
+def is_added_after_training(config: Any) -> bool:
+    """Return whether a run with this configuration adds a prior to its best model after the last epoch."""
+    return is_used(config) and not config["prior_in_training"]
+
+
 class Prior(nn.Module):
     """A fitted linear model whose scores are added to those of a neural one.
 

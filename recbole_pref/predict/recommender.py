@@ -25,7 +25,7 @@ from recbole_pref.data.dataset import in_order_of
 from recbole_pref.encoder.multimodal import Multimodal
 from recbole_pref.errors import PrefError, suggest
 from recbole_pref.methods import method_of
-from recbole_pref.model.names import model_class
+from recbole_pref.model.names import LINEAR, model_class
 from recbole_pref.model.sizes import Sizes
 from recbole_pref.quick_start import load_data, load_model, settings_of
 
@@ -120,10 +120,10 @@ class Recommender:
         with _visible_gpus_restored():
             self.config = Config(state["model"], state["config"]["dataset"], config_dict=settings)
         cls = model_class(state["model"])
-        if method_of(cls) is None:
+        if method_of(cls) is None and cls.__name__ not in LINEAR:
             raise PrefError(
                 f"predict={str(model_file)!r} holds {state['model']}, but only <Method><Backbone> models "
-                "recommend from sequences (CESASRec is SASRec with cross-entropy)."
+                f"(CESASRec is SASRec with cross-entropy) and {', '.join(LINEAR)} recommend from sequences."
             )
         self.tokens = state["item_tokens"]
         self.ids = {token: number for number, token in enumerate(self.tokens) if token != "[PAD]"}

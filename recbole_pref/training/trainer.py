@@ -25,7 +25,7 @@ from recbole_pref.model import transfer
 from recbole_pref.model.batch import RowLoader
 from recbole_pref.model.packing import PackedLoader
 from recbole_pref.model.preference import PreferenceMixin
-from recbole_pref.model.prior import is_in_training, is_used
+from recbole_pref.model.prior import is_added_after_training, is_in_training, is_used
 from recbole_pref.training import prior, reference
 from recbole_pref.training.optimizer import without_dynamo
 from recbole_pref.training.resume import ResumeState, RunState, Within
@@ -110,7 +110,7 @@ class TrainerMixin(EvaluationMixin):
     def _add_prior(self, train_data: Any, valid_data: Any, saved: bool, result: dict[str, float]) -> Any:
         """Add a linear prior that is not part of the training to the best model; return the result of fit."""
         config = self.config
-        if not self.is_preference or not is_used(config) or is_in_training(config):
+        if not self.is_preference or not is_added_after_training(config):
             return result
         state = checkpoint.load(self.saved_model_file) if saved and self.store.best() else None
         if state is not None:

@@ -25,6 +25,7 @@ from recbole_pref.environment import python_path, sigterm_as_ctrl_c, write_resul
 from recbole_pref.errors import PrefError
 from recbole_pref.evaluation.objective import check_measured, check_objective, less_is_better
 from recbole_pref.model.names import split_model_name
+from recbole_pref.model.prior import is_added_after_training
 from recbole_pref.quick_start import build_run, prepare_data, run_recbole_pref
 from recbole_pref.settings import attribute_of_settings, settings_set_by, settings_with
 from recbole_pref.settings.files import backbone_settings
@@ -191,9 +192,16 @@ def _check_corners(config: Config, settings: dict[str, Any], plan: Plan) -> None
     for end in (0, -1):
         corner = {key: as_setting(key, domain.ends()[end]) for key, domain in plan.space.items()}
         try:
-            _check_runs(Config(model, dataset, config_dict={**settings, **corner}))
+            corner_config = Config(model, dataset, config_dict={**settings, **corner})
+            _check_runs(corner_config)
         except PrefError as error:
             raise PrefError(f"tune: with {corner}: {error}") from None
+        if plan.scheduler != "none" and is_added_after_training(corner_config):
+            raise PrefError(
+                f"tune: scheduler {plan.scheduler!r} would compare trials before prior={corner_config['prior']!r} is "
+                "added to them after training: set scheduler: none, or prior_in_training: True and prior_weight: "
+                "learned."
+            )
 
 
 def _restorable(path: str, resume: bool, record: Path) -> bool:

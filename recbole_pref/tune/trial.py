@@ -14,6 +14,7 @@ from recbole_pref import checkpoint
 from recbole_pref.config import Config, digest_of_defaults
 from recbole_pref.errors import PrefError
 from recbole_pref.memory import explained, peak_mb
+from recbole_pref.model.prior import is_added_after_training
 from recbole_pref.quick_start import build_run
 from recbole_pref.tune.space import as_setting
 
@@ -90,16 +91,23 @@ def _train(params: dict[str, Any], shared: dict[str, Any], folder: Path) -> None
 
     def report(epoch_idx: int, score: float) -> None:
         trainer.save_after(epoch_idx)
+        metrics = {name: value for name, value in trainer.history[-1].items() if name != "epoch"}
+        send({**metrics, "epoch": epoch_idx + 1})
+
+    def send(metrics: dict[str, Any]) -> None:
         with tempfile.TemporaryDirectory(dir=folder) as directory:
             for path in (trainer.store.last(), trainer.store.best()):
                 if path is not None:
                     os.link(path, Path(directory, Path(path).name))
-            metrics = {name: value for name, value in trainer.history[-1].items() if name != "epoch"}
-            metrics = {**metrics, **_best(trainer), "epoch": epoch_idx + 1, "peak_memory_mb": peak_mb()}
+            metrics = {**metrics, **_best(trainer), "peak_memory_mb": peak_mb()}
             metrics["seconds_per_epoch"] = sum(trainer.epoch_times) / len(trainer.epoch_times)
             tune.report(metrics, checkpoint=tune.Checkpoint.from_directory(directory))
 
-    trainer.fit(run.train_data, run.valid_data, verbose=False, callback_fn=report)
+    trainer.best_valid_score, trainer.best_valid_result = trainer.fit(
+        run.train_data, run.valid_data, verbose=False, callback_fn=report
+    )
+    if is_added_after_training(config):  # its last report lacks the prior
+        send({"score": float(trainer.best_valid_score), "epoch": len(trainer.epoch_times)})
 
 
 def _best(trainer: Any) -> dict[str, Any]:
