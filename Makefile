@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 STAMP := $(VENV)/installed
 CODE := recbole_pref tests benchmarks tools examples run_recbole_pref.py
-TEXTS := README.md CONTRIBUTING.md CHANGELOG.md docs examples tools
+TEXTS := README.md CONTRIBUTING.md CHANGELOG.md docs properties
 TEST := OMP_NUM_THREADS=1 RAY_USAGE_STATS_ENABLED=0 $(BIN)/python -m pytest -n 2
 # The mathematics, the settings and the tools: what most changes break first.
 QUICK := $(addprefix tests/test_,$(addsuffix .py,losses samplers scoring metrics popularity objective packing dropout \
@@ -42,8 +42,8 @@ lint: install docs
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/lint-imports --no-logo --no-cache
 	$(BIN)/mypy
-	$(BIN)/codespell $(CODE) $(TEXTS) properties
-	$(BIN)/python tools/prose.py $(TEXTS) properties
+	$(BIN)/codespell $(CODE) $(TEXTS)
+	$(BIN)/python tools/prose.py $(CODE) $(TEXTS)
 
 docs: install
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

@@ -2,10 +2,11 @@
 
     python benchmarks/evaluation.py --items=10000,100000,1000000
 
-Generated sequences that name every item once; test targets of all users, ranked with SASRec's first weights. Each case
-runs in its own process. The peak is that of the process after the data were generated; the time is the faster of two
-evaluations. RecBole stores the scores of a whole batch of users (its ``eval_batch_size``), so it is measured only for
-catalogues of up to --stock_max_items. Both print the metrics of the same weights, which must be equal.
+The data are generated sequences in which every item occurs once. The test targets of all users are ranked with random
+weights of SASRec. Each case runs in its own process. The peak is that of the process after the data were generated;
+the time is the faster of two evaluations. RecBole stores the scores of a whole batch of users (its
+``eval_batch_size``), so it is measured only for catalogues of up to --stock_max_items. Both print the metrics of the
+same weights, which must be equal.
 """
 
 import argparse

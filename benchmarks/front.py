@@ -34,7 +34,7 @@ def measured_epochs(seed, arguments, folder):
     Args:
         seed (int): of the run and its reference.
         arguments (Namespace): of the command line.
-        folder (path-like): for checkpoints, references too where the command line names no other.
+        folder (path-like): for checkpoints, and for references unless --reference_dir is set.
 
     Returns:
         list of tuple: dict of float, and arrays as ``evidence.user_values`` reads them; the reference first.
@@ -135,8 +135,8 @@ def draw(rows):
         figure, (axis,) = drawing.panels(6.0, 4.4)
         drawing.add_scope(
             figure,
-            f"{rows[0]['dataset']}, {rows[0]['backbone']}; 0 is the model that training goes on from; at the points "
-            "the share of its NDCG@10 to be kept on the validation set",
+            f"{rows[0]['dataset']}, {rows[0]['backbone']}; 0 is the reference, from which training starts; "
+            "numbers at points: share of its NDCG@10 to keep on the validation set",
         )
         looks, points, names, colours = drawing.styles(row["settings"] for row in rows), [], [], []
         for settings, look in looks.items():

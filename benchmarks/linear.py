@@ -3,8 +3,8 @@
     python benchmarks/linear.py --dataset=amazon-beauty --data_path=DIR --models=TALE,SLIST,SeqEASE
     python benchmarks/linear.py --items=200000 --users=200000
 
-The first form runs each model through ``run_recbole_pref`` with its defaults, dense and sparse, each in a process
-of its own; seconds are those of the fit and of the whole run, MiB the peak of the process. The second form fits
+The first form runs each model through ``run_recbole_pref`` with its defaults, dense and sparse, each in its own
+process; seconds are those of the fit and of the whole run, MiB the peak of the process. The second form fits
 random sequences whose items follow Zipf's law, without RecBole.
 """
 

@@ -3,12 +3,12 @@
     python benchmarks/loading.py --sizes=100000,300000,1000000 --output=loading
     python benchmarks/loading.py --sizes=20000000 --users=138000 --items=27000 --stock_max=0
 
-Generated interactions, item popularity as 1 / rank, sequences of very different lengths (25 interactions a user on
-average unless --users says otherwise), times in no order. Three ways, each in its own process: ``RecBole``
-as published, ``import`` (RecBole's functions and SASRec after ``import recbole_pref``) and ``ours`` (CESASRec, with
-the checks of the files). Time begins after the imports, with the configuration; memory is the peak of the process minus
-the memory of the imports. RecBole is measured only for up to --stock_max interactions. With --output, the script also
-writes OUTPUT.csv, OUTPUT.png, .pdf and .svg.
+The interactions are generated: item popularity is 1 / rank, sequences have very different lengths (25 interactions a
+user on average unless --users says otherwise), times in no order. There are three ways, each in its own process:
+``RecBole`` as published, ``import`` (RecBole's functions and SASRec after ``import recbole_pref``) and ``ours``
+(CESASRec, with the checks of the files). Time begins after the imports, with the configuration; memory is the peak of
+the process minus the memory of the imports. RecBole is measured only for up to --stock_max interactions. With
+--output, the script also writes OUTPUT.csv, OUTPUT.png, .pdf and .svg.
 """
 
 import argparse
@@ -43,7 +43,7 @@ def memory():
 
 
 def measure(way, settings):
-    """Return seconds and MiB of one way, in this process, which has not imported other modules yet."""
+    """Return seconds and MiB of one way. The process must not have imported other modules yet."""
     if way == "RecBole":
         # RecBole needs these three names, which numpy 2 has removed.
         np.float_, np.complex_, np.unicode_ = np.float64, np.complex128, np.str_

@@ -1,4 +1,4 @@
-"""Epoch time of every method against our own cross-entropy, taking turns in one process.
+"""Epoch time of every method relative to our own cross-entropy, in one process.
 
     python benchmarks/loss_cost.py --dataset=ml-100k
     python benchmarks/loss_cost.py --dataset=amazon-beauty --data_path=dataset/ --rounds=3

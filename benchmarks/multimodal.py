@@ -5,8 +5,8 @@
     python benchmarks/multimodal.py compare --method=RoDPO --dataset=ml-100k-text \\
         --config_files dataset/ml-100k-text/text.yaml
 
-``cost`` times full evaluations of untrained models in turn, ID only and each fusion, and prints the ratio of
-their shortest times to that of the ID-only backbone. ``compare`` trains each for the same epochs with the
+``cost`` times full evaluations of untrained models, with IDs only and with each fusion, and prints the ratio of
+their shortest times to that of the ID-only backbone. ``compare`` trains each model for the same epochs with the
 same seed and prints test metrics of the best validation epoch.
 """
 

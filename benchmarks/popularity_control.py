@@ -2,10 +2,10 @@
 
     python benchmarks/popularity_control.py --folder=study/ml-100k-SASRec --entry="CE repeat bias SASRec" \\
         --against="LPO recommended SASRec"
-    python benchmarks/popularity_control.py --folder=study/recommended-ml-100k-SASRec    # of study.py --studies
+    python benchmarks/popularity_control.py --folder=study/recommended-ml-100k-SASRec    # run by study.py --studies
 
 Logit adjustment after training (Menon et al., "Long-tail learning via logit adjustment", arXiv 2007.07314): no
-training, one number c, the same for all items and users; count is an item's number of training interactions.
+training, and one number c for all items and users; count is an item's number of training interactions.
 The script reads the finished runs of one entry of a study or comparison. It selects c for each seed on the validation
 set as ``recommended/LPO.yaml`` selects its epoch: the best tail NDCG@10 among values that keep 99% of the overall
 NDCG@10. It prints test metrics, and p-values of the paired t-test over users against another entry.

@@ -8,7 +8,7 @@ RecBole takes internal user ids and needs the data set; ours takes item tokens a
 
     python benchmarks/predict.py --file_rows=100000,1000000 --format=parquet
 
-recommends from file to file instead, for so many rows drawn from these sequences: seconds and peak memory.
+recommends from file to file instead: seconds and peak memory for files with this many of the sequences.
 """
 
 import argparse
@@ -90,7 +90,7 @@ def main():
     ways = {
         "RecBole full_sort_topk": lambda: full_sort_topk(users, model, test_data, 10, torch.device("cpu")),
         "Recommender": lambda: recommender.recommend(sequences, 10, exclude_seen=False),
-        "Recommender, seen items left out": lambda: recommender.recommend(sequences, 10),
+        "Recommender, seen items excluded": lambda: recommender.recommend(sequences, 10),
     }
     seconds = {}
     for name, way in ways.items():

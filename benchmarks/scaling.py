@@ -1,13 +1,13 @@
-"""How time and memory grow with the catalogue, the number of sequences and K, against what the machine can do.
+"""How time and memory grow with the catalogue, the number of sequences and K, compared with the limits of the machine.
 
     python benchmarks/scaling.py --output=scaling
 
-Three sweeps, with each case in its own process: one training step (batch 2048, length 10, hidden 64) against
-the number of items and against K, and one epoch through RecBole's data pipeline against the number of
-sequences (5 interactions each, length 10, 1,000 items). First the machine is measured: arithmetic of a
-matrix product (GFLOP/s) and memory bandwidth of a copy (GB/s). For a step over the catalogue the table
-gives the least time its arithmetic and its memory traffic need at those rates; the larger one is
-the limit. Writes OUTPUT.csv, OUTPUT.png, .pdf and .svg.
+There are three sweeps, and each case runs in its own process: one training step (batch 2048, length 10, hidden 64)
+against the number of items and against K, and one epoch through RecBole's data pipeline against the number of
+sequences (5 interactions each, length 10, 1,000 items). First the machine is measured: arithmetic of a matrix product
+(GFLOP/s) and memory bandwidth of a copy (GB/s). For a step over the catalogue the table gives the least time its
+arithmetic and its memory traffic need at those rates; the larger one is the limit. Writes OUTPUT.csv, OUTPUT.png,
+.pdf and .svg.
 """
 
 import argparse

@@ -39,9 +39,9 @@ def seconds_of(words, checkout, threads):
     """Return wall-clock and processor seconds of a command; a run is stopped at its first step.
 
     Args:
-        words (tuple of str): what Python is given.
-        checkout (Path): the package to run.
-        threads (int): of torch.
+        words (tuple of str): arguments of Python.
+        checkout (Path): checkout of the project to run.
+        threads (int): number of torch's threads.
     """
     words = [str(checkout / word) if word == SCRIPT else word for word in words]
     environment = {**os.environ, "PYTHONPATH": str(checkout), "OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}

@@ -304,8 +304,8 @@ def conduct_all(names, output, data_path, processes):
 
 def build_parser():
     """Return the parser of the command line."""
-    told = __doc__.format(studies="\n  ".join(["", *STUDIES]), entries=textwrap.fill(", ".join(ENTRIES), 110))
-    parser = argparse.ArgumentParser(description=told, formatter_class=argparse.RawTextHelpFormatter)
+    text = __doc__.format(studies="\n  ".join(["", *STUDIES]), entries=textwrap.fill(", ".join(ENTRIES), 110))
+    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--studies", help="names of studies, separated by commas, or all")
     parser.add_argument("--dataset", default="ml-100k")
     parser.add_argument("--data_path", default="dataset/")
@@ -324,7 +324,7 @@ def main():
     """Run the command line; return the exit code.
 
     Raises:
-        PrefError: a mistake in the command line or the data.
+        PrefError: the command line or the data are not valid.
     """
     from recbole_pref.errors import PrefError
 
@@ -334,7 +334,7 @@ def main():
     if arguments.studies is not None:
         for key in ("dataset", "backbones", "entries", "seeds", "baseline", "masked"):
             if getattr(arguments, key) != parser.get_default(key):
-                raise PrefError(f"--{key} is part of what --studies names: leave one of them out.")
+                raise PrefError(f"--{key} is defined by the studies of --studies: remove one of the two options.")
         names = [name.strip() for name in arguments.studies.split(",") if name.strip()]
         return conduct_all(list(STUDIES) if names == ["all"] else names, *shared)
     backbones = [name.strip() for name in arguments.backbones.split(",")]

@@ -99,6 +99,11 @@ def _add_options(parser: argparse.ArgumentParser, mode: str) -> None:
         add("--ip", default="localhost", help="address of the machine with the first process (localhost)")
         add("--port", help="port on that machine (a free one; 5678 for several machines)")
         add("--group_offset", type=int, default=0, help="number of this machine's first process (0)")
+        add("--ray_address", help="auto or HOST:PORT of a running Ray cluster on which --num_workers train")
+        add("--num_workers", type=int, help="workers of the Ray cluster that train together")
+        add("--cpus_per_worker", type=float, help="CPUs and threads of a worker (1)")
+        add("--gpus_per_worker", type=float, help="GPUs of a worker (0)")
+        add("--max_failures", type=int, help="restarts after a lost worker or machine (3)")
     if mode == "compare":
         add("compare", metavar="MODELS", type=_expanded, help="models and YAML files, separated by commas")
         add("--seeds", default="5", help="number of seeds, or a list 1,2,3 (5)")
@@ -126,6 +131,9 @@ def _add_options(parser: argparse.ArgumentParser, mode: str) -> None:
         add("--device", default="cpu", help="a device of torch such as cuda:0 (cpu); training uses gpu_id")
         add("--data_path", type=path, help="folder of the data sets, if the model needs its data")
         add("--piece_rows", type=int, help="sequences or users in memory at the same time (50000)")
+        add("--ray_address", help="auto or HOST:PORT of a running Ray cluster that shares the pieces")
+        add("--cpus_per_worker", type=float, help="CPUs and threads for a piece on the cluster (1)")
+        add("--gpus_per_worker", type=float, help="GPUs for a piece on the cluster (0)")
     if mode == "export":
         add("export", metavar="FOLDER", type=path, help="folder to write")
         add("--checkpoint", type=path, help="file of a trained model")
@@ -341,7 +349,7 @@ def _train(options: argparse.Namespace, settings: dict[str, Any]) -> int:
         settings["resume"] = options.resume
     with collector_paused():
         from recbole_pref.memory import explained
-        from recbole_pref.quick_start import run
+        from recbole_pref.quick_start import run, run_on_cluster
 
     with explained():
         _check_settings(model, dataset, options.config_files, settings)
@@ -350,17 +358,22 @@ def _train(options: argparse.Namespace, settings: dict[str, Any]) -> int:
 
             print(estimate(model, dataset, options.config_files, settings).text())
             return 0
-        result = run(
-            model,
-            dataset,
-            options.config_files,
-            settings,
-            nproc=options.nproc,
-            world_size=options.world_size,
-            ip=options.ip,
-            port=options.port,
-            group_offset=options.group_offset,
-        )
+        of_cluster = _cluster_options(options)
+        result: dict[str, Any] | None
+        if of_cluster:
+            result = run_on_cluster(model, dataset, options.config_files, settings, **of_cluster)
+        else:
+            result = run(
+                model,
+                dataset,
+                options.config_files,
+                settings,
+                nproc=options.nproc,
+                world_size=options.world_size,
+                ip=options.ip,
+                port=options.port,
+                group_offset=options.group_offset,
+            )
     if result is None:
         print("recbole-pref: this machine is done; the first one prints the results.")
         return 0
@@ -368,7 +381,32 @@ def _train(options: argparse.Namespace, settings: dict[str, Any]) -> int:
 
     assert result is not None
     print(result_table(result, model, dataset))
+    if result.get("checkpoint"):
+        print(f"best model: {result['checkpoint']}")
     return 0
+
+
+def _given(options: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """Return the options among ``names`` that are not None, by name."""
+    return {name: value for name in names if (value := getattr(options, name)) is not None}
+
+
+def _cluster_options(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the options of training on a Ray cluster that are given, by name.
+
+    Raises:
+        PrefError: an option is missing, or belongs to processes without Ray.
+    """
+    given = _given(options, "num_workers", "ray_address", "cpus_per_worker", "gpus_per_worker", "max_failures")
+    for name in given:
+        for needed in ("num_workers", "ray_address"):
+            if needed not in given:
+                raise PrefError(f"--{name} needs --{needed}: add it or remove --{name}.")
+    defaults = {"nproc": 1, "world_size": -1, "ip": "localhost", "port": None, "group_offset": 0}
+    for name, default in defaults.items():
+        if given and getattr(options, name) != default:
+            raise PrefError(f"--{name} has no effect with --num_workers: remove one of them.")
+    return given
 
 
 def _list(options: argparse.Namespace, settings: dict[str, Any]) -> int:
@@ -462,6 +500,12 @@ def _predict(options: argparse.Namespace, settings: dict[str, Any]) -> int:
     for option in ("input", "output"):
         if not getattr(options, option):
             raise PrefError(f"--predict needs --{option}: name a CSV or Parquet file.")
+    of_cluster = _given(options, "ray_address", "cpus_per_worker", "gpus_per_worker")
+    for name in of_cluster:
+        if "ray_address" not in of_cluster:
+            raise PrefError(f"--{name} needs --ray_address: add it or remove --{name}.")
+    if of_cluster and options.device != "cpu":
+        raise PrefError("--device has no effect with --ray_address: use --gpus_per_worker=1.")
     from recbole_pref.predict import PIECE_ROWS, predict_file
 
     written = predict_file(
@@ -474,6 +518,7 @@ def _predict(options: argparse.Namespace, settings: dict[str, Any]) -> int:
         options.data_path,
         options.device,
         PIECE_ROWS if options.piece_rows is None else options.piece_rows,
+        **of_cluster,
     )
     print(f"{written.recommendations} recommendations for {written.users} users or sequences: {options.output}")
     return 0

@@ -25,7 +25,7 @@ from recbole_pref.environment import threads_per_process
 from recbole_pref.errors import PrefError
 
 _PORT = 5678  # the default port when several machines train together
-_PATIENCE = timedelta(minutes=30)
+PATIENCE = timedelta(minutes=30)  # with processes that do not answer
 _alone = False
 
 
@@ -86,7 +86,7 @@ def sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """In the block this process trains on its own, for example a reference model."""
+    """In the block, this process trains without the others, for example a reference model."""
     global _alone
     before, _alone = _alone, True
     try:
@@ -157,7 +157,7 @@ def _open_store(ip: str, port: Any) -> dist.TCPStore:
     if not str(port).isdecimal() or int(port) >= 2**16:
         raise PrefError(f"port={port!r} is not accepted: set --port to a whole number below {2**16}.")
     try:
-        return dist.TCPStore(ip, int(port), is_master=True, wait_for_workers=False, timeout=_PATIENCE)
+        return dist.TCPStore(ip, int(port), is_master=True, wait_for_workers=False, timeout=PATIENCE)
     except dist.DistError as error:
         raise PrefError(
             f"port={port} cannot be used on this machine ({_reason(error)}): choose another one with --port, or leave "
@@ -168,7 +168,7 @@ def _open_store(ip: str, port: Any) -> dist.TCPStore:
 def _join_store(ip: str, port: int) -> dist.TCPStore:
     """Connect to the store of :func:`_open_store` from another process."""
     try:
-        return dist.TCPStore(ip, port, is_master=False, timeout=_PATIENCE)
+        return dist.TCPStore(ip, port, is_master=False, timeout=PATIENCE)
     except dist.DistError as error:
         raise PrefError(
             f"the first process does not answer at {ip}, port {port} ({_reason(error)}): start it first, and name its "
@@ -193,8 +193,7 @@ def _entry(
     command: list[str],
 ) -> None:
     sys.orig_argv = command  # the log of a run begins with it
-    # By default gloo takes the address of the host's name, which is often a loopback address.
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", _interface_to(ip))
+    choose_interface(ip)
     cuda = torch.cuda.is_available() and torch.cuda.device_count() >= nproc
     if cuda:
         torch.cuda.set_device(local_rank)
@@ -204,7 +203,7 @@ def _entry(
             store=_join_store(ip, port),
             rank=offset + local_rank,
             world_size=size,
-            timeout=_PATIENCE,
+            timeout=PATIENCE,
         )
     torch.set_num_threads(threads_per_process(nproc))
     try:
@@ -235,8 +234,16 @@ def _explained() -> Iterator[None]:
         ) from error
 
 
+def choose_interface(ip: str) -> None:
+    """Let gloo use the network interface that leads to an address, unless GLOO_SOCKET_IFNAME is set.
+
+    By default gloo takes the address of the host's name, which is often a loopback address.
+    """
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", _interface_to(ip))
+
+
 def _interface_to(ip: str) -> str:
-    """Return the name of the network interface with which this machine reaches an address, "" where it has none.
+    """Return the name of the network interface with which this machine reaches an address, or "" if it has no name.
 
     Raises:
         PrefError: there is no route to the address.

@@ -154,13 +154,15 @@ def sigterm_as_ctrl_c() -> Iterator[None]:
     Raises:
         KeyboardInterrupt: SIGTERM arrived.
     """
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     except ValueError:  # not the main thread
         yield
         return
     try:
         yield
     finally:
-        if before is not None:  # None: the handler was not set from Python and cannot be restored
-            signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():  # Ray Train replaces that of SIGINT
+            if handler is not None:  # None: the handler was not set from Python and cannot be restored
+                signal.signal(number, handler)

@@ -1,7 +1,7 @@
-"""What a run will take, from a few timed steps: ``recbole-pref --estimate``.
+"""Estimate time and memory of a run from a few timed steps: ``recbole-pref --estimate``.
 
-The data are loaded and the model is built as for the run itself. The reference and the prior are not computed: their
-steps are timed with a reference that is still random, and the prior's memory follows from the number of items.
+The data are loaded and the model is built as for the run itself. The reference and the prior are not computed: the
+steps use a reference with random parameters, and the memory of the prior follows from the number of items.
 """
 
 import itertools
@@ -25,19 +25,19 @@ _STEPS = 5  # timed after the first
 
 
 class Estimate(NamedTuple):
-    """What a run will take.
+    """Estimated time and memory of a run. Memory is in MiB and includes the imported libraries.
 
     Attributes:
-        data_seconds: from the start to the model, once.
-        data_mb: most memory of the process until then, the imported libraries included, in MiB.
-        epoch_seconds: of an epoch's training.
-        training_mb: most memory until the end of the timed steps.
-        validation_seconds: of ranking the validation set, None without one.
-        evaluation_mb: most memory until a batch was ranked.
-        device_mb: most memory of the accelerator, None on a CPU.
-        prior_mb: of the weights of a dense prior, None where the run has none.
-        epochs: of the run at most.
-        steps: of an epoch.
+        data_seconds: time to load the data and to build the model, once per run.
+        data_mb: peak memory of the process until then.
+        epoch_seconds: time to train one epoch.
+        training_mb: peak memory until the end of the timed steps.
+        validation_seconds: time to rank the validation set; None if there is none.
+        evaluation_mb: peak memory until one batch was ranked.
+        device_mb: peak memory of the accelerator; None on a CPU.
+        prior_mb: memory of the weights of a dense prior; None if the run has no prior.
+        epochs: largest number of epochs of the run.
+        steps: number of steps per epoch.
     """
 
     data_seconds: float
@@ -52,7 +52,7 @@ class Estimate(NamedTuple):
     steps: int
 
     def text(self) -> str:
-        """Return a table and what it leaves out."""
+        """Return the estimate as a table, with a note about what it does not include."""
         rows = [
             ["data and model", f"{self.data_mb:.0f}", f"{self.data_seconds:.1f} s, once"],
             ["training", f"{self.training_mb:.0f}", f"{self.epoch_seconds:.1f} s per epoch of {self.steps} steps"],
@@ -73,7 +73,7 @@ class Estimate(NamedTuple):
 
 
 class _First:
-    """The first batches of a loader: what an epoch of a trainer reads."""
+    """The first batches of a loader, which a trainer reads as one epoch."""
 
     def __init__(self, loader: Any, steps: int) -> None:
         self.loader, self.steps = loader, steps
@@ -86,13 +86,13 @@ class _First:
 
 
 def whole_epoch(first: float, several: float, timed: int, steps: int) -> float:
-    """Return the seconds of an epoch.
+    """Extrapolate the seconds of a whole epoch from two shortened epochs.
 
     Args:
-        first: seconds of an epoch that ends after its first step: making batches, and one step.
-        several: seconds of one that ends after ``timed`` further steps.
-        timed: their number.
-        steps: of a whole epoch.
+        first: seconds of an epoch that was stopped after one step; it includes the start of the loader.
+        several: seconds of an epoch that was stopped after ``1 + timed`` steps.
+        timed: number of steps after the first.
+        steps: number of steps of a whole epoch.
     """
     a_step = max(several - first, 0.0) / timed if timed else 0.0
     return first + (steps - 1) * a_step
@@ -101,13 +101,13 @@ def whole_epoch(first: float, several: float, timed: int, steps: int) -> float:
 def estimate(
     model: str, dataset: str, config_file_list: list[str] | None = None, config_dict: dict | None = None
 ) -> Estimate:
-    """Time a few steps of a run, and a batch of its evaluation; nothing is written but its log.
+    """Time a few training steps of a run and one batch of its evaluation. Only the log of the run is written.
 
     Args:
-        model, dataset, config_file_list, config_dict: as ``run_recbole_pref`` takes them.
+        model, dataset, config_file_list, config_dict: see ``run_recbole_pref``.
 
     Raises:
-        PrefError: what the run would be refused for; a model without a method.
+        PrefError: the settings or the data are not valid, or the model has no method.
     """
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
@@ -120,7 +120,7 @@ def estimate(
         settings = {**(config_dict or {}), "prior": "none", "checkpoint_dir": folder, "state": "WARNING"}
         run = build_run(Config(model, dataset, config_file_list, settings), log=False)
         trainer = run.trainer
-        # The steps take as long with a reference that nobody trained.
+        # The time of a step does not depend on whether the reference is trained.
         trainer.obtain_reference = lambda *data: run.model.reference.state_dict()  # type: ignore[union-attr]
         trainer._measure_reference = lambda *data: None
         data_seconds, data_mb = time.perf_counter() - started, peak_mb()
@@ -143,6 +143,7 @@ def estimate(
 
 
 def _seconds_of(trainer, loader, steps):
+    """Return the seconds of an epoch with only this number of steps."""
     trainer._loader = _First(loader, steps)
     started = time.perf_counter()
     trainer.train_epoch()  # ends by reading the loss, so an accelerator has finished
@@ -151,7 +152,7 @@ def _seconds_of(trainer, loader, steps):
 
 @torch.no_grad()
 def _rank(run):
-    """Return the seconds of ranking the validation set, from its first batch."""
+    """Return the estimated seconds to rank the validation set: those of its first batch times the number of batches."""
     trainer, loader = run.trainer, run.valid_data
     run.model.eval()
     trainer.tot_item_num = run.dataset.item_num

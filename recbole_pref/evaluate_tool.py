@@ -1,7 +1,7 @@
-"""Measure ranked lists of any other system as our own models are measured: ``recbole-pref-evaluate``.
+"""Evaluate ranked lists of another system on the split and with the metrics of our models: ``recbole-pref-evaluate``.
 
 The split, the metrics and the head and tail items are those of a run with the same data set and settings. The lists
-take the place of a model's ranking: an item that is not listed is ranked below all that are.
+replace the ranking of a model: an item that is not in a list ranks below all items of the list.
 """
 
 import argparse
@@ -50,14 +50,14 @@ _UNLISTED = torch.finfo(torch.float32).min  # above the targets that are not lis
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How ranked lists do.
+    """The result of ranked lists.
 
     Attributes:
         result: metrics by RecBole's key.
         arrays: as :func:`recbole_pref.evaluation.evidence.evaluate` returns, without ``tail_gap``, which needs scores.
-        config: the configuration that they were measured with.
+        config: the configuration of data, split and metrics.
         data: fingerprint of the data.
-        notes: what is incomplete about the lists, in sentences.
+        notes: sentences about incomplete lists.
     """
 
     result: dict[str, float]
@@ -71,11 +71,11 @@ def read_lists(path: str | Path) -> pd.DataFrame:
     """Read ranked lists from a CSV or Parquet file.
 
     Returns:
-        DataFrame: user and item (str), the lists of a user in order, best first.
+        DataFrame: user and item (str); the items of a user are in the order of their ranks, best first.
 
     Raises:
-        PrefError: a missing or damaged file, missing columns, a rank or score that is not a number, an item that is
-            listed twice for a user.
+        PrefError: the file is missing or damaged, lacks a column, holds a rank or score that is not a number, or lists
+            an item twice for a user.
     """
     path = existing_file(path, "recommendations")
     parquet = table_ending(path, "recommendations") == ".parquet"
@@ -106,16 +106,16 @@ def read_lists(path: str | Path) -> pd.DataFrame:
 def evaluate_lists(
     lists: pd.DataFrame, config: Config, part: str = "test", unknown: str = "error"
 ) -> Evaluation:
-    """Measure ranked lists on the split of a configuration.
+    """Evaluate ranked lists on the split of a configuration.
 
     Args:
-        lists: user and item, best first; a user's list serves all his rows of the split.
-        config: names data set, split and metrics; of a kind of model whose split is meant (sequential or general).
+        lists: user and item, best first; the list of a user is used for all rows of the user in the split.
+        config: names data set, split and metrics. The kind of its model (sequential or general) determines the split.
         part: ``test`` or ``valid``.
-        unknown: ``error``, or ``skip`` items that the data set does not have; those after them then move up.
+        unknown: ``error`` for items that are not in the data set, or ``skip``; the items after them then move up.
 
     Raises:
-        PrefError: an unknown item, metrics that need scores, a split without full ranking.
+        PrefError: an item is unknown, a metric needs scores, or the settings rank sampled candidates.
     """
     collector = PrefCollector(config)
     collector.collect_users = True
@@ -150,12 +150,12 @@ def evaluate_lists(
     if short:
         if collector.register.need("rec.items"):
             raise PrefError(
-                f"{short} of {rows_seen} lists are shorter than topk={max(config['topk'])}, which metrics of the items "
-                "shown (ItemCoverage and the like) need whole: lower topk or take these metrics out."
+                f"{short} of {rows_seen} lists are shorter than topk={max(config['topk'])}, but ItemCoverage and "
+                "similar metrics need complete lists: lower topk or remove these metrics."
             )
         notes.append(
             f"{short} of {rows_seen} {part} rows have lists shorter than topk={max(config['topk'])}, {missing} have "
-            "none: their missing places count as misses."
+            "no list: missing items count as misses."
         )
     result = Evaluator(config).evaluate(collector.get_data_struct())
     users = collector.rows["user"]
@@ -169,26 +169,27 @@ def evaluate_lists(
 
 
 def _table_of(lists, dataset, size, unknown):
-    """Return the first items of each user's list, 0 where there is none: int64 [n_users, size]; and notes."""
+    """Return the first items of each user's list, padded with 0: int64 [n_users, size]; and notes for the user."""
     notes = []
     users, items = (
         lists[name].map(dataset.field2token_id[field]) for name, field in
         (("user", dataset.uid_field), ("item", dataset.iid_field))
     )  # fmt: skip
-    strangers = lists["item"][items.isna()]
-    if len(strangers) and unknown != "skip":
-        known = dataset.field2id_token[dataset.iid_field]
+    unknown_items = lists["item"][items.isna()]
+    if len(unknown_items) and unknown != "skip":
+        tokens = dataset.field2id_token[dataset.iid_field]
         raise PrefError(
-            f"recommendations: the item {strangers.iloc[0]!r} is not in the data set {dataset.dataset_name!r}: remove "
-            f"it, or skip unknown items (--unknown=skip).{suggest(strangers.iloc[0], list(known[1:5001]))}"
+            f"recommendations: the item {unknown_items.iloc[0]!r} is not in the data set "
+            f"{dataset.dataset_name!r}: remove it, or skip unknown items (--unknown=skip)."
+            f"{suggest(unknown_items.iloc[0], list(tokens[1:5001]))}"
         )
-    if len(strangers):
-        notes.append(f"{len(strangers)} listed items are not in the data set: those after them move up.")
+    if len(unknown_items):
+        notes.append(f"{len(unknown_items)} listed items are not in the data set: the items after them move up.")
     others = lists["user"][users.isna()].nunique()
     if others:
-        notes.append(f"{others} users are not in the data set: their lists are left out.")
-    kept = (users.notna() & items.notna()).to_numpy()
-    users, items = (values[kept].to_numpy(np.int64) for values in (users, items))
+        notes.append(f"{others} users are not in the data set: their lists are ignored.")
+    usable = (users.notna() & items.notna()).to_numpy()
+    users, items = (values[usable].to_numpy(np.int64) for values in (users, items))
     order = np.argsort(users, kind="stable")
     users, items = users[order], items[order]
     place = np.arange(len(users)) - np.searchsorted(users, users)
@@ -208,21 +209,21 @@ def _scores_of(listed, positive_u, positive_i, n_items):
 
 
 def record(evaluation: Evaluation, folder: str | Path, label: str, source: str | Path) -> Run:
-    """Put the test result of lists into a comparison's folder and return the record.
+    """Write the test result of lists into the folder of a comparison and return the record.
 
     Raises:
-        PrefError: a label of the comparison's models, or metrics that its table has and these lacks.
+        PrefError: the label is that of a model, or the result lacks metrics of the table.
     """
     comparison = read_comparison(folder) or {"rows": [], "metrics": []}
-    own = {run.label for run in read_runs(folder) if run.id.startswith(LISTS)}
-    if label in {row["label"] for row in comparison["rows"]} - own:
+    of_lists = {run.label for run in read_runs(folder) if run.id.startswith(LISTS)}
+    if label in {row["label"] for row in comparison["rows"]} - of_lists:
         raise PrefError(f"--label={label!r} is a model of the comparison {str(folder)!r}: choose another.")
     lacking = [metric for metric in comparison["metrics"] if metric not in evaluation.result]
     if lacking:
-        raise PrefError(f"the comparison {str(folder)!r} shows {', '.join(lacking)}: add to --metrics and --topk.")
+        raise PrefError(f"the comparison {str(folder)!r} shows {', '.join(lacking)}: add them to --metrics and --topk.")
     config = evaluation.config
     measured = settings_with(scope="data") | settings_with(scope="evaluation") | settings_with(same_in_table=True)
-    kept = {key: value for key, value in config.final_config_dict.items() if key in measured | {"MODEL_TYPE"}}
+    settings = {key: value for key, value in config.final_config_dict.items() if key in measured | {"MODEL_TYPE"}}
     words = re.sub(r"[^A-Za-z0-9.=_-]+", "_", label)[:80]
     digest = hashlib.sha256(label.encode()).hexdigest()[:8]
     run = Run(
@@ -235,7 +236,7 @@ def record(evaluation: Evaluation, folder: str | Path, label: str, source: str |
         mask_history=history_is_masked(config),
         data=evaluation.data,
         environment={**environment("cpu"), "recommendations": str(Path(source).absolute())},
-        config=to_plain(kept, other=str),
+        config=to_plain(settings, other=str),
         arrays=evaluation.arrays,
     )
     run.write(folder)
@@ -252,16 +253,17 @@ def build_parser() -> argparse.ArgumentParser:
     add("--recommendations", required=True, type=path, help="CSV or Parquet with user, item, and rank or score")
     add("--dataset", help="name of the data set")
     add("--config_files", type=str.split, help="YAML files, separated by spaces")
-    add("--model", help="a model of the kind whose split is meant: SASRec (the default) or, for general models, BPR")
+    add("--model", help="SASRec for the split of sequential models (the default), BPR for that of general models")
     add("--part", choices=("test", "valid"), default="test", help="part of the split (test)")
-    add("--unknown", choices=("error", "skip"), default="error", help="items that the data set does not have (error)")
-    add("--comparison", type=path, help="folder of a comparison whose table is to include the lists")
-    add("--label", help="what the table calls them (the name of the file)")
+    add("--unknown", choices=("error", "skip"), default="error", help="how to treat unknown items (error)")
+    add("--comparison", type=path, help="folder of a comparison to whose table the lists are added")
+    add("--label", help="name of the lists in the table (the name of the file)")
     add("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
 
 def _configure(options, settings):
+    """Return the configuration: that of a comparison, or one from the command line."""
     if options.comparison is None:
         if not options.dataset:
             raise PrefError("--dataset is missing: name the data set, or a comparison's folder with --comparison.")
@@ -269,9 +271,9 @@ def _configure(options, settings):
         return Config(options.model or "CESASRec", options.dataset, options.config_files, settings)
     for option in ("dataset", "model", "config_files"):
         if getattr(options, option):
-            raise PrefError(f"--{option} has no effect with --comparison, which has its own: leave it out.")
+            raise PrefError(f"--{option} has no effect with --comparison, whose settings are used: remove it.")
     if options.part == "valid":
-        raise PrefError("--part=valid does not go with --comparison, whose table is of the test set: leave it out.")
+        raise PrefError("--part=valid is not possible with --comparison, whose table shows the test set: remove it.")
     first = next(run for run in read_runs(options.comparison) if not run.id.startswith(LISTS))
     state = {"model": first.model, "config": first.config}
     settings = settings_of(state, **{"state": "WARNING", "gpu_id": "", **settings})
@@ -279,7 +281,7 @@ def _configure(options, settings):
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; return 0, or 2 after a mistake."""
+    """Run the command line; return the exit code: 0, or 2 for an error in the input."""
     options, rest = build_parser().parse_known_args(sys.argv[1:] if argv is None else list(argv))
     try:
         config = _configure(options, cli.settings_from(rest))
@@ -299,7 +301,7 @@ def main(argv: list[str] | None = None) -> int:
     print(table if options.part == "test" else table.replace(", test set", ", validation set", 1))
     if options.comparison is not None:
         command = (read_comparison(options.comparison) or {}).get("command", "the command of the comparison")
-        print(f"stored in {options.comparison}; the same comparison adds it to table, tests and report: {command}")
+        print(f"stored in {options.comparison}; to add it to table, tests and report, run again: {command}")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""What a server of recommendations needs: item vectors, indexes of them, and the query encoder as one program.
+"""Export a trained model for serving: item vectors, their indexes, and the query encoder as one program.
 
 =====================  ==================================================================================
 file                   content
@@ -6,12 +6,12 @@ file                   content
 item_vectors.npy       float32 [n, H]
 item_tokens.json       the n items' tokens, in the order of the vectors
 query_encoder.pt2      ``torch.export`` program: item ids [B, L] int64, lengths [B] int64 -> vectors [B, H]
-exact.faiss            FAISS index of inner products, exact (where ``faiss-cpu`` is installed)
-hnsw.faiss             the same, approximate, as a graph
+exact.faiss            exact FAISS index of inner products (if ``faiss-cpu`` is installed)
+hnsw.faiss             approximate FAISS index, a graph (HNSW)
 settings.json          sizes, model and versions; written last
 =====================  ==================================================================================
 
-The id of an item is its place in ``item_tokens.json`` plus 1; 0 pads sequences on the right.
+The id of an item is its index in ``item_tokens.json`` plus 1; 0 pads sequences on the right.
 """
 
 import copy
@@ -27,9 +27,9 @@ from recbole_pref.environment import environment, write_result
 from recbole_pref.errors import PrefError
 from recbole_pref.predict import Recommender, read_sequences
 
-_QUERIES = 1000  # with which the HNSW index is measured
+_QUERIES = 1000  # largest number of sequences with which the HNSW index is measured
 _TOP = 10
-# Of the HNSW graph: edges per item, candidates kept while building and while searching.
+# The HNSW graph: edges per item, and numbers of candidates while building and while searching.
 _NEIGHBOURS, _BUILD, _SEARCH = 32, 200, 128
 
 
@@ -37,13 +37,13 @@ class QueryEncoder(torch.nn.Module):
     """The encoder of a trained model as a function of tensors alone.
 
     Args:
-        model (PreferenceMixin): with a backbone entry; shares its parameters.
+        model (PreferenceMixin): a model with an entry in ``backbones``; its parameters are shared.
     """
 
     def __init__(self, model: Any) -> None:
         super().__init__()
         model = copy.copy(model)
-        model._modules = dict(model._modules)  # the table below replaces the encoder's own in this copy alone
+        model._modules = dict(model._modules)  # the embedding below replaces that of this copy only
         weight = model.item_embedding.weight.detach()
         model.item_embedding = torch.nn.Embedding.from_pretrained(weight, padding_idx=0)
         self.model = model.eval()
@@ -67,22 +67,21 @@ def export(
     dot_product_only: bool = False,
     data_path: str | None = None,
 ) -> str:
-    """Write what a server needs into a folder; see the table above.
+    """Write the files of the table above.
 
     Args:
-        checkpoint: a trained model.
-        folder: to write; files of an earlier export are replaced.
-        queries: file of sequences with which the HNSW index is measured (``read_sequences``); by default sequences of
-            one item.
-        dot_product_only: leave out what vectors cannot hold (``Recommender.terms_beside_vectors``).
+        checkpoint: the file of a trained model.
+        folder: the folder to write to; files of an earlier export are replaced.
+        queries: file of sequences (see ``read_sequences``) with which the HNSW index is measured; by default sequences
+            of one item.
+        dot_product_only: ignore terms of the scores besides the dot product (``Recommender.terms_beside_vectors``).
         data_path: see ``Recommender``.
 
     Returns:
-        str: what was written, in words.
+        str: a description of the written files.
 
     Raises:
-        PrefError: a model without vectors, or whose scores hold more than a dot product; a file that cannot be read or
-            written.
+        PrefError: the model has no vectors, its scores have other terms, or a file cannot be read or written.
     """
     folder = Path(folder)
     recommender = Recommender(checkpoint, data_path=data_path)
@@ -112,7 +111,7 @@ def export(
 
 
 def _queries(file, tokens):
-    """Return the sequences of a file, or some of one item: list of list of str, at most ``_QUERIES``."""
+    """Return at most ``_QUERIES`` sequences of a file, or of one item each: list of list of str."""
     if file is None:
         return [[tokens[place]] for place in np.linspace(0, len(tokens) - 1, min(_QUERIES, len(tokens)), dtype=int)]
     sequences = read_sequences(file)[1]
@@ -139,7 +138,7 @@ def _write(folder, name, write):
 
 
 def _write_indexes(folder, vectors, users):
-    """Write both indexes and return the recall of the approximate one for the users' vectors, None without FAISS."""
+    """Write both indexes. Return the recall of the approximate one for vectors [R, H], or None if FAISS is missing."""
     try:
         import faiss
     except ImportError:
@@ -147,9 +146,9 @@ def _write_indexes(folder, vectors, users):
     exact = faiss.IndexFlatIP(vectors.shape[1])
     graph = faiss.IndexHNSWFlat(vectors.shape[1], _NEIGHBOURS, faiss.METRIC_INNER_PRODUCT)
     graph.hnsw.efConstruction, graph.hnsw.efSearch = _BUILD, _SEARCH
-    found = []
+    neighbours = []
     for name, index in (("exact.faiss", exact), ("hnsw.faiss", graph)):
         index.add(vectors)
         _write(folder, name, lambda file, index=index: file.write(faiss.serialize_index(index).tobytes()))
-        found.append(index.search(users, min(_TOP, len(vectors)))[1])
-    return float(np.mean([len(np.intersect1d(*lists)) / len(lists[0]) for lists in zip(*found)]))
+        neighbours.append(index.search(users, min(_TOP, len(vectors)))[1])
+    return float(np.mean([len(np.intersect1d(*lists)) / len(lists[0]) for lists in zip(*neighbours)]))

@@ -48,7 +48,7 @@ def add_method(
     Raises:
         PrefError: names the part that is not valid.
     """
-    from recbole_pref.settings.files import known_keys
+    from recbole_pref.settings.files import readable_keys
 
     _check_name(name)
     parameters = inspect.signature(loss).parameters
@@ -82,7 +82,7 @@ def add_method(
                 "False."
             )
         added[key] = accepted or Setting(float if kind is int else kind)
-    readable = known_keys() | added.keys()
+    readable = readable_keys() | added.keys()
     for key in (*defaults, *settings):
         if key not in readable:
             raise PrefError(

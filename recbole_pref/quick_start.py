@@ -6,6 +6,7 @@ return RecBole's results.
 
 import logging
 import os
+import pickle
 import shlex
 import shutil
 import sys
@@ -24,8 +25,8 @@ from recbole.data import create_dataset, data_preparation
 from recbole.data.dataset import Dataset
 from recbole.utils import ModelType, get_trainer, init_logger, init_seed, set_color
 
-from recbole_pref import checkpoint, distributed, memory
-from recbole_pref.config import Config, given_data_path
+from recbole_pref import checkpoint, cluster, distributed, memory
+from recbole_pref.config import Config, absolute_paths, digest_of_defaults, given_data_path
 from recbole_pref.config.checks import settings_without_effect
 from recbole_pref.data import check as data_check
 from recbole_pref.environment import described, environment, write_result
@@ -35,7 +36,7 @@ from recbole_pref.methods import method_of
 from recbole_pref.model.backbones import backbone_of
 from recbole_pref.model.names import model_class
 from recbole_pref.settings import settings_with, shown
-from recbole_pref.settings.files import known_keys
+from recbole_pref.settings.files import readable_keys
 from recbole_pref.training.trainer import trainer_class
 
 Loaders: TypeAlias = tuple[Any, Any, Any]  # of training, validation and test
@@ -74,12 +75,13 @@ def run_recbole_pref(
     return result
 
 
-def _train_and_test(config, saved, trainers):
-    """Return what ``run_recbole_pref`` returns; ``trainers`` (list) gets the trainer as soon as it is made."""
+def _train_and_test(config, saved, trainers, dataset=None):
+    """Return what ``run_recbole_pref`` returns. As soon as the trainer exists, append it to ``trainers`` (list)."""
     if not distributed.is_first():
         config["log_wandb"] = False  # the first process writes for all
-    config["run_stem"] = distributed.of_first(config["run_stem"])  # machines would name it by their clocks
-    run = build_run(config, log=distributed.is_first())
+    # By default the name contains the time, which differs between machines.
+    config["run_stem"] = distributed.of_first(config["run_stem"])
+    run = build_run(config, log=distributed.is_first(), dataset=dataset)
     trainers.append(run.trainer)
     if distributed.world()[0] > 1:  # each process draws other random numbers
         init_seed(config["seed"] + distributed.world()[1], config["reproducibility"])
@@ -135,7 +137,7 @@ def _no_trace_if_refused(config: Config) -> Iterator[list[Any]]:
         config (Config): of the run.
 
     Yields:
-        list: to be given the trainer.
+        list: the caller appends the trainer to it.
     """
     outputs = [os.path.join("log", config["model"]), "log_tensorboard", config["checkpoint_dir"]]
     folders = {folder for path in map(Path, outputs) for folder in (path, *path.parents)}
@@ -217,11 +219,7 @@ def run(
     if nproc == 1 and world_size <= 0:
         return run_recbole_pref(**arguments)
     config = Config(model, dataset, config_file_list, config_dict)  # checks the settings once
-    if method_of(config.model_class) is None:
-        raise PrefError(
-            f"nproc={nproc} does not work with model={config['model']!r}: only <Method><Backbone> models "
-            "train on several processes (CESASRec is SASRec with cross-entropy)."
-        )
+    _refuse_stock_model(config, f"nproc={nproc}")
     if config["device"].type == "cuda" and torch.cuda.device_count() < nproc:
         raise PrefError(
             f"nproc={nproc} needs as many GPUs, but gpu_id={config['gpu_id']!r} selects {torch.cuda.device_count()}: "
@@ -232,6 +230,120 @@ def run(
     return distributed.launch(
         run_recbole_pref, arguments, nproc, ip, port, group_offset, world_size
     )
+
+
+def _refuse_stock_model(config: Config, option: str) -> None:
+    if method_of(config.model_class) is None:
+        raise PrefError(
+            f"{option} does not work with model={config['model']!r}: only <Method><Backbone> models "
+            "train on several processes (CESASRec is SASRec with cross-entropy)."
+        )
+
+
+def run_on_cluster(
+    model: str | type | None = None,
+    dataset: str | None = None,
+    config_file_list: list[str] | None = None,
+    config_dict: dict[str, Any] | None = None,
+    ray_address: str | None = None,
+    num_workers: int = 2,
+    cpus_per_worker: float = 1,
+    gpus_per_worker: float = 0,
+    max_failures: int = 3,
+) -> dict[str, Any]:
+    """Train and test on the workers of a Ray cluster, data parallel with Ray Train.
+
+    This process reads and splits the data, which reach the workers through Ray. ``checkpoint_dir`` is a folder that all
+    machines reach. When a machine is lost, the workers continue from the newest checkpoint of the run.
+
+    Args:
+        model, dataset, config_file_list, config_dict: see :func:`run_recbole_pref`.
+        ray_address: ``auto`` or ``HOST:PORT`` of a running Ray cluster; None starts Ray on this machine.
+        num_workers: workers that train together.
+        cpus_per_worker, gpus_per_worker: CPUs and GPUs of a worker; torch uses one thread per CPU.
+        max_failures: how many times the workers start again after one was lost.
+
+    Returns:
+        The result of :func:`run_recbole_pref`.
+
+    Raises:
+        PrefError: settings or data are not valid, or the cluster has no room for the workers.
+    """
+    if num_workers < 1 or cpus_per_worker <= 0 or gpus_per_worker < 0 or max_failures < 0:
+        raise PrefError(
+            "--num_workers must be at least 1, --cpus_per_worker above 0, --gpus_per_worker and --max_failures 0 or "
+            "more."
+        )
+    config = Config(model, dataset, config_file_list, config_dict)
+    _refuse_stock_model(config, f"num_workers={num_workers}")
+    if isinstance(config["resume"], str):
+        raise PrefError(
+            f"resume={config['resume']!r} does not work with num_workers: set resume: True, which continues from the "
+            "newest checkpoint, and name the run with run_stem if it is not the newest."
+        )
+    folder = os.path.abspath(config["checkpoint_dir"])
+    stem = _stem_of_run(config) or checkpoint.run_stem(config["model"], config["dataset"])
+    if not config["resume"] and checkpoint.CheckpointDir(folder, stem).last():
+        raise PrefError(
+            f"checkpoint_dir={folder!r} holds checkpoints of run_stem={stem!r}: continue with resume: True, or choose "
+            "another run_stem."
+        )
+    with _no_trace_if_refused(config):
+        data, _ = prepare_data(config, log=False)
+        _check_outputs(config)
+        cluster.connect(ray_address, log_to_driver=True)
+        given = {**config.file_config_dict, **config.variable_config_dict, **absolute_paths(config)}
+        settings = {key: value for key, value in given.items() if key not in ("model", "dataset")}
+        settings |= {"checkpoint_dir": folder, "run_stem": stem}
+        if config["result_file"]:
+            settings["result_file"] = os.path.abspath(config["result_file"])
+        arguments = {
+            "model": config["model"],
+            "dataset": config["dataset"],
+            "settings": checkpoint.to_plain(settings, other=str),
+            "defaults": digest_of_defaults(config),
+            "data": pickle.dumps(data, protocol=pickle.HIGHEST_PROTOCOL),
+            "uses_gpu": gpus_per_worker > 0,
+        }
+        return cluster.launch(
+            _run_of_worker, arguments, num_workers, cpus_per_worker, gpus_per_worker, folder, max_failures
+        )
+
+
+def _run_of_worker(
+    model: str, dataset: str, settings: dict[str, Any], defaults: str, data: bytes, uses_gpu: bool
+) -> dict[str, Any]:
+    """Train in a worker of a cluster; continue from the newest checkpoint of the run, if it has one."""
+    settings = {**settings, "gpu_id": os.environ.get("CUDA_VISIBLE_DEVICES", "") if uses_gpu else ""}
+    newest = None
+    if distributed.is_first():
+        newest = checkpoint.newest_good(settings["checkpoint_dir"], settings["run_stem"])
+    path = distributed.of_first(newest and str(newest[0]))
+    if path is not None:
+        settings["resume"] = path
+        settings.pop("init_from", None)  # the checkpoint holds the parameters already
+    config = Config(model, dataset, config_dict=settings)
+    refuse_other_defaults(config, defaults, "run")
+    with memory.explained(), _no_trace_if_refused(config) as trainers:
+        return _train_and_test(config, True, trainers, pickle.loads(data))
+
+
+def refuse_other_defaults(config: Config, expected: str, what: str) -> None:
+    """Refuse to train a part of a run or sweep with other defaults.
+
+    Args:
+        config: the configuration in this process.
+        expected: the ``digest_of_defaults`` in the process that began.
+        what: what began, for the message.
+
+    Raises:
+        PrefError: the defaults differ.
+    """
+    if digest_of_defaults(config) != expected:
+        raise PrefError(
+            f"the defaults changed after the {what} began: a property file or plugin was edited, or this machine has "
+            "another version."
+        )
 
 
 class Run:
@@ -633,7 +745,7 @@ def settings_of(state: Mapping[str, Any], /, **overrides: Any) -> dict[str, Any]
     settings = {k: v for k, v in state["config"].items() if k not in settings_with(derived=True)}
     if settings.get("strict_config", True):
         # Some of RecBole's models add facts about the data to the configuration.
-        settings = {k: v for k, v in settings.items() if k in known_keys()}
+        settings = {k: v for k, v in settings.items() if k in readable_keys()}
     if method_of(model_class(state["model"])) is not None:
         settings.pop("loss_type", None)  # FPMC sets RecBole's loss_type
     negatives = settings.get("train_neg_sample_args")

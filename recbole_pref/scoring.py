@@ -63,7 +63,7 @@ class Source(Protocol):
 
 
 class Term(NamedTuple):
-    """An addend of the dot products: fixed scores times a weight, which may be learned.
+    """A term that is added to the dot products: fixed scores times a weight, which may be learned.
 
     Attributes:
         weight: scalar Tensor.
@@ -148,7 +148,7 @@ class _ItemScores(torch.autograd.Function):
 
 
 def distinct_items(items: torch.Tensor) -> torch.Tensor:
-    """Return rows of item ids [R, L] sorted, with 0 in place of repetitions."""
+    """Return rows of item ids [R, L] sorted; repetitions are replaced by 0."""
     items = items.sort(dim=1).values
     again = items[:, 1:] == items[:, :-1]
     items[:, 1:] = items[:, 1:].masked_fill(again, 0)

@@ -1,4 +1,4 @@
-"""Shared fixtures: a clean command line, one thread, a working folder of its own, a tiny data set."""
+"""Shared fixtures: a clean command line, one thread, a temporary working folder, a tiny data set."""
 
 import logging
 import os
@@ -11,7 +11,7 @@ import pytest
 import torch
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-# Trials share the cores with other tests, and Ray would let them go last.
+# By default Ray gives trials a lower priority than other tests on the same cores.
 os.environ.setdefault("RAY_worker_niceness", "0")
 # A shell that runs the tests in the background lets them ignore Ctrl-C, which some of them send.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:

@@ -1,8 +1,8 @@
-"""A training step and a ranking on a device without values: what stays on the host, or waits for it, fails.
+"""Training steps and a ranking on a simulated accelerator: tensors left on the host and waits for the device fail.
 
 PyTorch's Python backend for devices gives fake tensors the device ``fakegpu``. Operations infer shapes and types, refuse
-to mix devices, and raise where a shape depends on values. Reads of single values are recorded with the function that
-asked. Device and autocast are registered for a whole process, so one process of its own judges all combinations.
+to mix devices, and raise where a shape depends on values. Reads of single values are recorded with the
+function that reads. Device and autocast are registered for a whole process, so the tests run in a separate one.
 """
 
 import sys
@@ -77,7 +77,7 @@ def _gru_cell_backward(grad, workspace, has_bias):
 
 
 class _HostReads(TorchDispatchMode):
-    """Notes the functions of RecBole and this package that read the device, and answers them."""
+    """Records the functions of RecBole and this package that read the device, and returns a value to them."""
 
     def __init__(self, fake):
         super().__init__()
@@ -256,7 +256,7 @@ def test_tiles_give_the_gated_sum_of_the_chosen_experts_and_its_gradients(top_k,
     torch.testing.assert_close(torch.autograd.grad(in_tiles.square().sum(), inputs), expected)
 
 
-# A device must notice what would wait on a GPU.
+# The simulated device must detect what would wait on a GPU.
 @pytest.mark.parametrize("mistake", ["item", "cpu", "nonzero", "mixed"])
 def test_mistakes_are_noticed(device, tiny_dataset, mistake):
     with pytest.raises(AssertionError, match="first extra item|a library|DynamicOutputShape|two devices"):

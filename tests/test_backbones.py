@@ -19,7 +19,7 @@ from recbole_pref.quick_start import load_data_and_model, prepare_data, run_recb
 from .conftest import tiny_sequences, write_atomic
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "backbones.md"
-# Those that cannot be trained on interactions alone, and what the refusal says.
+# Models that cannot be trained on interactions alone, and words of the error message.
 REFUSED = {
     "DIEN": ("scores single pairs", "RecBole's model scores single user-item pairs, not the catalogue"),
     "DIN": ("scores single pairs", "RecBole's model scores single user-item pairs, not the catalogue"),
@@ -74,7 +74,7 @@ def test_backbone(tiny_dataset, name, caplog, tmp_path):
         return
     result = run_recbole_pref(f"LPO{name}", config_dict=settings, saved=False)
     assert 0 < result["test_result"]["ndcg@10"] <= 1
-    # As the reference of other methods is trained; its checkpoint must be of use.
+    # CE trains the references of other methods, so its checkpoint must be usable as one.
     result = run_recbole_pref(f"CE{name}", config_dict=settings)
     assert 0 < result["test_result"]["ndcg@10"] <= 1
     assert type(load_data_and_model(result["checkpoint"])[1]).__name__ == f"CE{name}"
@@ -83,7 +83,7 @@ def test_backbone(tiny_dataset, name, caplog, tmp_path):
     assert ("a vector per user" in caplog.text) == (name in OF_USERS)
 
 
-# SHAN's and CORE's full_sort_predict are not what their losses are about.
+# The losses of SHAN and CORE use other scores than full_sort_predict.
 @pytest.mark.parametrize("name", ["SHAN", "CORE", "NARM", "STAMP"])
 def test_whole_scores_are_those_of_recboles_loss(tiny_dataset, name):
     cls, settings = sequential_models()[name.lower()], {**tiny_dataset, "repeat_bias": False}

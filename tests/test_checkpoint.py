@@ -46,7 +46,7 @@ from recbole_pref.checkpoint import (
 from recbole_pref.environment import environment, git_commit, write_result
 from recbole_pref.errors import PrefError
 
-# torch warns that it meets a foreign protocol, which is what these tests are about.
+# torch warns about pickle protocols of other versions, which these tests use.
 pytestmark = pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -57,7 +57,7 @@ class Color(enum.Enum):
 
 
 def state_of(n):
-    """A small state all of whose parts tell ``n``."""
+    """A small state in which every part depends on ``n``."""
     return {
         "epoch": n,
         "state_dict": {"w": torch.full((40,), float(n))},
@@ -141,7 +141,7 @@ def test_a_view_does_not_store_the_tensor_it_looks_into(tmp_path):
     assert state["tied"][0].data_ptr() == state["tied"][1].data_ptr()  # aliases stay aliases
 
 
-def test_to_plain_names_the_place_of_what_it_cannot_store():
+def test_to_plain_names_the_position_of_a_value_that_cannot_be_stored():
     with pytest.raises(TypeError, match=r"state\['config'\]\['f'\]\[1\] is a object"):
         to_plain({"config": {"f": [1, object()]}})
     with pytest.raises(TypeError, match="a key of state"):
@@ -191,7 +191,7 @@ def test_plain_torch_reads_our_checkpoints(tmp_path):
     assert verify(path) is True
 
 
-def test_optimizer_and_scheduler_go_on_from_plain_data(tmp_path):
+def test_optimizer_and_scheduler_continue_from_plain_data(tmp_path):
     def build():
         torch.manual_seed(0)
         model = torch.nn.Linear(3, 1)
@@ -279,7 +279,7 @@ def test_blocks_of_zeros_and_swapped_blocks_are_found(tmp_path, good_bytes):
 @pytest.mark.parametrize(
     "content", [b"", b"P", b"user_id:token\n1\n", b"PK\x03\x04", b"\x89PNG\r\n", bytes(5000)]
 )
-def test_what_is_no_checkpoint_is_called_damaged(tmp_path, content):
+def test_a_file_that_is_not_a_checkpoint_is_reported_as_damaged(tmp_path, content):
     (tmp_path / "a.pth").write_bytes(content)
     with pytest.raises(CorruptCheckpoint) as error:
         load(tmp_path / "a.pth", setting="resume")
@@ -346,7 +346,7 @@ HOSTILE = [write_raw, write_zip, write_zip_protocol_2, write_legacy, write_right
 @pytest.mark.parametrize("force", [None, "1"])
 @pytest.mark.parametrize("write", HOSTILE)
 def test_a_hostile_pickle_is_refused_and_not_run(tmp_path, monkeypatch, write, force):
-    if force:  # the switch people set to get RecBole going must not open our door
+    if force:  # the environment variable that makes old RecBole work must not disable our check
         monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", force)
     marker, path = tmp_path / "ran", tmp_path / "a.pth"
     write(Payload(marker), path)
@@ -721,7 +721,7 @@ def test_a_refusal_at_any_step_is_one_sentence_and_loses_nothing(
 
 
 def test_a_disk_that_fills_at_any_write_is_one_sentence(tmp_path, monkeypatch):
-    """The errors reach the user through torch's writer, wherever it stands."""
+    """The errors reach the user through torch's writer, whatever it is doing."""
     path = save(state_of(1), tmp_path / "a.pth")
 
     class FillingFile(RefusingFile):
@@ -810,7 +810,7 @@ def test_rotation_keeps_the_last_ones_and_the_best(tmp_path):
     assert [file.name for file in run.files()] == [*mine[:0:-1], mine[0]]
 
 
-def test_going_on_from_an_earlier_epoch_drops_the_later_ones(tmp_path):
+def test_continuing_from_an_earlier_epoch_removes_later_checkpoints(tmp_path):
     run = CheckpointDir(tmp_path, "r", keep_last=2)
     for epoch in (7, 8):
         run.save_last(state_of(epoch))
@@ -904,7 +904,7 @@ def draw():
 
 
 @pytest.mark.parametrize("burn", [0, 1, 5, 700])
-def test_random_streams_go_on_exactly(tmp_path, burn):
+def test_random_streams_continue_exactly(tmp_path, burn):
     random.seed(burn), np.random.seed(burn), torch.manual_seed(burn)
     for _ in range(burn):
         draw()
@@ -917,7 +917,7 @@ def test_random_streams_go_on_exactly(tmp_path, burn):
     assert [draw() for _ in range(3)] == expected
 
 
-def test_random_streams_go_on_in_another_process(tmp_path):
+def test_random_streams_continue_in_another_process(tmp_path):
     random.seed(3), np.random.seed(3), torch.manual_seed(3)
     draw()
     save({"rng": rng_state()}, tmp_path / "a.pth")
@@ -950,7 +950,7 @@ def test_states_of_devices_that_are_missing_are_warned_of(caplog):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_random_streams_of_cuda_go_on_exactly(tmp_path):
+def test_random_streams_of_cuda_continue_exactly(tmp_path):
     torch.cuda.manual_seed_all(5)
     path = save({"rng": rng_state(), "w": torch.ones(3, device="cuda")}, tmp_path / "a.pth")
     expected = torch.rand(7, device="cuda")

@@ -1,4 +1,4 @@
-"""Comparisons: entries, seeds, statistics by hand, runs that go on, tables, refusals."""
+"""Comparisons: entries, seeds, statistics by hand, runs that continue, tables, refusals."""
 
 import csv
 import json
@@ -133,7 +133,7 @@ def test_entries_that_no_table_can_hold_are_refused_before_training(settings, tm
         ("FM", {"metrics": ["AUC", "LogLoss"], "valid_metric": "AUC"}, "do not measure a ranking"),
     ],
 )
-def test_what_one_table_cannot_hold_is_told_before_training(settings, tmp_path, models, more, words):
+def test_what_one_table_cannot_hold_is_refused_before_training(settings, tmp_path, models, more, words):
     settings |= {"eval_args": dict(SPLIT)}
     if models == "FM":
         settings["eval_args"] |= {"mode": "labeled"}
@@ -220,7 +220,7 @@ def test_a_run_with_other_defaults_than_planned_is_refused(tiny_dataset, tmp_pat
         run_module.train_and_record(replace(task, defaults="those of another file"))
 
 
-def test_runs_are_the_same_wherever_their_data_lie(tiny_dataset, tiny_folder, tmp_path):
+def test_runs_do_not_depend_on_the_folder_of_their_data(tiny_dataset, tiny_folder, tmp_path):
     def names(data_path, **more):
         return names_of_runs("LPOSASRec", {**tiny_dataset, "data_path": str(data_path), **more}, tmp_path)
 
@@ -230,7 +230,7 @@ def test_runs_are_the_same_wherever_their_data_lie(tiny_dataset, tiny_folder, tm
     assert names(tiny_folder) != names(tiny_folder, tau=0.7)
 
 
-def test_runs_on_other_data_make_no_table():
+def test_runs_on_other_data_are_not_compared():
     def record(name, items):
         data = {"n_users": 5, "n_items": items, "item_tokens_sha256": "a" * 64, "targets_sha256": name}
         return Run(name, {}, id=name, data=data)
@@ -311,14 +311,14 @@ def test_a_summary_by_hand():
     assert "0.1667 ± 0.0000" in text and "0.5000 ± 0.2887" in text
 
 
-def test_no_p_value_where_ranks_do_not_tell_the_metric():
+def test_no_p_value_if_ranks_do_not_determine_the_metric():
     values = np.array([1, 1, 0, 1, 0, 1])
     runs = {"base": {1: made_up(values)}, "new": {1: made_up(1 - values, seed_shift=0.1)}}  # ties, many targets
     new = summarize(runs, "base", "t-test")[1]["hit@10"]
     assert new["p"] is None and new["difference"] == pytest.approx(0.1 - 1 / 3)
 
 
-def test_no_p_value_where_head_and_tail_are_others():
+def test_no_p_value_if_head_and_tail_differ():
     values = np.array([1, 1, 0, 1])
     runs = {}
     for label, tail in (("base", [False, True, False]), ("new", [False, True, True]), ("same", [True, True, False])):
@@ -334,7 +334,7 @@ def test_no_p_value_where_head_and_tail_are_others():
     assert not notes.split_notes(runs, runs["base"], ["hit@10"])
 
 
-def test_rows_of_one_user_are_no_independent_draws():
+def test_rows_of_one_user_are_not_independent():
     one, other = np.array([1, 1, 0, 1, 0, 1]), np.array([0, 1, 0, 0, 0, 0])
     runs = {"base": {1: made_up(other)}, "new": {1: made_up(one)}}
     for by_seed in runs.values():
@@ -348,7 +348,7 @@ def test_rows_of_one_user_are_no_independent_draws():
     assert new["p"] == pytest.approx(stats.ttest_1samp([0.5, 0, 0.5, 0.5, 0.5], 0).pvalue)
 
 
-def test_other_test_rows_are_told():
+def test_other_test_rows_are_noted():
     runs = {"base": {1: made_up(np.array([1, 0, 1]))}, "new": {1: made_up(np.array([1, 0]))}}
     assert summarize(runs, "base", "t-test")[1]["hit@10"]["p"] is None
     (note,) = notes.row_notes(runs, runs["base"])
@@ -381,7 +381,7 @@ def test_settings_of_entries_may_hold_commas_and_spaces(tmp_path):
     assert ce.settings == {"topk": [5, 10]}
 
 
-def test_files_of_one_name_are_told_apart_by_their_folder(tmp_path):
+def test_files_with_the_same_name_are_labelled_with_their_folder(tmp_path):
     for folder, model in (("A", "LPOSASRec"), ("B", "CESASRec")):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "best.yaml").write_text(f"model: {model}\n")
@@ -466,10 +466,10 @@ def test_progress_shows_score_time_left_and_log(tmp_path, monkeypatch, capsys):
     shown.validated("B-1", 6, 5, 0.2)  # five epochs were done by an earlier process
     shown.tick()
     shown.ended(tasks[2], "out of memory")
-    told = capsys.readouterr().err
-    assert f"A seed 1 started, log: {tasks[0].log}" in told
-    assert "[1/4] A seed 1 done after 4 epochs, 0:00:08: best validation score 0.1235, at most about 0:00:24 left" in told
-    assert "1 of 4 runs ended, 1 running, 2 waiting" in told and "| 6/10" in told and "B seed 1 failed: out of memory" in told
+    message = capsys.readouterr().err
+    assert f"A seed 1 started, log: {tasks[0].log}" in message
+    assert "[1/4] A seed 1 done after 4 epochs, 0:00:08: best validation score 0.1235, at most about 0:00:24 left" in message
+    assert "1 of 4 runs ended, 1 running, 2 waiting" in message and "| 6/10" in message and "B seed 1 failed: out of memory" in message
 
 
 def test_the_process_that_forks_runs_only_imports(tmp_path):
@@ -550,7 +550,7 @@ def test_cross_entropy_is_trained_once_for_itself_and_for_those_that_start_from_
     assert "exclude the training of the reference models" in done.text and "reference that is not" not in done.text
 
 
-def test_who_starts_from_a_running_one_waits_and_no_other(tiny_dataset, tmp_path):
+def test_only_runs_that_start_from_a_running_one_wait(tiny_dataset, tmp_path):
     entries = compare.parse_entries("CESASRec,CESASRec repeat_bias=True,SDPOSASRec,LPOSASRec,SDPOGRU4Rec")
     tasks = plan_runs(entries, "tiny", [1, 2], None, {**tiny_dataset, "dataset": None}, tmp_path)
     named = {(task.label, task.seed): task for task in tasks}
@@ -571,7 +571,7 @@ def test_who_starts_from_a_running_one_waits_and_no_other(tiny_dataset, tmp_path
         ({"epochs": 9}, None),
     ],
 )
-def test_references_unlike_the_cross_entropy_compared_with_are_told(tiny_dataset, tmp_path, shared, words):
+def test_references_that_differ_from_the_compared_cross_entropy_are_noted(tiny_dataset, tmp_path, shared, words):
     entries = compare.parse_entries("CESASRec,CESASRec repeat_bias=True,SDPOSASRec,LPOSASRec")
     settings = {**tiny_dataset, "dataset": None, **shared}
     found = notes.reference_notes(plan_runs(entries, "tiny", 2, None, settings, tmp_path))
@@ -585,7 +585,7 @@ def test_pickles_of_other_runs_do_not_matter(settings, tmp_path, monkeypatch):
     assert len(plan_runs(compare.parse_entries("CESASRec"), "tiny", 1, None, settings, tmp_path / "out")) == 1
 
 
-def test_cross_entropy_trained_for_longer_than_references_is_told(tiny_dataset, tmp_path):
+def test_cross_entropy_trained_for_longer_than_references_is_noted(tiny_dataset, tmp_path):
     settings = {**tiny_dataset, "dataset": None, "epochs": 9, "reference_epochs": 4}
     tasks = plan_runs(compare.parse_entries("CESASRec,SDPOSASRec"), "tiny", 2, None, settings, tmp_path)
     runs = {"CESASRec": {2020: Run("CESASRec", {}, epochs=4), 2021: Run("CESASRec", {}, epochs=9)}}
@@ -595,14 +595,14 @@ def test_cross_entropy_trained_for_longer_than_references_is_told(tiny_dataset, 
     assert not notes.longer_notes(tasks, runs)
 
 
-def test_a_mistake_in_the_data_is_told_once_and_before_any_run(settings, tmp_path):
+def test_an_error_in_the_data_is_reported_once_and_before_any_run(settings, tmp_path):
     with pytest.raises(PrefError, match="nowhere") as caught:
         compare.compare("CESASRec,LPOSASRec", "nowhere", 2, config_dict=settings, output=tmp_path / "out")
     assert str(caught.value).count("nowhere.inter") == 1
     assert not (tmp_path / "out").exists()
 
 
-def test_ranking_among_candidates_is_told_and_names_its_users(settings, tmp_path):
+def test_ranking_among_candidates_is_noted_and_names_its_users(settings, tmp_path):
     settings["eval_args"] = {**SPLIT, "mode": {"valid": "uni20", "test": "uni5"}}
     (tmp_path / "seed.yaml").write_text("seed: 7\n")
     arguments = {"config_dict": {**settings, "epochs": 1}, "config_file_list": [str(tmp_path / "seed.yaml")]}
@@ -616,7 +616,7 @@ def test_ranking_among_candidates_is_told_and_names_its_users(settings, tmp_path
 
 
 @pytest.mark.parametrize("how", ["SIGKILL", "SIGTERM", "SIGINT"])
-def test_a_killed_comparison_goes_on(settings, tmp_path, how):
+def test_a_killed_comparison_continues(settings, tmp_path, how):
     folder = tmp_path / "out"
     text = json.dumps({**settings, "epochs": 40, "stopping_step": 100, "state": "INFO"})
     script = (
@@ -665,15 +665,15 @@ def test_without_a_baseline_the_others_have_a_table(settings, tmp_path):
     assert "* differs from" not in done.text + write_report(folder).read_text(encoding="utf-8")
 
 
-def test_the_command_line_compares_and_tells_what_failed(settings, tmp_path, capsys):
+def test_the_command_line_compares_and_reports_what_failed(settings, tmp_path, capsys):
     given = {**settings, "epochs": 1}
     words = [f"--{key}={value!r}" for key, value in given.items() if value != ""]
     models = "CESASRec,GRU4Rec,CESASRec learner=sgd learning_rate=1e30"
     command = ["--dataset=tiny", "--seeds=2", "--processes=2", "--test=bootstrap", "--output=out", *words]
     assert main([f"--compare={models}", "--baseline=GRU4Rec", *command]) == 2
-    told = capsys.readouterr()
-    assert "* differs from GRU4Rec (p < 0.05, paired bootstrap" in told.out and "report: out" in told.out.replace(str(tmp_path) + "/", "")
-    assert told.out.count("1e30-seed2020") > 0 and "1e30 seed 2021 failed: epoch 0" in told.err
+    printed = capsys.readouterr()
+    assert "* differs from GRU4Rec (p < 0.05, paired bootstrap" in printed.out and "report: out" in printed.out.replace(str(tmp_path) + "/", "")
+    assert printed.out.count("1e30-seed2020") > 0 and "1e30 seed 2021 failed: epoch 0" in printed.err
     assert {path.name for path in (tmp_path / "out").iterdir()} >= {
         "table.md", "table.csv", "table.tex", "comparison.json", "report.html", "plots",
     }  # fmt: skip
@@ -690,7 +690,7 @@ def test_the_command_line_compares_and_tells_what_failed(settings, tmp_path, cap
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         ("--compare=CESASRec --tune=a.yaml", "--compare and --tune are two modes"),
         ("--plots=out --compare=CESASRec", "--plots and --compare are two modes"),
@@ -706,9 +706,9 @@ def test_the_command_line_compares_and_tells_what_failed(settings, tmp_path, cap
         ("-m CESASRec -d tiny --dataset=other", "--dataset is given twice"),
     ],
 )
-def test_commands_that_contradict_themselves_are_refused(words, told, capsys):
+def test_commands_that_contradict_themselves_are_refused(words, message, capsys):
     assert main(words.split()) == 2
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_the_command_line_passes_columns_on(monkeypatch, tmp_path):
@@ -726,7 +726,7 @@ def test_a_folder_that_cannot_be_written_is_named(settings, tmp_path, monkeypatc
         compare.compare("CESASRec", "tiny", 1, config_dict=settings, output=tmp_path / "out")
 
 
-def test_a_run_that_another_process_finished_meanwhile_is_no_failure(settings, tmp_path, monkeypatch):
+def test_a_run_that_another_process_finished_is_not_a_failure(settings, tmp_path, monkeypatch):
     done = compare.compare("CESASRec", "tiny", 1, config_dict={**settings, "epochs": 1}, output=tmp_path)
     (name,) = [path.stem for path in (tmp_path / "runs").glob("*.json")]
     monkeypatch.setattr(run_module, "run_missing", lambda *_: {name: "is being trained by another process"})
@@ -791,7 +791,7 @@ def test_a_run_is_trained_by_one_process_at_a_time(tmp_path, monkeypatch):
     run_module.train_and_record(task)
     assert trained == ["a-seed2-0", "a-seed1-0"]
     (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / "a-seed1-0.json").write_text("{}")  # which the other process has written meanwhile
+    (tmp_path / "runs" / "a-seed1-0.json").write_text("{}")  # which the other process has written in the meantime
     run_module.train_and_record(task)
     assert len(trained) == 2
 

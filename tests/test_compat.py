@@ -16,6 +16,7 @@ import yaml
 
 from recbole_pref import compat
 from recbole_pref.errors import PrefError
+from tests import fresh
 
 PANDAS_3 = int(pd.__version__.split(".")[0]) >= 3
 needs_pandas_3 = pytest.mark.skipif(not PANDAS_3, reason="pandas 2 does not need the patch")
@@ -38,12 +39,8 @@ def probe(body, left_out="", folder="."):
         register()
         """
     ) + textwrap.dedent(body)
-    done = subprocess.run(
-        [sys.executable, "-W", "error::DeprecationWarning:recbole", "-c", code],
-        capture_output=True, text=True, cwd=folder, check=False,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-    )  # fmt: skip
-    return done.returncode, done.stdout.strip().splitlines()[-1:] or [done.stderr[-400:]]
+    exit_code, output, errors = fresh.run(code, folder)
+    return exit_code, output.strip().splitlines()[-1:] or [errors[-400:]]
 
 
 DATASET = """
@@ -67,7 +64,7 @@ def interactions(n_users=6):
     return rows + [(f"u{u}", f"i{(u + t) % 5}", str(t)) for u in range(n_users) for t in range(5)]
 
 
-def test_every_patch_tells_its_cause_and_is_applied():
+def test_every_patch_states_its_cause_and_is_applied():
     import recbole  # noqa: F401
 
     needed = {p.name for p in compat.PATCHES if p.name != "anomaly_detection"}
@@ -178,7 +175,7 @@ def test_interactions_sort_without_a_deprecated_call(tmp_path):
         assert probe(body, "interaction_sort")[0] != 0
 
 
-def test_the_collector_keeps_values_that_are_no_tensors():
+def test_the_collector_keeps_values_that_are_not_tensors():
     body = (
         "from recbole.evaluator.collector import Collector, DataStruct\n"
         "import torch\n"

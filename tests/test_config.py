@@ -14,7 +14,7 @@ from recbole_pref.errors import PrefError
 from recbole_pref.methods import METHODS
 from recbole_pref.model.names import BACKBONES
 from recbole_pref.settings import SETTINGS, check_setting
-from recbole_pref.settings.files import known_keys, parse_value, properties_dir
+from recbole_pref.settings.files import parse_value, properties_dir, readable_keys
 
 
 def refused(match, model="LPOSASRec", dataset="ml-100k", **settings):
@@ -59,7 +59,7 @@ def test_settings_may_be_numpys_scalars_and_tuples():
     assert config["eval_args"]["split"] == {"RS": [0.8, 0.1, 0.1]}
 
 
-def test_a_split_beside_eval_args_is_recognised_as_wrongly_indented(tmp_path):
+def test_a_split_next_to_eval_args_is_recognised_as_wrongly_indented(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text("eval_args:\nsplit: {LS: valid_and_test}\n")
     with pytest.raises(PrefError, match="split=.* is a part of eval_args: indent its line below eval_args"):
@@ -175,7 +175,7 @@ def test_what_recboles_own_models_do_not_read_is_refused(settings):
 
 
 @pytest.mark.parametrize("option", ["nproc", "port", "plots", "tune"])
-def test_options_of_the_command_line_are_no_settings(tmp_path, option):
+def test_options_of_the_command_line_are_not_settings(tmp_path, option):
     (tmp_path / "mine.yaml").write_text(f"{option}: 2\n")
     with pytest.raises(PrefError, match=f"{option}=2 is not a setting but an option of the command line"):
         Config("LPOSASRec", "ml-100k", [str(tmp_path / "mine.yaml")])
@@ -225,7 +225,7 @@ def test_every_key_of_the_property_files_is_explained_and_checked():
             if re.match(r"\w+:", line):
                 assert re.search(r"  # \((float|int|bool|str|list|dict)[^)]*\)? ?.*\S", line), line
         for key, value in yaml.safe_load(file.read_text()).items():
-            assert key in known_keys()
+            assert key in readable_keys()
             if key in SETTINGS:
                 check_setting(key, value)
 

@@ -267,13 +267,13 @@ def test_presplit_files_need_their_list_column(tmp_path, head):
 
 
 @pytest.mark.parametrize(
-    "row, fault",
+    "row, problem",
     [("b\t\tx", "is empty"), ("b\t \tx", "is empty"), ("b\tx 0 0\ty", "padded"), ("b\t0 x\ty", "padded")],
 )
-def test_presplit_lists_are_checked_line_by_line(tmp_path, row, fault):
-    with pytest.raises(PrefError, match=f"d.valid.inter, line 3: 'item_id_list' .*{fault}"):
+def test_presplit_lists_are_checked_line_by_line(tmp_path, row, problem):
+    with pytest.raises(PrefError, match=f"d.valid.inter, line 3: 'item_id_list' .*{problem}"):
         check_presplit(tmp_path, "a\tx y\tz", row, "b\tx\ty")
-    if fault == "padded":  # an item may be called 0
+    if problem == "padded":  # an item may be called 0
         assert check_presplit(tmp_path, row, "b\tx\t0") == []
 
 

@@ -23,7 +23,7 @@ from recbole_pref.data.check import check_atomic_files
 from recbole_pref.data.convert import FORMATS, build_parser, convert, main
 from recbole_pref.data.formats import READERS
 from recbole_pref.data.interactions import k_core, summarize
-from recbole_pref.data.known import known_names
+from recbole_pref.data.public import public_names
 from recbole_pref.data.sequences import train_counts
 from recbole_pref.errors import PrefError
 from recbole_pref.popularity import head_tail_split
@@ -235,7 +235,7 @@ def test_the_command_ends_with_the_path_and_the_next_command(tmp_path, capsys):
     assert (options.dataset, settings) == ("d", {"data_path": "data"})
 
 
-@pytest.mark.parametrize("name", known_names())
+@pytest.mark.parametrize("name", public_names())
 def test_a_missing_data_set_of_the_literature_comes_with_its_command(tmp_path, monkeypatch, name):
     config = Config("CESASRec", name, config_dict={"data_path": str(tmp_path), "state": "ERROR", "gpu_id": ""})
     with pytest.raises(PrefError) as caught:
@@ -494,7 +494,7 @@ def test_text_that_is_not_utf_8_is_named_by_line(tmp_path, format):
         convert(tmp_path / "s", format, "d", tmp_path)
 
 
-def test_a_byte_order_mark_is_no_part_of_an_id(tmp_path):
+def test_a_byte_order_mark_is_not_part_of_an_id(tmp_path):
     (tmp_path / "s").write_bytes(b"\xef\xbb\xbfa x\n")
     convert(tmp_path / "s", "pairs", "d", tmp_path)
     (tmp_path / "t").write_bytes(b"\xef\xbb\xbfuser_id,item_id,timestamp\na,x,0\n")

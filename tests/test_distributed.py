@@ -1,8 +1,6 @@
-"""Two processes train what one trains, and one dying ends the other."""
+"""Two processes train the same model as one process; if one dies, the other ends."""
 
-import os
 import re
-import signal
 import socket
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +12,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from recbole_pref import checkpoint, distributed
 from recbole_pref.config import Config
 from recbole_pref.errors import PrefError
-from recbole_pref.quick_start import run
+from recbole_pref.quick_start import run, run_recbole_pref
+from tests.processes import long_list, second_dies, sum_over_processes
 
 EXACT = {
     "hidden_dropout_prob": 0.0, "attn_dropout_prob": 0.0, "dropout_prob": 0.0, "num_negatives": 2,
@@ -22,45 +21,44 @@ EXACT = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("model", ["LPOSASRec", "SDPOGRU4Rec", "LPOCaser", "DPONARM", "CEHGN"])
-def test_two_processes_equal_one(tiny_dataset, tmp_path, model):
+def _train_all(cases):
+    return {model: run_recbole_pref(model, config_dict={**case, "run_stem": model}) for model, case in cases.items()}
+
+
+def test_two_processes_equal_one(tiny_dataset, tmp_path):
     settings = {**tiny_dataset, **EXACT, "dropout_probs": [0.0, 0.0], "clip_grad_norm": {"max_norm": 5}}
-    if model == "CEHGN":
-        settings["reg_weight"] = [0.1, 0.0]  # a term of RecBole's own loss on weights, which counts once
-    states, results = [], []
-    for nproc in (1, 2):
-        folder = str(tmp_path / str(nproc))
-        results.append(
-            run(model, config_dict={**settings, "checkpoint_dir": folder}, nproc=nproc)
-        )
-        (last,) = (tmp_path / str(nproc)).glob("*-last-2.pth")
-        states.append(checkpoint.load(last)["state_dict"])
+    settings["checkpoint_dir"] = str(tmp_path / "two")
+    cases = dict.fromkeys(("LPOSASRec", "SDPOGRU4Rec", "LPOCaser", "DPONARM"), settings)
+    # HGN has a term of RecBole's own loss on weights, which counts once.
+    cases["CEHGN"] = {**settings, "reg_weight": [0.1, 0.0]}
+    together = distributed.launch(_train_all, {"cases": cases}, 2)
+    alone = _train_all({model: {**case, "checkpoint_dir": str(tmp_path / "one")} for model, case in cases.items()})
+    for model in cases:
+        _check_equal(model, tmp_path, alone[model], together[model])
+
+
+def _check_equal(model, folder, *results):
+    states = []
+    for name in ("one", "two"):
+        states.append(checkpoint.load(folder / name / f"{model}-last-2.pth")["state_dict"])
     for name, tensor in states[0].items():
-        torch.testing.assert_close(states[1][name], tensor, rtol=1e-3, atol=2e-5, msg=name)
+        torch.testing.assert_close(states[1][name], tensor, rtol=1e-3, atol=2e-5, msg=f"{model}: {name}")
     for name, value in results[0]["test_result"].items():
-        assert results[1]["test_result"][name] == pytest.approx(value, abs=0.02), name
+        assert results[1]["test_result"][name] == pytest.approx(value, abs=0.02), (model, name)
 
 
-def test_stock_models_are_refused_with_the_way_out(tiny_dataset):
+def test_stock_models_are_refused_with_a_remedy(tiny_dataset):
     with pytest.raises(PrefError, match="CESASRec is SASRec"):
         run("SASRec", config_dict=tiny_dataset, nproc=2)
 
 
-def _long(n):
-    return list(range(n))
-
-
 def test_a_result_may_be_longer_than_a_pipe_holds():
-    assert distributed.launch(_long, {"n": 200_000}, 2) == list(range(200_000))
-
-
-def _together(n):
-    return distributed.total(torch.ones(1) * n).item()
+    assert distributed.launch(long_list, {"n": 200_000}, 2) == list(range(200_000))
 
 
 def test_two_runs_on_one_machine_do_not_meet():
     with ThreadPoolExecutor(2) as pool:
-        runs = [pool.submit(distributed.launch, _together, {"n": n}, 2) for n in (1, 10)]
+        runs = [pool.submit(distributed.launch, sum_over_processes, {"n": n}, 2) for n in (1, 10)]
         assert [run.result() for run in runs] == [2, 20]
 
 
@@ -70,10 +68,10 @@ def test_a_port_in_use_is_named_with_its_option():
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(PrefError, match=f"port={port} cannot be used.*--port"):
-            distributed.launch(_long, {"n": 1}, 2, port=str(port))
+            distributed.launch(long_list, {"n": 1}, 2, port=str(port))
     for port in ("http", "70000"):
         with pytest.raises(PrefError, match=f"port='{port}' is not accepted"):
-            distributed.launch(_long, {"n": 1}, 2, port=port)
+            distributed.launch(long_list, {"n": 1}, 2, port=port)
 
 
 def test_two_machines_meet_at_the_default_port(monkeypatch):
@@ -82,21 +80,15 @@ def test_two_machines_meet_at_the_default_port(monkeypatch):
         monkeypatch.setattr(distributed, "_PORT", probe.getsockname()[1])
     with ThreadPoolExecutor(2) as pool:
         machines = [
-            pool.submit(distributed.launch, _together, {"n": 1}, 1, group_offset=offset, world_size=2)
+            pool.submit(distributed.launch, sum_over_processes, {"n": 1}, 1, group_offset=offset, world_size=2)
             for offset in (1, 0)
         ]
         assert [machine.result() for machine in machines] == [None, 2]
 
 
-def _die(**settings):
-    if distributed.world()[1] == 1:
-        os.kill(os.getpid(), signal.SIGKILL)
-    distributed.wait()
-
-
 def test_a_dying_process_ends_the_others():
     with pytest.raises(PrefError, match="process 1 of 2 died|process 0 of 2 failed"):
-        distributed.launch(_die, {}, 2)
+        distributed.launch(second_dies, {}, 2)
 
 
 def test_mistakes_end_before_processes_start(tiny_dataset):
@@ -123,7 +115,6 @@ def test_shares_make_up_the_batch(tiny_dataset, monkeypatch):
         at = torch.cat([s.flatten()[p] for s, p in zip(batch.sequences, batch.picks)])
         assert last == dict(zip(batch.rows.tolist(), at.tolist()))
         assert histories == dict(zip(batch.rows.tolist(), batch.histories.tolist()))
-
 
 
 

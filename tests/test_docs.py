@@ -2,22 +2,33 @@
 
 import ast
 import importlib
+import inspect
 import pkgutil
 import re
 import shlex
 import sys
+import textwrap
+from configparser import ConfigParser
 from pathlib import Path
+from types import SimpleNamespace
 
+import pandas as pd
 import pytest
+import torch
+import yaml
 
-from recbole_pref import cli, features_tool
+from recbole_pref import cli, evaluate_tool, features_tool, losses, plots
 from recbole_pref.compare.entries import parse_entries
+from recbole_pref.config import Config
 from recbole_pref.data import convert
-from recbole_pref.methods import METHODS
+from recbole_pref.methods import METHODS, Method
+from recbole_pref.quick_start import run_recbole_pref
+from recbole_pref.records import Run
 from recbole_pref.samplers import SAMPLERS
 from recbole_pref.settings import LINEAR_SETTINGS, SETTINGS
 from recbole_pref.tune.space import read_plan
-from tests.conftest import tiny_sequences
+from tests.conftest import tiny_sequences, write_atomic
+from tests.test_plots import make_run, write_comparison
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -88,7 +99,8 @@ def test_commands_would_start(page, words, plugin, monkeypatch):
 
 
 def test_other_commands_are_understood():
-    parsers = {"recbole-pref-data": convert.build_parser(), "recbole-pref-features": features_tool.build_parser()}
+    tools = {"data": convert, "features": features_tool, "evaluate": evaluate_tool}
+    parsers = {f"recbole-pref-{name}": module.build_parser() for name, module in tools.items()}
     seen = set()
     for page, words in ALL:
         if words[0] in parsers:
@@ -117,9 +129,85 @@ def test_python_blocks_import_what_exists(page):
                     assert hasattr(module, alias.name) or importlib.import_module(f"{node.module}.{alias.name}")
 
 
-def test_the_sampler_of_the_guide_trains(plugin, tiny_dataset):
-    from recbole_pref.quick_start import run_recbole_pref
+def on_tiny(block):
+    """Return a Python block with the tiny data set and short training instead of ml-100k."""
+    replaced = {"ml-100k": "tiny", "<run>": "NAME", "config_dict={": 'config_dict={"epochs": 1, '}
+    replaced |= {'"242"': '"i1"', '"302"': '"i2"', '"196"': '"u1"', '"186"': '"u2"'}
+    for old, new in replaced.items():
+        block = block.replace(old, new)
+    return block
 
+
+@pytest.mark.parametrize("name", ["predicting", "checkpoints", "metrics"])
+def test_python_blocks_run(name, tiny_dataset):
+    write_atomic("dataset", "tiny", tiny_sequences())
+    own = {"data_path": "dataset", "checkpoint_dir": "saved", "run_stem": "NAME", "epochs": 1}
+    run_recbole_pref("LPOSASRec", config_dict={**tiny_dataset, **own})
+    names = {}
+    for block in blocks(ROOT / f"docs/{name}.md", "python"):
+        exec(on_tiny(block), names)
+    if name == "metrics":
+        assert list(names["frame"]) == ["user_id", "item_id", "rank", "is_tail"]
+    if name == "predicting":  # RecBole's case study
+        assert names["items"].shape == (2, 10) and names["items"].min() > 0
+
+
+@pytest.mark.slow
+def test_python_blocks_draw(monkeypatch):
+    monkeypatch.setattr(plots.drawing, "KINDS", ("png",))
+    runs = [
+        Run(**make_run("LPOSASRec", seed, 0.05, 0.03, epochs=2, rows=20, **{setting: value})[0])
+        for setting, values in {"alpha_tail": (1, 2, 3), "num_negatives": (1, 3, 8)}.items()
+        for value in values
+        for seed in (1, 2)
+    ]
+    for run in runs:
+        run.train_loss_per_row, run.test_result["tailhit@10"] = [0.2] * run.epochs, 0.1
+    write_comparison("compare/ml-100k", ["CESASRec", "LPOSASRec"], seeds=[1, 2])
+    Path("collapse.csv").write_text("model,K,best,loss\nDMPO,1,0.1,0.2\nDMPO,3,0.1,0.2\n")
+    rows = [{"config/tau": tau, "ndcg@10": 0.1 * tau, "tailndcg@10": 0.1} for tau in (1, 2)]
+    names = {"results": SimpleNamespace(get_dataframe=lambda: pd.DataFrame(rows))}
+    of_comparison, of_settings, of_sweep = blocks(ROOT / "docs/plots.md", "python")
+    exec(of_comparison, names)
+    monkeypatch.setattr(plots, "load_runs", lambda folder: runs)
+    exec(of_settings, names)
+    exec(of_sweep, names)
+    assert names["page"].is_file() and names["files"]["trade_off"].is_file() and names["front"].tolist() == [False, True]
+
+
+@pytest.mark.parametrize("name", ["compare", "tune"])
+def test_python_blocks_call_what_exists(name, monkeypatch):
+    """Comparisons and sweeps of the pages would take hours: check the arguments alone."""
+    module = importlib.import_module(f"recbole_pref.{name}")
+    signature, calls = inspect.signature(getattr(module, name)), []
+    done = SimpleNamespace(rows=[{}, {"tailndcg@10": {}}], text="")
+    monkeypatch.setattr(module, name, lambda *args, **named: calls.append(signature.bind(*args, **named)) or done)
+    page = {"compare": "comparing", "tune": "tuning"}[name]
+    for block in blocks(ROOT / f"docs/{page}.md", "python"):
+        exec(block, {})
+    assert calls
+
+
+def test_the_method_of_the_guide_is_that_of_the_package():
+    _, loss, entry, _ = blocks(ROOT / "docs/extending.md", "python")
+    names = dict(vars(losses))
+    exec(textwrap.dedent(loss), names)
+    values = torch.randn(4, 6, dtype=torch.float64).log_softmax(1)
+    shown, actual = (mppo(values[:, 0], values[:, 1:], beta=0.5) for mppo in (names["mppo"], losses.mppo))
+    torch.testing.assert_close(shown, actual)
+    (method,) = eval(entry.strip(), {"Method": Method})
+    assert method == METHODS["MPPO"]
+
+
+def test_yaml_blocks_are_accepted():
+    for name, model in (("metrics", "LPOSASRec"), ("training", "SDPOSASRec")):
+        for block in blocks(ROOT / f"docs/{name}.md", "yaml"):
+            Config(model, "ml-100k", config_dict=yaml.safe_load(block))
+    for block in blocks(ROOT / "docs/tuning.md", "yaml"):
+        assert read_plan(yaml.safe_load(block)).num_samples == 20
+
+
+def test_the_sampler_of_the_guide_trains(plugin, tiny_dataset):
     (block,) = (block for block in blocks(ROOT / "docs/extending.md", "python") if "SAMPLERS" in block)
     exec(block, {})
     result = run_recbole_pref("LPOSASRec", config_dict={**tiny_dataset, "epochs": 1, "neg_sampler": "nearest",
@@ -127,34 +215,25 @@ def test_the_sampler_of_the_guide_trains(plugin, tiny_dataset):
     assert result["epochs"] == 1
 
 
-def test_recboles_case_study_runs_as_documented(tiny_dataset):
-    from recbole_pref.quick_start import run_recbole_pref
-
-    checkpoint = run_recbole_pref("CESASRec", config_dict={**tiny_dataset, "epochs": 1})["checkpoint"]
-    (block,) = (block for block in blocks(ROOT / "docs/predicting.md", "python") if "full_sort_topk" in block)
-    names = {}
-    exec(block.replace("saved/NAME-best.pth", checkpoint).replace('"196", "186"', '"u1", "u2"'), names)
-    assert names["items"].shape == (2, 10) and names["items"].min() > 0
-
-
-def test_get_started_from_a_csv_to_recommendations(tiny_dataset, tmp_path, capsys):
+def test_get_started_from_a_csv_to_recommendations(tiny_dataset, capsys):
     """Run the commands of the page, with a smaller model."""
-    rows = [f"u{u},i{item},{t}" for u, items in enumerate(tiny_sequences()) for t, item in enumerate(items)]
-    Path("log.csv").write_text("\n".join(["user,item,time", *rows]) + "\n")
-    Path("sequences.csv").write_text("items\ni1 i2 i3\ni4\n")
+    page = ROOT / "docs/get-started.md"
+    (block,) = blocks(page, "python")
+    exec(block, {})
     small = ("epochs", "n_layers", "n_heads", "hidden_size", "inner_size", "MAX_ITEM_LIST_LENGTH", "num_negatives")
     small = [f"--{name}={tiny_dataset[name]}" for name in small]
-    for words in commands(ROOT / "docs/get-started.md"):
-        if words[0] == "recbole-pref-data":
+    for words in commands(page):
+        if words[0] == "printf":
+            Path(words[3]).write_text(words[1].replace("\\n", "\n"))
+        elif words[0] == "recbole-pref-data":
             assert convert.main(words[1:]) == 0
         elif "--dataset=mine" in words:
-            kept = [word for word in words[1:] if not word.startswith("--epochs")]
-            assert cli.main([*kept, *small]) == 0
+            assert cli.main([*(word for word in words[1:] if not word.startswith("--epochs")), *small]) == 0
+            assert capsys.readouterr().out.endswith("best model: saved/mine-best.pth\n")
         elif words[1] == "predict":
-            (best,) = tmp_path.glob("saved/*-best.pth")
-            assert cli.main(["predict", str(best), *words[3:]]) == 0
+            assert cli.main(words[1:]) == 0
     assert len(Path("top.csv").read_text().splitlines()) == 1 + 2 * 10
-    assert "20 recommendations for 2 users or sequences" in capsys.readouterr().out
+    assert len(Path("new.csv").read_text().splitlines()) == 1 + 2 * 10
 
 
 def test_the_daily_loop(tiny_dataset, caplog):
@@ -204,6 +283,17 @@ def test_every_method_and_setting_has_its_place():
                      for name in ("TALE", "SLIST", "SeqEASE", "LinearRecommender"))  # fmt: skip
     assert not [name for name in SETTINGS if f"| `{name}` |" not in text]
     assert not [name for name in LINEAR_SETTINGS if f"| `{name}` |" not in text + linear]
+
+
+def test_every_command_has_its_help_on_the_page_of_commands():
+    import docs_hooks
+
+    setup = ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    scripts = [line.partition(" = ")[0] for line in setup["options.entry_points"]["console_scripts"].split("\n") if line]
+    page = docs_hooks.commands_page()
+    assert sorted(re.findall("^## (.*)$", page, re.M)) == sorted(scripts)
+    assert all(f"usage: {script} " in page for script in scripts)
 
 
 def test_the_readme_starts_with_a_command():

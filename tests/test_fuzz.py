@@ -31,7 +31,7 @@ from recbole_pref.data.check import check_atomic_files
 from recbole_pref.errors import PrefError
 from recbole_pref.quick_start import load_data_and_model, prepare_data, run_recbole_pref
 from recbole_pref.settings import SETTINGS, setting_of
-from recbole_pref.settings.files import known_keys
+from recbole_pref.settings.files import readable_keys
 from tests.conftest import write_atomic
 
 N_USERS, N_ITEMS = 12, 10
@@ -49,7 +49,7 @@ SMALL = {
     "use_gpu": False,
 }  # fmt: skip
 LONGEST = 600  # characters of a message
-# What Python tells its programmers and nobody else.
+# Python messages that users should not see.
 PYTHON = re.compile(r"object (has|is|does)|unexpected keyword|unsupported operand|NoneType|positional|Traceback")
 
 
@@ -107,7 +107,7 @@ def end_of(folder, model, names, **options):
 
     Args:
         folder (Path): holds ``data/f/f.inter``.
-        model: model name, or what was drawn in its place.
+        model: model name, or the value that was drawn instead.
         names (iterable of str): what a refusal may be about.
         **options: arguments of ``run_recbole_pref``.
 
@@ -328,7 +328,7 @@ def configurations(draw):
 @given(configurations())
 def test_any_configuration_ends_well_or_in_a_sentence(workshop, drawn):
     model, given_settings = drawn
-    names = [*known_keys(), "f.inter", "model", "not a setting"]
+    names = [*readable_keys(), "f.inter", "model", "not a setting"]
     end_of(workshop, model, names, config_dict=small(workshop, given_settings))
 
 
@@ -384,7 +384,7 @@ def damages(draw):
         if kind == "cell":
             cells[cell] = draw(st.one_of(st.sampled_from(CELLS), st.text(max_size=6)))
             lines[at] = "\t".join(cells)
-        elif kind == "name":  # another user or item, which is no damage
+        elif kind == "name":  # another user or item: the file is still valid
             which = draw(st.sampled_from([0, 1]))
             cells[min(which, len(cells) - 1)] = draw(st.one_of(st.text("abc 09é雪-_.:;'\\", min_size=1), st.just("u3")))
             lines[at] = "\t".join(cells)
@@ -449,12 +449,12 @@ def test_any_interaction_file_ends_well_or_in_a_sentence(workshop, raw, model, m
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(raw)
     drawn = {**small(folder), "topk": [1], "valid_metric": "NDCG@1", **more}
-    end_of(folder, model, ["f.inter", *known_keys()], config_dict=drawn)
+    end_of(folder, model, ["f.inter", *readable_keys()], config_dict=drawn)
     assert file.read_bytes() == raw
 
 
 def rows_of(raw, encoding):
-    """Return the rows of an interaction file as a reader without any wisdom sees them."""
+    """Return the rows of an interaction file as a naive reader sees them."""
     lines = re.split("\r\n|\r|\n", raw.decode(encoding))
     names = [cell.partition(":")[0] for cell in lines[0].split("\t")]
     unquoted = [
@@ -514,12 +514,12 @@ def test_any_item_file_ends_well_or_in_a_sentence(workshop, raw, model, column):
     file.write_bytes(raw)
     load = None if column is None else {"inter": COLUMNS, "item": ["item_id", column]}
     drawn = {**small(folder), "load_col": load, "topk": [1], "valid_metric": "NDCG@1"}
-    end_of(folder, model, ["f.item", *known_keys()], config_dict=drawn)
+    end_of(folder, model, ["f.item", *readable_keys()], config_dict=drawn)
 
 
 @pytest.mark.parametrize("suffix", ["inter", "item"])
 @pytest.mark.parametrize("model", ["SASRec", "RoDPOMMSASRec"])
-def test_what_stands_in_the_place_of_a_file(workshop, tmp_path, model, suffix):
+def test_a_path_that_is_not_a_regular_file_is_refused(workshop, tmp_path, model, suffix):
     shutil.copytree(workshop / "data", tmp_path / "data")
     path = tmp_path / "data" / "f" / f"f.{suffix}"
     path.unlink()
@@ -537,7 +537,7 @@ def test_a_file_that_may_not_be_read(workshop, tmp_path, monkeypatch):
     def refuse(self, *args, **options):
         raise PermissionError(13, "Permission denied")
 
-    with monkeypatch.context() as patch:  # the tests may run as root, who may read all
+    with monkeypatch.context() as patch:  # root may read every file
         patch.setattr("pathlib.Path.read_bytes", refuse)
         with pytest.raises(PrefError, match="f.inter cannot be read: Permission denied"):
             prepare_data(Config("SASRec", "f", config_dict=small(tmp_path)), log=False)
@@ -605,13 +605,13 @@ def ruined(draw, folder, marker):
             other = (folder / draw(st.sampled_from(names))).read_bytes()
             at = draw(st.integers(1, min(len(raw), len(other)) - 1))
             mixed = raw[:at] + other[at:]
-            found[name] = raw if mixed == other else mixed  # a copy of another sound file is no damage
+            found[name] = raw if mixed == other else mixed  # a copy of another valid file is not damaged
     return found
 
 
 @fuzz(30)
 @given(data=st.data(), wanted=st.sampled_from(["True", "path"]))
-def test_a_run_goes_on_exactly_or_refuses_whatever_happened_to_its_checkpoints(workshop, trained, data, wanted):
+def test_a_run_resumes_exactly_or_is_refused_if_its_checkpoints_are_damaged(workshop, trained, data, wanted):
     marker, folder = workshop / "payload-ran", workshop / "saved"
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(trained.folder, folder)
@@ -711,19 +711,19 @@ def test_any_command_line_ends_well_or_in_one_line_with_exit_code_2(workshop, dr
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
             code = cli.main(argv)
-        except SystemExit as stop:  # the parser of the options, which tells how they are used as well
+        except SystemExit as stop:  # the parser of the options, which also prints the usage
             code = stop.code
             assert code in (0, 2) and (code == 0 or "recbole-pref: error:" in err.getvalue())
             return
         finally:
             quiet()
             shutil.rmtree(workshop / "saved", ignore_errors=True)
-    told = err.getvalue()
-    assert code in (0, 2) and "Traceback" not in told and not os.path.exists("payload-ran")
+    message = err.getvalue()
+    assert code in (0, 2) and "Traceback" not in message and not os.path.exists("payload-ran")
     assert snapshot(workshop / "data") == before
     if code == 2:
-        assert told.rstrip("\n").rpartition("\n")[2].startswith("recbole-pref: "), told
-        assert_sentence(told.rstrip("\n").rpartition("\n")[2], "")
+        assert message.rstrip("\n").rpartition("\n")[2].startswith("recbole-pref: "), message
+        assert_sentence(message.rstrip("\n").rpartition("\n")[2], "")
 
 
 @pytest.mark.parametrize("text", [*YAML, "a: " + "[" * 3000])
@@ -807,7 +807,7 @@ def test_saved_loaders_give_the_run_that_saved_them(workshop, tmp_path):
         ("out", "result_file", {"result_file": "out/result.json"}),
     ],
 )
-def test_outputs_that_cannot_be_written_are_told_before_training(workshop, tmp_path, blocked, setting, more):
+def test_outputs_that_cannot_be_written_are_reported_before_training(workshop, tmp_path, blocked, setting, more):
     (tmp_path / blocked).write_text("a file")
     assert setting in end_of(workshop, "CESASRec", [setting], config_dict=small(workshop, more))
     assert (tmp_path / blocked).read_text() == "a file"
@@ -820,7 +820,7 @@ def test_runs_leave_no_threads_and_no_wrapped_streams(workshop):
     assert (sys.stdout, sys.stderr, threading.active_count()) == before
 
 
-def test_a_fault_of_this_package_is_not_called_a_mistake_of_the_user(workshop, monkeypatch):
+def test_an_error_in_this_package_is_not_reported_as_an_error_in_the_input(workshop, monkeypatch):
     def broken(*args):
         raise TypeError("'NoneType' object is not iterable")
 

@@ -62,7 +62,10 @@ def test_a_missing_and_an_unknown_case_are_found(copied_file, capsys):
 def test_writing_restores_a_changed_number_and_keeps_all_others(copied_file):
     change(copied_file, "orpo_A", lambda entry: entry.update(loss=0.0))
     assert make_golden.main([]) == 0
-    assert copied_file.read_bytes() == (DATA / "golden.json").read_bytes()
+    restored = json.loads(copied_file.read_text(encoding="utf-8"))["cases"]
+    assert make_golden.check(restored) == {}
+    changed = [entry["id"] for entry, before in zip(restored, ENTRIES, strict=True) if entry != before]
+    assert changed in ([], ["orpo_A"])  # another processor may change its last digits
     assert list(copied_file.parent.iterdir()) == [copied_file]
 
 

@@ -1,12 +1,11 @@
 """Every module of the package can be the first one that a process imports."""
 
 import pkgutil
-import subprocess
-import sys
 
 import pytest
 
 import recbole_pref
+from tests import fresh
 
 FIRST = ("data.sequences", "data.dataset", "model.packing", "model.batch", "evaluation.collector", "training.trainer")
 
@@ -14,8 +13,8 @@ FIRST = ("data.sequences", "data.dataset", "model.packing", "model.batch", "eval
 @pytest.mark.parametrize("name", FIRST)
 def test_a_module_can_be_imported_first(name):
     assert name in {module.name.removeprefix("recbole_pref.") for module in walk()}
-    done = subprocess.run([sys.executable, "-c", f"import recbole_pref.{name}"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    exit_code, _, errors = fresh.run(f"import recbole_pref.{name}")
+    assert exit_code == 0, errors
 
 
 def walk():

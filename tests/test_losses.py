@@ -825,7 +825,7 @@ def test_diagnostics_by_pencil():
     pos, neg = torch.tensor([2.0], requires_grad=True), torch.tensor([[1.0, 2.0, 3.0, -2.0]])
     ref_pos, ref_neg = torch.tensor([1.0]), torch.tensor([[1.0, 1.0, 1.0, 1.0]])
     got = losses.diagnostics(pos, neg, ref_pos, ref_neg, beta=0.5)
-    # Delta_w = 1; Delta_l = 0, 1, 2, -3 with mean 0. A tie is no win.
+    # Delta_w = 1; Delta_l = 0, 1, 2, -3 with mean 0. A tie is not a win.
     assert {name: value.tolist() for name, value in got.items()} == {
         "reward_margin": [0.5],
         "reward_accuracy": [0.5],

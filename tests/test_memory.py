@@ -1,4 +1,4 @@
-"""Running out of memory is told in one sentence that names what to lower."""
+"""Running out of memory is reported in one sentence that names the settings to lower."""
 
 import os
 import subprocess
@@ -42,12 +42,12 @@ def test_the_peak_is_that_of_the_process_alone():
     torch.ones(500 * 2**20, dtype=torch.uint8)
     code = "from recbole_pref.memory import peak_mb; print(peak_mb())"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    # what a process holds while it begins does not depend on who began it
+    # the memory at the start of a process does not depend on its parent
     bare = [sys.executable, "-c", code]
-    told = subprocess.run(bare, capture_output=True, text=True, env=environment, check=True).stdout
+    alone = subprocess.run(bare, capture_output=True, text=True, env=environment, check=True).stdout
     through = [sys.executable, "-c", f"import subprocess; subprocess.run({bare!r})"]
     other = subprocess.run(through, capture_output=True, text=True, env=environment, check=True).stdout
-    assert abs(float(told) - float(other)) < 100
+    assert abs(float(alone) - float(other)) < 100
 
 
 def test_the_peak_holds_what_was_allocated():

@@ -369,7 +369,7 @@ def test_register_is_idempotent_and_complete():
         assert recbole_register.metric_types[name] == recbole_register.metric_types["hit"]
 
 
-def test_group_metrics_in_tells_groups_from_recboles_tail_percentage():
+def test_group_metrics_in_does_not_count_recboles_tail_percentage():
     asked = metrics.group_metrics_in(
         config(metrics=["hit", "TailPercentage", "tailNDCG", "HeadHit"])
     )

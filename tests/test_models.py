@@ -252,7 +252,7 @@ def test_a_reference_method_without_reference_is_refused(tiny_dataset):
         Config("SDPOSASRec", config_dict={**tiny_dataset, "reference": "none"})
 
 
-def test_packing_a_backbone_that_looks_ahead_is_refused(tiny_dataset):
+def test_packing_a_backbone_that_is_not_causal_is_refused(tiny_dataset):
     with pytest.raises(PrefError, match="train_positions"):
         build("LPOCaser", tiny_dataset, train_positions="all")
 

@@ -15,11 +15,11 @@ def test_a_weighted_sum():
     assert objective.score({"ndcg@10": 0.4, "tailndcg@10": 0.2}) == pytest.approx(0.25)
 
 
-def test_less_is_better_turns_the_sign():
+def test_metrics_with_better_lower_values_have_the_opposite_sign():
     assert Objective({"AveragePopularity@10": 1.0}).score({"averagepopularity@10": 3.0}) == -3.0
 
 
-def test_whatever_holds_the_bound_wins_and_outside_less_violation_wins():
+def test_results_within_the_bound_win_and_outside_the_smaller_violation_wins():
     objective = Objective({"TailNDCG@10": 1.0}, {"NDCG@10": 0.1})
     results = [
         {"ndcg@10": 0.05, "tailndcg@10": 0.9},
@@ -33,12 +33,12 @@ def test_whatever_holds_the_bound_wins_and_outside_less_violation_wins():
     assert objective.violation(results[2]) == 0
 
 
-def test_a_metric_that_is_no_number_holds_no_bound():
+def test_a_metric_that_is_not_a_number_violates_its_bound():
     objective = Objective({"TailNDCG@10": 1.0}, {"NDCG@10": 0.1})
     assert objective.score({"ndcg@10": float("nan"), "tailndcg@10": 0.9}) < objective.score({"ndcg@10": 0.01, "tailndcg@10": 0.0})
 
 
-def test_bounds_win_over_metrics_that_are_no_shares():
+def test_bounds_win_over_metrics_above_one():
     for weights in ({"AveragePopularity@10": 1.0}, {"ShannonEntropy@10": -3.0, "NDCG@10": 1.0}):
         objective = Objective(weights, {"NDCG@10": 0.05})
         inside = {"averagepopularity@10": 80.0, "shannonentropy@10": 9.0, "ndcg@10": 0.05}

@@ -64,7 +64,7 @@ def test_short_sequences_are_exact_and_long_ones_keep_context():
     assert counts.tolist() == [4, 2, 2, 2]
 
 
-def test_rows_that_are_no_prefixes_stand_alone():
+def test_rows_that_are_not_prefixes_have_their_own_windows():
     users = np.array([1, 1, 2])
     lists = np.array([[3, 4, 0], [5, 6, 7], [3, 0, 0]])
     lengths, targets = np.array([2, 3, 1]), np.array([9, 8, 9])

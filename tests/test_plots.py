@@ -239,7 +239,7 @@ def test_missing_folder_and_empty_folder(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "told"),
+    ("name", "text", "message"),
     [
         ("runs/a.json", '{"label": "x", ', "cannot be read"),
         ("runs/a.json", "[1, 2]", "holds no record"),
@@ -249,10 +249,10 @@ def test_missing_folder_and_empty_folder(tmp_path):
         ("comparison.json", '{"rows": [1]}', "no rows with labels"),
     ],
 )
-def test_damaged_files_are_named(tmp_path, name, text, told):
+def test_damaged_files_are_named(tmp_path, name, text, message):
     write_run(tmp_path, make_run("LPOSASRec", 1, 0.05, 0.06)[0])
     (tmp_path / name).write_text(text)
-    with pytest.raises(PrefError, match=told) as caught:
+    with pytest.raises(PrefError, match=message) as caught:
         plots.draw_all(tmp_path)
     assert name in str(caught.value) and str(caught.value).count("\n") == 0
 
@@ -263,16 +263,16 @@ def test_any_damage_to_arrays_is_named(tmp_path):
     path = write_run(tmp_path, record, arrays).with_suffix(".npz")
     whole = path.read_bytes()
     damaged = [whole[:place] + bytes([byte ^ 1]) + whole[place + 1 :] for place, byte in enumerate(whole)]
-    told = []
+    messages = []
     for content in (b"", whole[:-9], *damaged):
         path.write_bytes(content)
         try:
             plots.load_runs(tmp_path)
         except PrefError as error:
             assert f"{path}' is damaged" in str(error)
-            told.append(str(error))
-    assert len(told) > len(whole) / 2
-    assert any("decompressing" in text for text in told) and any("encrypted" in text for text in told)
+            messages.append(str(error))
+    assert len(messages) > len(whole) / 2
+    assert any("decompressing" in text for text in messages) and any("encrypted" in text for text in messages)
 
 
 def test_two_data_sets_are_refused(tmp_path):
@@ -436,7 +436,7 @@ def test_exposure_picture_holds_mean_shares(runs):
 
 
 @pytest.mark.parametrize("empty", [1, 2, 3])  # seeds of three that recommend nothing from the last decile
-def test_an_empty_decile_stands_on_the_lower_end_of_a_log_axis(empty):
+def test_an_empty_decile_is_drawn_at_the_lower_end_of_a_log_axis(empty):
     runs = []
     for seed in range(3):
         record, arrays = make_run("A", seed, 0.05, 0.03, steepness=1.5)
@@ -456,11 +456,11 @@ def test_an_empty_decile_stands_on_the_lower_end_of_a_log_axis(empty):
 
 
 def test_pictures_name_data_set_and_tail(runs):
-    told = "ml-100k; tail: all but the most popular 20% of the items"
-    assert scope_of(plots.trade_off(runs)) == scope_of(plots.learning_curves(runs)) == told
-    assert scope_of(plots.tail_gap(runs)).replace("\n", " ") == told
+    subtitle = "ml-100k; tail: all but the most popular 20% of the items"
+    assert scope_of(plots.trade_off(runs)) == scope_of(plots.learning_curves(runs)) == subtitle
+    assert scope_of(plots.tail_gap(runs)).replace("\n", " ") == subtitle
     assert scope_of(plots.popularity_exposure(runs)) == "ml-100k"
-    assert scope_of(plots.sensitivity(sweep_runs("tau", (0.1, 0.5)), "tau")) == told
+    assert scope_of(plots.sensitivity(sweep_runs("tau", (0.1, 0.5)), "tau")) == subtitle
     figure = plots.trade_off(runs)
     figure.draw_without_rendering()
     (axis,), line = figure.axes, figure.texts[0].get_window_extent()
@@ -537,7 +537,7 @@ def test_runs_that_differ_in_k_make_a_collapse_curve(tmp_path):
     runs = collapse_runs() + collapse_runs("SDPOSASRec", (1, 3)) + collapse_runs("DMPOGRU4Rec", (8, 1, 3, 20))
     figure = plots.collapse(plots.collapse_rows(runs), "ndcg@10")
     upper, lower = map(lines_of, figure.axes)
-    assert list(upper) == list(lower) == ["DMPOSASRec", "DMPOGRU4Rec"]  # two values are no curve
+    assert list(upper) == list(lower) == ["DMPOSASRec", "DMPOGRU4Rec"]  # two values are not a curve
     assert upper["DMPOSASRec"][0].tolist() == [1, 3, 8] and upper["DMPOGRU4Rec"][0].tolist() == [1, 3, 8, 20]
     np.testing.assert_allclose(upper["DMPOSASRec"][1], [1.6, 1.8, 2.3])
     np.testing.assert_allclose(lower["DMPOSASRec"][1], [2.5, 1 / 3 + 1.5, 1.625])  # of the best epoch
@@ -678,7 +678,7 @@ def test_styles_differ_for_all_labels():
 
 
 @pytest.mark.parametrize(("count", "columns"), [(6, None), (7, 1)])
-def test_legend_stands_outside(tmp_path, count, columns):
+def test_legend_is_outside_the_axes(tmp_path, count, columns):
     labels = tuple(LEVELS)[:count]
     figure = plots.learning_curves(
         [plots.Run(label, {}, history=[{"epoch": e, "ndcg@10": e} for e in range(3)]) for label in labels]

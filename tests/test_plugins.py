@@ -52,7 +52,7 @@ def file(tmp_path):
     return path
 
 
-def test_a_method_of_ones_own_trains_as_the_others_do(file, tiny_dataset, tmp_path):
+def test_a_method_from_a_plugin_trains_like_the_others(file, tiny_dataset, tmp_path):
     plugins.load([str(file)])
     shared = {key: value for key, value in tiny_dataset.items() if key != "num_negatives"}
     own = {**shared, "checkpoint_dir": str(tmp_path / "saved"), "margin": 0.5}
@@ -94,15 +94,15 @@ def test_other_processes_load_the_file_as_well(file, tmp_path, monkeypatch, caps
     monkeypatch.setenv(plugins.VARIABLE, "hinge.py")  # as set by hand: other processes have other folders
     plugins.load()
     assert os.environ[plugins.VARIABLE] == str(file)
-    told = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-c", "from recbole_pref.methods import METHODS; print(METHODS['Hinge'].title)"],
         cwd="/", env={**os.environ, "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path)},
         capture_output=True, text=True,
     )  # fmt: skip
-    assert told.stdout == "hinge loss on the scores\n", told.stderr
+    assert completed.stdout == "hinge loss on the scores\n", completed.stderr
 
 
-def test_an_edited_method_is_compared_anew(file, tiny_dataset, tmp_path):
+def test_an_edited_method_is_compared_again(file, tiny_dataset, tmp_path):
     def names(model):
         entries = compare.parse_entries(model)
         settings = {key: value for key, value in tiny_dataset.items() if key != "checkpoint_dir"}
@@ -178,7 +178,7 @@ def test_a_signature_may_hold_the_defaults_and_an_optional_reference():
     assert method.defaults == {"slope": 2.0} and method.compares_with_reference({})
 
 
-def test_a_loss_that_is_not_one_value_per_row_is_told(tiny_dataset):
+def test_a_loss_that_is_not_one_value_per_row_is_reported(tiny_dataset):
     plugins.add_method("Own", lambda pos, neg, *, slope: slope * neg, "title", {"slope": 1.0, "num_negatives": 3})
     with pytest.raises(PrefError, match="'Own' returned a tensor of shape .*: return one value per row"):
         run_recbole_pref("OwnSASRec", config_dict=tiny_dataset)
@@ -197,7 +197,7 @@ def test_a_file_that_cannot_be_run_ends_in_one_sentence(file, tmp_path, capsys):
         if name != "hinge.pi":
             (tmp_path / name).write_text(content)
         assert cli.main([f"--plugins={tmp_path / name}", "--list"]) == 2
-        told = capsys.readouterr().err
-        assert told.count("\n") == 1, name
+        message = capsys.readouterr().err
+        assert message.count("\n") == 1, name
         with pytest.raises(PrefError, match=match):
             plugins.load([str(tmp_path / name)])

@@ -26,7 +26,7 @@ def trained(request, tiny_dataset):
     return result["checkpoint"]
 
 
-def test_what_only_training_needs_does_not_stand_in_the_way(tiny_dataset, monkeypatch):
+def test_recommending_does_not_need_what_only_training_needs(tiny_dataset, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,4")
     settings = {
         **tiny_dataset, "epochs": 1, "reference": "auto", "lambda": 0.0, "tail_split": "interactions",
@@ -116,7 +116,7 @@ def test_mistakes_are_named(recommender, sequences, options, match):
         recommender[0].recommend(sequences, **options)
 
 
-def test_a_text_is_no_sequence_when_unknown_items_are_skipped_either(recommender):
+def test_a_text_is_not_a_sequence_even_if_unknown_items_are_skipped(recommender):
     with pytest.raises(PrefError, match="sequence 1 is a text"):
         recommender[0].recommend(["i1"], unknown="skip")
 

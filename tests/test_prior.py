@@ -64,7 +64,7 @@ def test_the_fused_loss_and_the_gradient_of_the_weight_equal_whole_scores():
     torch.testing.assert_close(picked, scores.gather(1, ids[:, :1]), rtol=1e-5, atol=1e-5)
 
 
-def test_a_weight_of_zero_is_no_prior_bit_for_bit(tiny_dataset):
+def test_a_weight_of_zero_equals_no_prior_bit_for_bit(tiny_dataset):
     plain = run_recbole_pref("LPOSASRec", config_dict=tiny_dataset)
     zero = run_recbole_pref("LPOSASRec", config_dict={**tiny_dataset, "prior": "TALE", "prior_weight": 0})
     assert zero["test_result"] == plain["test_result"] and zero["history"] == plain["history"]

@@ -1,4 +1,4 @@
-"""Reference models: trained once, shared, checked, and refused when foreign."""
+"""Reference models: trained once, shared, checked, and refused if they do not fit."""
 
 import os
 import subprocess
@@ -189,7 +189,7 @@ def train_and_offer(model, settings, **more):
 @pytest.mark.parametrize("ends", [{"epochs": 3, "reference_epochs": 3}, {"epochs": 40, "reference_epochs": 30, "stopping_step": 1}])
 def test_a_run_of_cross_entropy_is_the_reference_bit_for_bit(tiny_dataset, tmp_path, ends):
     settings = {**tiny_dataset, **ends, "eval_step": 1, "learning_rate": 0.02, "repeat_bias": True}
-    assert len(train_and_offer("CESASRec", settings)) == 1  # the others wait meanwhile
+    assert len(train_and_offer("CESASRec", settings)) == 1  # the others wait
     (offered,) = stored(settings)
     asked = {**settings, "epochs": 1, "learning_rate": 0.001, "reference_learning_rate": 0.02}
     fit("SDPOSASRec", asked, reference_dir=str(tmp_path / "own"))
@@ -216,12 +216,12 @@ def test_a_run_of_cross_entropy_is_the_reference_bit_for_bit(tiny_dataset, tmp_p
         ("CESASRec", {"epochs": 3, "reference_epochs": 2}, True),
     ],
 )
-def test_a_run_that_is_no_reference_offers_none(tiny_dataset, model, more, waits):
+def test_a_run_that_cannot_serve_as_a_reference_stores_none(tiny_dataset, model, more, waits):
     assert bool(train_and_offer(model, {**tiny_dataset, "stopping_step": 100}, **more)) == waits
     assert not stored(tiny_dataset)
 
 
-def test_a_reference_that_is_there_keeps_nobody_waiting(tiny_dataset):
+def test_an_existing_reference_is_used_without_waiting(tiny_dataset):
     fit("SDPOSASRec", tiny_dataset)
     (path,) = stored(tiny_dataset)
     written = path.stat().st_mtime_ns

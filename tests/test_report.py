@@ -215,7 +215,7 @@ def test_bare_records_make_a_page(tmp_path):
 
 
 def test_kinds_of_models_may_train_on_other_rows_of_the_same_data(tmp_path):
-    def told(rows, items=40, kind="GENERAL"):
+    def warned(rows, items=40, kind="GENERAL"):
         data = {"n_users": 60, "n_items": items, "item_tokens_sha256": "a", "targets_sha256": rows}
         write_run(tmp_path, {**record, "label": "B", "data": data, "config": {**record["config"], "MODEL_TYPE": kind}})
         return "different data" in Page(report.write_report(tmp_path)).text
@@ -223,7 +223,7 @@ def test_kinds_of_models_may_train_on_other_rows_of_the_same_data(tmp_path):
     record, _ = make_run("A", 1, 0.05, 0.06)
     data = {"n_users": 60, "n_items": 40, "item_tokens_sha256": "a", "targets_sha256": "own"}
     write_run(tmp_path, {**record, "data": data, "config": {**record["config"], "MODEL_TYPE": "SEQUENTIAL"}})
-    assert not told("others") and told("others", kind="SEQUENTIAL") and told("own", items=41)
+    assert not warned("others") and warned("others", kind="SEQUENTIAL") and warned("own", items=41)
 
 
 def test_names_of_metrics_are_escaped(tmp_path):
@@ -235,7 +235,7 @@ def test_names_of_metrics_are_escaped(tmp_path):
     assert page.tables[0][0] == ["label", "seeds", "hit<i>@1", "tailhit<i>@1"]
 
 
-def test_runs_that_cannot_be_compared_and_failed_runs_are_told(tmp_path):
+def test_runs_that_cannot_be_compared_and_failed_runs_are_reported(tmp_path):
     record, _ = make_run("A", 1, 0.05, 0.06)
     path = write_run(tmp_path, record)
     other = write_run(tmp_path, {**record, "label": "B", "mask_history": True, "data": {"n_items": 7}})
@@ -261,7 +261,7 @@ def test_a_missing_package_is_named_in_the_page(written, monkeypatch):
     assert len(page.tables[0]) == 4
 
 
-def test_a_table_that_cannot_be_drawn_is_told_in_the_page(tmp_path, capsys):
+def test_a_table_that_cannot_be_drawn_is_reported_in_the_page(tmp_path, capsys):
     write_run(tmp_path, make_run("A", 1, 0.05, 0.06)[0])
     (tmp_path / "collapse.csv").write_text("a,b\n")
     assert main([f"--plots={tmp_path}"]) == 0

@@ -189,7 +189,7 @@ def test_a_draw_in_parts_covers_the_batch(name):
 
 
 @pytest.mark.parametrize("space", ["probability", "logit"])
-def test_gumbel_is_plackett_luce_beside_a_history_and_one_dominant_item(space):
+def test_gumbel_is_plackett_luce_with_a_history_and_one_dominant_item(space):
     # Item 4 holds nearly all draws: most rows need several rounds for their three items.
     torch.manual_seed(3)
     scores = torch.tensor([[9.0, 1.0, 0.0, 0.5, 6.0, 1.5, 0.0, -0.5, 1.0]])
@@ -586,7 +586,7 @@ def test_small_catalogues_need_room_for_the_longest_history_alone(tiny_dataset):
     assert run.model.step.sampler.k == 20
 
 
-def test_a_million_items_are_no_burden():
+def test_a_million_items_are_sampled_in_bounded_memory_and_time():
     n = 1_000_000
     counts = torch.ones(n, dtype=torch.int64)
     sampler = make("uniform", head=[1], counts=counts, num_negatives=50, exclude_history=True)

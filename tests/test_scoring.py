@@ -168,7 +168,7 @@ def test_small_gradients_survive_half_precision(dtype):
         half = grads()
     for mine, right in zip(half, exact):
         assert (mine - right).norm() < 0.02 * right.norm()
-    rest = slice(50, None)  # items that are no target: pushed down by their probability alone
+    rest = slice(50, None)  # items that are not targets: their gradient is their probability
     assert (half[1][rest] - exact[1][rest]).norm() < 0.02 * exact[1][rest].norm()
 
 

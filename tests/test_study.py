@@ -44,15 +44,15 @@ def test_an_entry_takes_settings_behind_its_name():
         (["--backbones=SASRec,GRU4Rec", "--entries=CE paper size"], "'CE paper size' is in settings of SASRec"),
         (["--dataset=ml-100"], "dataset='ml-100' was not found"),
         (["--studies=parts-ml-100"], "Did you mean 'parts-ml-100k'?"),
-        (["--studies=all", "--seeds=2"], "--seeds is part of what --studies names"),
+        (["--studies=all", "--seeds=2"], "--seeds is defined by the studies of --studies"),
     ],
 )
 def test_a_mistake_is_one_sentence_before_anything_is_trained(arguments, sentence, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["benchmarks/study.py", *arguments])
     monkeypatch.setattr(run_module, "run_missing", lambda *_: pytest.fail("a run was started"))
     assert exit_code_of(study.main) == 2
-    told = capsys.readouterr().err.strip()
-    assert sentence in told and told.startswith("study.py: ") and "\n" not in told
+    message = capsys.readouterr().err.strip()
+    assert sentence in message and message.startswith("study.py: ") and "\n" not in message
 
 
 def test_ctrl_c_ends_a_script_without_a_traceback():
@@ -92,7 +92,7 @@ def test_studies_share_their_runs_and_keep_tables_of_their_own(tmp_path, monkeyp
     def drawn(folder, refused):
         raise PrefError("matplotlib is missing")
 
-    monkeypatch.setattr(plots, "draw_all", drawn)  # the studies go on and the report is written
+    monkeypatch.setattr(plots, "draw_all", drawn)  # the other studies run and the report is written
     monkeypatch.setattr("recbole_pref.report.write_report", report)
     studies = {
         "one": study.Study("ml-100k", "SASRec", "CE,LPO", "2"),
@@ -102,9 +102,9 @@ def test_studies_share_their_runs_and_keep_tables_of_their_own(tmp_path, monkeyp
     monkeypatch.setattr(study, "STUDIES", studies)
     monkeypatch.setattr(sys, "argv", ["study.py", "--studies=all", f"--output={tmp_path}"])
     assert study.main() == 0
-    told = capsys.readouterr()
-    assert told.err.startswith("The studies on amazon-beauty are skipped: it is not under data_path=")
-    assert told.err.count("no pictures: matplotlib is missing") == 2 == told.err.count("\n") - 1
+    printed = capsys.readouterr()
+    assert printed.err.startswith("The studies on amazon-beauty are skipped: it is not under data_path=")
+    assert printed.err.count("no pictures: matplotlib is missing") == 2 == printed.err.count("\n") - 1
     assert trained == ["CE SASRec"] * 2 + ["LPO SASRec"] * 2 + ["DPO SASRec"] * 2
     assert reported == {"one": ["CE SASRec", "LPO SASRec"], "two": ["CE SASRec", "DPO SASRec"]}
     tables = [json.loads((tmp_path / name / "comparison.json").read_text()) for name in ("one", "two")]
@@ -131,8 +131,8 @@ def test_a_study_that_fails_does_not_end_the_others(tmp_path, monkeypatch, capsy
     studies = {"bad": study.Study("tiny", "SASRec", "CE", "1"), "good": study.Study("tiny", "SASRec", "LPO", "1")}
     monkeypatch.setattr(study, "STUDIES", studies)
     assert study.conduct_all(["bad", "good"], tmp_path, "dataset/", 1) == 2
-    told = capsys.readouterr()
-    assert "bad: no run was finished." in told.err and "done" in told.out
+    printed = capsys.readouterr()
+    assert "bad: no run was finished." in printed.err and "done" in printed.out
 
 
 # -- readings of the tail
@@ -233,8 +233,8 @@ def test_the_front_measures_the_reference_and_every_epoch(tiny_dataset, tmp_path
     options = ["--dataset=tiny", f"--data_path={tiny_dataset['data_path']}", "--seeds=2", "--epochs=3"]
     monkeypatch.setattr(sys, "argv", ["front.py", *options, f"--settings={settings}", "--output=made/trade"])
     assert exit_code_of(front.main) == 0
-    told = capsys.readouterr().out
-    assert [told.count(f"epoch {number}:") for number in range(5)] == [2, 2, 2, 2, 0]
+    printed = capsys.readouterr().out
+    assert [printed.count(f"epoch {number}:") for number in range(5)] == [2, 2, 2, 2, 0]
     rows = list(csv.DictReader(Path("made/trade.csv").read_text().splitlines()))
     assert [row["bound"] for row in rows] == ["", *map(str, front.BOUNDS)]
     assert rows[0]["epochs"] == "[0, 0]" and all(0 <= float(row["tailndcg@10"]) <= 1 for row in rows)

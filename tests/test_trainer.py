@@ -123,7 +123,7 @@ def test_killed_and_resumed_is_bit_identical(tiny_dataset, tmp_path, model):
     kills = 0
     for _ in range(12):
         process = start(broken, resume=True)
-        # Wait until training goes on, then kill at any moment of the epochs that follow.
+        # Wait until training continues, then kill at any moment of the epochs that follow.
         known = set(Path(broken).glob("*-last-*.pth"))
         deadline = time.time() + 60
         while process.poll() is None and time.time() < deadline:
@@ -143,7 +143,7 @@ def test_killed_and_resumed_is_bit_identical(tiny_dataset, tmp_path, model):
 
 
 @pytest.mark.parametrize("model", ["SDPOSASRec", "DynamicPOGRU4Rec", "RoDPOCaser"])
-def test_every_epoch_is_a_point_to_go_on_from(tiny_dataset, tmp_path, model):
+def test_a_run_can_resume_from_every_epoch(tiny_dataset, tmp_path, model):
     settings = {**tiny_dataset, "epochs": 7, "stopping_step": 20, "keep_last": 20}
     settings["reference_dir"] = str(tmp_path / "reference")
     whole = tmp_path / "whole"
@@ -167,7 +167,7 @@ def test_a_finished_run_is_not_trained_again(tiny_dataset):
 
 
 @pytest.mark.parametrize("change", [{"tau": 1.9}, {"seed": 3}, {"learning_rate": 0.3}, {"metrics": ["NDCG"]}])
-def test_a_run_does_not_go_on_under_other_settings(tiny_dataset, change):
+def test_a_run_does_not_resume_with_other_settings(tiny_dataset, change):
     run_recbole_pref("LPOSASRec", config_dict=tiny_dataset)
     before = stored(tiny_dataset["checkpoint_dir"])
     (name,) = change
@@ -176,7 +176,7 @@ def test_a_run_does_not_go_on_under_other_settings(tiny_dataset, change):
     assert stored(tiny_dataset["checkpoint_dir"]) == before
 
 
-def test_a_finished_run_goes_on_with_more_epochs_or_patience(tiny_dataset, tmp_path):
+def test_a_finished_run_continues_with_more_epochs_or_patience(tiny_dataset, tmp_path):
     folder = {"checkpoint_dir": str(tmp_path / "whole")}
     whole = run_recbole_pref("LPOSASRec", config_dict={**tiny_dataset, "epochs": 5, **folder})
     run_recbole_pref("LPOSASRec", config_dict={**tiny_dataset, "epochs": 2})
@@ -191,7 +191,7 @@ def test_a_finished_run_goes_on_with_more_epochs_or_patience(tiny_dataset, tmp_p
     assert run_recbole_pref("CESASRec", config_dict=longer)["epochs"] == 9
 
 
-def test_a_reference_whose_training_was_stopped_goes_on(tiny_dataset, tmp_path, monkeypatch):
+def test_a_reference_whose_training_was_stopped_continues(tiny_dataset, tmp_path, monkeypatch):
     settings = {**tiny_dataset, "reference_epochs": 4, "stopping_step": 9}
     whole = run_recbole_pref("SDPOSASRec", config_dict={**settings, "reference_dir": str(tmp_path / "whole")})
     run = build_run(Config("SDPOSASRec", config_dict=settings), log=False)
@@ -208,7 +208,7 @@ def test_a_reference_whose_training_was_stopped_goes_on(tiny_dataset, tmp_path, 
         run.trainer.fit(run.train_data, run.valid_data)
     monkeypatch.setattr(TrainerMixin, "_train_epoch", lambda *a, **o: trained.append(a[2]) or epoch(*a, **o))
     again = run_recbole_pref("SDPOSASRec", config_dict=settings)
-    assert trained == [0, 1, 2, 2, 3, 0, 1]  # the reference goes on in its third epoch
+    assert trained == [0, 1, 2, 2, 3, 0, 1]  # the reference continues in its third epoch
     assert again["test_result"] == whole["test_result"]
     assert not list(Path(tiny_dataset["checkpoint_dir"], "reference", "training").glob("*.pth"))
 
@@ -242,7 +242,7 @@ def test_clipping_sees_gradients_without_the_scale(tiny_dataset):
 
 
 @pytest.mark.parametrize("model", ["TAWinGRU4Rec", "TAWinCaser", "SDPOSASRec"])
-def test_mixed_precision_goes_with_references_that_are_not_cached(tiny_dataset, model):
+def test_mixed_precision_works_with_references_that_are_not_cached(tiny_dataset, model):
     settings = {**tiny_dataset, "epochs": 1, "ce_weight": 1.0, "enable_amp": True, "reference_cache": False}
     for dtype in ("auto", "float16"):
         result = run_recbole_pref(model, config_dict={**settings, "amp_dtype": dtype})
@@ -254,7 +254,7 @@ def stored(folder, stem=""):
     return {path.name: path.read_bytes() for path in Path(folder).glob(f"{stem}*.pth")}
 
 
-def test_a_named_run_goes_on_and_no_other(tiny_dataset):
+def test_only_the_named_run_continues(tiny_dataset):
     folder = tiny_dataset["checkpoint_dir"]
     named = {**tiny_dataset, "run_stem": "first", "epochs": 3, "keep_last": 9}
     run_recbole_pref("LPOSASRec", config_dict=named)
@@ -269,7 +269,7 @@ def test_a_named_run_goes_on_and_no_other(tiny_dataset):
     )
     before = stored(folder)
     run_recbole_pref("LPOSASRec", config_dict={**named, "run_stem": "second", "resume": True})
-    assert before.items() <= stored(folder).items()  # it starts anew and leaves the others alone
+    assert before.items() <= stored(folder).items()  # it starts from the beginning and does not change the other runs
 
 
 @pytest.mark.parametrize("less", [{"epochs": 2}, {"stopping_step": 0}])
@@ -287,7 +287,7 @@ def test_resuming_with_nothing_left_to_do_keeps_the_best(tiny_dataset, less):
     assert again["best_valid_result"] == first["best_valid_result"]
 
 
-def test_a_run_resumed_from_another_folder_goes_on_there(tiny_dataset, tmp_path):
+def test_a_run_resumed_from_another_folder_continues_there(tiny_dataset, tmp_path):
     settings = {**tiny_dataset, "epochs": 3, "keep_last": 9, "run_stem": "run"}
     first = run_recbole_pref("CESASRec", config_dict=settings)
     moved = tmp_path / "moved"
@@ -298,7 +298,7 @@ def test_a_run_resumed_from_another_folder_goes_on_there(tiny_dataset, tmp_path)
     assert again["checkpoint"] == str(moved / "run-best.pth")
 
 
-def test_a_run_does_not_go_on_without_its_best_checkpoint(tiny_dataset, tmp_path):
+def test_a_run_does_not_resume_without_its_best_checkpoint(tiny_dataset, tmp_path):
     run_recbole_pref("CESASRec", config_dict={**tiny_dataset, "run_stem": "run"})
     alone = tmp_path / "alone"
     alone.mkdir()
@@ -308,7 +308,7 @@ def test_a_run_does_not_go_on_without_its_best_checkpoint(tiny_dataset, tmp_path
     assert [path.name for path in alone.iterdir()] == ["run-last-2.pth"]
 
 
-def test_all_optimizers_of_a_trainer_go_on(tiny_dataset, tmp_path):
+def test_all_optimizers_of_a_trainer_continue(tiny_dataset, tmp_path):
     settings = {**tiny_dataset, "seed": 1, "n_enc_epochs": 2, "n_dec_epochs": 1, "hidden_dimension": 8, "latent_dimension": 4}
     whole, broken = str(tmp_path / "whole"), str(tmp_path / "broken")
     run_recbole_pref("RecVAE", config_dict={**settings, "epochs": 4, "checkpoint_dir": whole})
@@ -321,8 +321,8 @@ def test_all_optimizers_of_a_trainer_go_on(tiny_dataset, tmp_path):
         assert state["state"].keys() == other["optimizers"][name]["state"].keys() and state["state"]
 
 
-def test_values_given_anew_win_over_those_of_the_checkpoint(tiny_dataset):
-    """As population-based training goes on from another trial."""
+def test_new_values_win_over_those_of_the_checkpoint(tiny_dataset):
+    """Population-based training continues from the checkpoint of another trial."""
     first = {**tiny_dataset, "run_stem": "run", "epochs": 2, "learning_rate": 0.003, "weight_decay": 0.01}
     run_recbole_pref("CESASRec", config_dict=first)
     changed = {**first, "epochs": 3, "learning_rate": 0.006, "weight_decay": 0.0}
@@ -376,7 +376,7 @@ def test_a_signal_in_the_last_validation_of_the_reference_stops_the_run(tiny_dat
 
 # BERT4Rec's batches are masked at random as they are made.
 @pytest.mark.parametrize("model", ["LPOSASRec", "SDPOGRU4Rec", "RoDPOCaser", "CEBERT4Rec"])
-def test_a_stopped_run_goes_on_in_the_middle_of_its_epoch(tiny_dataset, tmp_path, monkeypatch, model):
+def test_a_stopped_run_continues_in_the_middle_of_its_epoch(tiny_dataset, tmp_path, monkeypatch, model):
     settings = {**tiny_dataset, "epochs": 4, "eval_step": 2, "reference_dir": str(tmp_path / "reference")}
     settings["lr_scheduler"] = "linear"
     whole, broken = str(tmp_path / "whole"), str(tmp_path / "broken")
@@ -489,7 +489,7 @@ def test_runs_that_begin_at_once_make_their_folders_together(tiny_dataset, tmp_p
     assert (tmp_path / "fresh" / "log" / "CESASRec").is_dir()
 
 
-def test_result_file_tells_how_to_repeat(tiny_dataset, tmp_path):
+def test_result_file_names_the_command_that_repeats_the_run(tiny_dataset, tmp_path):
     path = tmp_path / "result.json"
     result = run_recbole_pref("LPOSASRec", config_dict={**tiny_dataset, "result_file": str(path)})
     record = json.loads(path.read_text())
@@ -506,7 +506,7 @@ def test_recboles_own_models_run_with_head_and_tail_metrics(tiny_dataset, model)
     assert Path(result["checkpoint"]).is_file()
 
 
-def test_resuming_with_another_size_of_the_model_is_told_in_one_sentence(tiny_dataset):
+def test_resuming_with_another_size_of_the_model_is_refused_in_one_sentence(tiny_dataset):
     run_recbole_pref("LPOSASRec", config_dict={**tiny_dataset, "epochs": 1, "run_stem": "one"})
     with pytest.raises(PrefError, match="resume='.*one-last-1.pth' is of a run with hidden_size=16, this one has 8"):
         run_recbole_pref(

@@ -4,6 +4,7 @@ import contextlib
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -34,6 +35,7 @@ from recbole_pref.tune import (
 )
 from recbole_pref.tune.algorithms import make_scheduler, make_searcher
 from recbole_pref.tune.results import finish
+from recbole_pref.tune.room import check as check_room
 from recbole_pref.tune.space import SCHEDULERS, Domain, as_setting, read_plan
 from recbole_pref.tune.trial import _train
 
@@ -138,6 +140,12 @@ def test_counts_stay_whole():
 KEPT = {"maximize": "TailNDCG@10", "keep": "NDCG@10"}
 
 
+@pytest.fixture(autouse=True)
+def no_estimate(monkeypatch):
+    """Start sweeps without the estimate of their memory, which takes seconds."""
+    monkeypatch.setattr("recbole_pref.tune.room.check", lambda *arguments: None)
+
+
 @pytest.fixture
 def settings(tiny_dataset):
     keys = set(tiny_dataset) - {"checkpoint_dir", "dataset"}
@@ -199,7 +207,7 @@ def test_a_bound_allows_what_is_somewhat_worse_than_the_baseline():
         return _objective(plan, config, {}, lambda metric: 0.5)["at_least"]
 
     assert bounds() == {"NDCG@10": pytest.approx(0.45)}
-    assert bounds(keep="GiniIndex@10") == {"GiniIndex@10": pytest.approx(0.55)}  # less is better
+    assert bounds(keep="GiniIndex@10") == {"GiniIndex@10": pytest.approx(0.55)}  # lower is better
     assert bounds(baseline=0.2) == {"NDCG@10": pytest.approx(0.18)}
 
 
@@ -296,7 +304,7 @@ def test_hyperband_wakes_paused_trials_when_the_last_one_of_a_milestone_stops_ea
     assert ray_side.choose() in bracket[9:11] and bracket[8].status == Trial.TERMINATED
 
 
-def test_failed_trials_that_reported_are_no_success(settings, tmp_path):
+def test_failed_trials_that_reported_are_not_successful(settings, tmp_path):
     failed = SimpleNamespace(
         path=str(tmp_path / "t1"), metrics={"best_score": 0.1, "epoch": 1}, config={"tau": 0.1},
         error=RuntimeError("PrefError: the loss is nan"),
@@ -359,7 +367,7 @@ def test_fixed_values_of_the_space_hold_for_baseline_and_scheduler_too(settings,
     monkeypatch.setattr("recbole_pref.tune.run_recbole_pref", train)
     monkeypatch.setattr("recbole_pref.tune.algorithms.make_scheduler", lambda plan, epochs: seen.update(most=epochs))
     space = {**SPACE, "hidden_size": 8, "epochs": 7}
-    for resume in (False, True):  # a sweep that ended before its first trial goes on
+    for resume in (False, True):  # a sweep that ended before its first trial continues
         with pytest.raises(PrefError, match="seen enough"):
             tune("LPOSASRec", "tiny", wrong(objective=KEPT, space=space), config_dict=settings,
                  storage_path=str(tmp_path), resume=resume)  # fmt: skip
@@ -381,7 +389,7 @@ def test_storage_that_cannot_be_reached_is_named(settings):
         tune("LPOSASRec", "tiny", wrong(), config_dict=settings, storage_path="foo://x")
 
 
-def test_what_ray_refuses_is_told_before_a_baseline_is_trained(settings, tmp_path, monkeypatch):
+def test_what_ray_refuses_is_reported_before_a_baseline_is_trained(settings, tmp_path, monkeypatch):
     def trained(*arguments, **more):
         raise AssertionError("the baseline was trained")
 
@@ -408,7 +416,7 @@ def test_files_are_named_from_where_the_sweep_was_started(settings, tmp_path, mo
     assert seen == [str(tmp_path / "ce1-best.pth"), "auto", str(tmp_path / "ce2-best.pth")]
 
 
-def test_several_gpus_and_foreign_settings_on_the_command_line(settings, tmp_path, monkeypatch, capsys):
+def test_several_gpus_and_settings_of_other_models_on_the_command_line(settings, tmp_path, monkeypatch, capsys):
     sweep = tmp_path / "s.yaml"
     sweep.write_text("space: {beta: {uniform: [0.1, 1]}}\n")
     known = {"data_path": settings["data_path"], "MAX_ITEM_LIST_LENGTH": 8, "topk": 10}
@@ -416,7 +424,7 @@ def test_several_gpus_and_foreign_settings_on_the_command_line(settings, tmp_pat
              *(f"--{key}={value}" for key, value in known.items())]  # fmt: skip
     seen = []
 
-    def started(ray, address):
+    def started(address):
         raise PrefError("started")
 
     monkeypatch.setattr("recbole_pref.tune._start_ray", started)
@@ -427,7 +435,7 @@ def test_several_gpus_and_foreign_settings_on_the_command_line(settings, tmp_pat
     assert "SDPOSASRec has no setting lpo_space" in capsys.readouterr().err
 
 
-def test_references_lie_where_the_user_keeps_them(settings, tmp_path):
+def test_references_are_stored_in_the_folder_of_the_user(settings, tmp_path):
     kept, sweep = tmp_path / "kept", tmp_path / "sweep"
     kept.mkdir()
     (kept / "other-SASRec-0.pth").write_bytes(b"of other data")
@@ -476,8 +484,8 @@ def test_a_sweep_with_early_stopping_and_a_constraint(settings, tmp_path, ray_he
     assert float(best["score"]) == pytest.approx(float(best["valid/tailndcg@10"]))
     for name in ("pareto.png", "parallel_coordinates.png", "table.md", "trials.json"):
         assert (folder / name).stat().st_size > 0
-    told = capsys.readouterr()
-    assert "6/6" in told.err and "best trial" in told.out
+    printed = capsys.readouterr()
+    assert "6/6" in printed.err and "best trial" in printed.out
     assert "is illegal" not in caplog.text  # a line per metric and report otherwise
     # the exported file trains the winner again, to the same scores
     exported = json.loads((folder / "best.json").read_text())
@@ -554,7 +562,7 @@ def test_an_exploding_trial_is_marked_and_does_not_stop_the_sweep(settings, tmp_
     assert "not finite" in (tmp_path / "s" / "table.md").read_text()
 
 
-def test_no_trial_with_a_result_is_told(settings, tmp_path, ray_here):
+def test_a_sweep_without_a_result_is_reported(settings, tmp_path, ray_here):
     sweep = {"space": {"learning_rate": {"choice": [1e30, 1e31]}}, "num_samples": 1, "max_failures": 0}
     with pytest.raises(PrefError, match="no trial succeeded.*not finite"):
         tune("LPOSASRec", "tiny", sweep, config_dict={**settings, "learner": "sgd"},
@@ -566,6 +574,22 @@ def test_trials_may_differ_in_what_shapes_the_data(settings, tmp_path, ray_here)
     grid = tune("LPOSASRec", "tiny", sweep, config_dict=settings, storage_path=str(tmp_path), name="s")
     assert not grid.errors
     assert len({result.metrics["best_score"] for result in grid}) == 2
+
+
+def test_trials_that_do_not_fit_into_memory_together_are_refused(settings, tmp_path, ray_here, monkeypatch, capsys):
+    file = tmp_path / "sweep.yaml"
+    file.write_text("space:\n  hidden_size: {choice: [8, 16]}\nnum_samples: 4\n")
+    plan = read_plan(file)
+    config = Config("LPOSASRec", "tiny", config_dict=settings)
+    check_room(config, _fixed_settings(config), plan, 1, 0)
+    first = capsys.readouterr().err
+    need = int(re.search(r"the largest trial: about (\d+) MiB and [\d.]+ s per epoch.*; 2 at the same time", first)[1])
+    assert 100 < need < 5000
+    for free, refused in ((2.5 * need, False), (1.5 * need, True)):
+        monkeypatch.setattr(psutil, "virtual_memory", lambda free=free: SimpleNamespace(available=free * 2**20))
+        words = "2 trials .*'hidden_size': 16.* raise --cpus_per_trial"
+        with pytest.raises(PrefError, match=words) if refused else contextlib.nullcontext():
+            check_room(config, _fixed_settings(config), plan, 1, 0)
 
 
 def test_more_than_a_machine_has_is_refused(settings, tmp_path, ray_here):

@@ -15,7 +15,7 @@ from mkdocs.structure.files import File
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from recbole_pref import cli, features_tool  # noqa: E402
+from recbole_pref import cli, evaluate_tool, features_tool  # noqa: E402
 from recbole_pref.data import convert  # noqa: E402
 from recbole_pref.settings import LINEAR_SETTINGS, RECBOLE_SETTINGS, SETTINGS  # noqa: E402
 
@@ -79,7 +79,7 @@ def settings_page():
         "A method's own defaults are on its [page](../methods/index.md).",
         "",
     ]
-    for heading, rows in sections("overall")[0:]:
+    for heading, rows in sections("overall"):
         heading = heading.partition(":")[0].rstrip(".")
         text += ["", f"## {heading}", "", table_of(rows)]
     shared = {row[0] for _, rows in sections("overall") for row in rows}
@@ -115,9 +115,9 @@ def commands_page():
     text += ["## recbole-pref", "", "```text", parser.format_help().strip(), "```", ""]
     for mode, sub in modes.choices.items():
         text += [f"### recbole-pref {mode}", "", "```text", sub.format_help().strip(), "```", ""]
-    text += ["## recbole-pref-data", "", "```text", convert.build_parser().format_help().strip(), "```", ""]
-    features = features_tool.build_parser().format_help().strip()
-    text += ["## recbole-pref-features", "", "```text", features, "```", ""]
+    tools = {"data": convert, "features": features_tool, "evaluate": evaluate_tool}
+    for name, module in tools.items():
+        text += [f"## recbole-pref-{name}", "", "```text", module.build_parser().format_help().strip(), "```", ""]
     return "\n".join(text)
 
 

@@ -3,7 +3,7 @@
     python tools/prose.py README.md docs properties
 
 Prints ``file:line: phrase -> what to write`` and exits with 1 if it found anything. Code blocks and code spans are
-skipped; of YAML and Python files only the comments and docstrings are read.
+skipped. Of YAML files only the comments are read; of Python files the comments, the texts and the names of tests.
 """
 
 import io
@@ -13,9 +13,11 @@ import tokenize
 from pathlib import Path
 
 MOST_WORDS = 40
+# Python 3.12 and later divides f-strings into several tokens.
+_READ = {tokenize.COMMENT, tokenize.STRING, getattr(tokenize, "FSTRING_MIDDLE", tokenize.STRING)}
 RULES = {
     r"(?<![Tt]here )\b(?:is|are|was|were) no (?!longer|more|less|better|worse|slower)\w+": "is not a, are not",
-    r"\b(?:told|tells)\b": "reported, warns, shows, logged",
+    r"\bt(?:old|ells)\b": "reported, warns, shows, logged",
     r"\bmend(?:s|ed|ing)?\b": "fix",
     r"\b(?:go|goes|going|went) on\b": "continue",
     r"\btakes? no part\b|\bdo(?:es)? nothing\b": "is ignored, has no effect",
@@ -35,9 +37,10 @@ def lines_of(path):
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".py":
         for token in tokenize.generate_tokens(io.StringIO(text).readline):
-            documents = token.type == tokenize.STRING and token.string.startswith('"""')
-            if token.type == tokenize.COMMENT or documents:
-                for offset, line in enumerate(token.string.splitlines()):
+            is_test = token.type == tokenize.NAME and token.string.startswith("test_")
+            if is_test or token.type in _READ:
+                read = token.string.replace("_", " ") if is_test else token.string
+                for offset, line in enumerate(read.splitlines()):
                     yield token.start[0] + offset, line
         return
     fenced = False

@@ -107,7 +107,7 @@ def _write(
             run = load_record(folder, task.id)
             run.arrays = evidence.by_user(run.arrays)
             runs.setdefault(task.label, {})[task.seed] = run
-    for path in sorted((folder / "runs").glob(f"{LISTS}*.json")):  # of other systems: recbole-pref-evaluate
+    for path in sorted((folder / "runs").glob(f"{LISTS}*.json")):  # lists of other systems, see recbole-pref-evaluate
         run = load_record(folder, path.stem)
         run.arrays = evidence.by_user(run.arrays)
         if run.seed is not None:

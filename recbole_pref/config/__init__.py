@@ -5,6 +5,7 @@ defaults. The defaults are read in this order, and later ones win: RecBole's own
 ``method/<Method>.yaml``, ``backbone/<Backbone>.yaml`` and ``dataset/<dataset>.yaml`` of this package.
 """
 
+import copy
 import hashlib
 import json
 import os
@@ -31,6 +32,7 @@ _RECBOLE_ERRORS = (
     AssertionError, SyntaxError, OverflowError,
 )  # fmt: skip
 CHECKPOINT_SETTINGS = ("reference", "prior", "init_from")  # their values are paths of checkpoints, or words
+_parsed: dict[tuple[str, int, int], Any] = {}  # content of property files by path, time and size
 _LONGEST_NAME = 100  # characters; file names contain the name of the data set
 
 
@@ -60,6 +62,17 @@ class Config(RecBoleConfig):
             raise
         except _RECBOLE_ERRORS as error:
             raise PrefError(" ".join(str(error).split()) or repr(error)) from error
+
+    def _update_internal_config_dict(self, file: str) -> dict[str, Any] | None:
+        """Merge a property file into the defaults. Files are parsed once, because PyYAML's parser is slow."""
+        state = os.stat(file)
+        key = (file, state.st_mtime_ns, state.st_size)
+        if key not in _parsed:
+            with open(file, encoding="utf-8") as text:
+                _parsed[key] = yaml.load(text, Loader=self.yaml_loader)
+        content = copy.deepcopy(_parsed[key])  # RecBole changes nested values
+        self.internal_config_dict.update(content or {})
+        return content
 
     def _load_internal_config_dict(self, model: str, cls: Any, dataset: str) -> None:
         super()._load_internal_config_dict(model, cls, dataset)

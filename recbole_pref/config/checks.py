@@ -37,7 +37,7 @@ from recbole_pref.settings import (
     settings_with,
     shown,
 )
-from recbole_pref.settings.files import known_keys
+from recbole_pref.settings.files import readable_keys
 from recbole_pref.settings.setting import LARGEST
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def keys_are_known(config: "Config") -> None:
     given = {**config.file_config_dict, **config.variable_config_dict}
     if given.get("strict_config", True) is False:
         return
-    readable, options = known_keys(), settings_with(scope="option")
+    readable, options = readable_keys(), settings_with(scope="option")
     for key in given:
         if key in options:
             raise PrefError(
@@ -229,7 +229,7 @@ def benchmark_has_three_parts(config: "Config") -> None:
 
 
 def transform_is_possible(config: "Config") -> None:
-    """Refuse a ``transform`` whose own settings are missing, or that the model does not go with."""
+    """Refuse a ``transform`` whose own settings are missing, or that does not work with the model."""
     final = config.final_config_dict
     transform, needed = final.get("transform"), config.internal_config_dict.get("transform")
     if needed and transform != needed:
@@ -315,7 +315,7 @@ def method_is_possible(config: "Config") -> None:
 
 
 def prior_is_possible(config: "Config") -> None:
-    """Refuse a prior that the model or the other settings do not go with."""
+    """Refuse a prior that does not work with the model or with other settings."""
     final = config.final_config_dict
     if method_of(config.model_class) is None or not is_used(final):
         return
@@ -324,11 +324,11 @@ def prior_is_possible(config: "Config") -> None:
             f"prior={shown(final['prior'])} does not work with {config.model}: its scores are not products of "
             "representations and item vectors; set it to none or choose SASRec, GRU4Rec or Caser."
         )
-    known = [*PRIORS, "none"]
-    if final["prior"] not in known and not os.path.isfile(final["prior"]):
+    names = [*PRIORS, "none"]
+    if final["prior"] not in names and not os.path.isfile(final["prior"]):
         raise PrefError(
-            f"prior={shown(final['prior'])} is neither one of {', '.join(known)} nor a file."
-            f"{suggest(final['prior'], known)}"
+            f"prior={shown(final['prior'])} is neither one of {', '.join(names)} nor a file: correct it."
+            f"{suggest(final['prior'], names)}"
         )
     if final["prior_weight"] == "auto" and final["prior_in_training"]:
         raise PrefError(
@@ -432,7 +432,7 @@ def _check_cutoff(config: "Config", key: str, metric: str) -> None:
         raise PrefError(f"{key}={shown(metric)} is not measured: {name} has no cut-offs, write {name}.")
 
 
-def evaluation_goes_with_the_model(config: "Config") -> None:
+def evaluation_fits_the_model(config: "Config") -> None:
     """Refuse an evaluation that is not possible for the type of the model."""
     final = config.final_config_dict
     pairs = final.get("MODEL_INPUT_TYPE") == InputType.PAIRWISE
@@ -490,6 +490,6 @@ BEFORE_DEFAULTS: tuple[Check, ...] = (  # before RecBole sets its defaults
 AFTER_DEFAULTS: tuple[Check, ...] = (
     valid_metric_is_measured,
     objective_is_measured,
-    evaluation_goes_with_the_model,
+    evaluation_fits_the_model,
     init_from_is_possible,
 )

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from recbole_pref.data import reading
-from recbole_pref.data.known import how_to_get, known_names
+from recbole_pref.data.public import how_to_get, public_names
 from recbole_pref.errors import PrefError, suggest
 from recbole_pref.late import LateModule
 from recbole_pref.settings import check_interval, shown
@@ -117,8 +117,8 @@ def _check_named_fields(dataset: str, config: Config, fields: dict[str, str], so
     for source, names in (config["unused_col"] or {}).items():
         ids = {config["USER_ID_FIELD"], config["ITEM_ID_FIELD"]} & set(names or ())
         if source not in sources or ids:
-            fault = f"removes {shown(sorted(ids)[0])}, which every data set needs" if ids else "is not loaded"
-            raise PrefError(f"unused_col, {source}: {fault}; remove it from unused_col.")
+            problem = f"removes {shown(sorted(ids)[0])}, which every data set needs" if ids else "is not loaded"
+            raise PrefError(f"unused_col, {source}: {problem}; remove it from unused_col.")
     for field, accepted in (config["val_interval"] or {}).items():
         if fields[field] == "float":
             check_interval(f"val_interval, {field}", accepted)
@@ -164,14 +164,14 @@ def check_split(train: int, valid: int, test: int, n_items: int) -> None:
 
 def _missing(folder: Path, name: str, dataset: str) -> str:
     parent = folder.parent
-    candidates = ["ml-100k", *known_names()]  # RecBole ships ml-100k
+    candidates = ["ml-100k", *public_names()]  # RecBole ships ml-100k
     if os.path.isdir(parent):
         candidates += [path.name for path in parent.iterdir() if path.is_dir()]
     where = f"data_path is {shown(str(parent))}"
     if not os.path.isdir(parent):
         where += ", which is not a folder"
     remedy = "convert your data with recbole-pref-data or set data_path"
-    if dataset in known_names():
+    if dataset in public_names():
         remedy, candidates = how_to_get(dataset, str(parent)), []
     if os.path.isdir(folder):
         others = sorted(path.name for path in folder.iterdir() if path.suffix == ".inter")
@@ -325,13 +325,13 @@ def _check_lists(paths: list[Path], frames: list[pd.DataFrame], config: Config) 
     notes = []
     for path, frame in zip(paths, frames):
         lists = frame[field].fillna("").str.strip(separator)
-        faults = {"is empty: every row needs an item before its target": lists == ""}
+        problems = {"is empty: every row needs an item before its target": lists == ""}
         if no_zero:
             padded = lists.str.startswith(f"0{separator}") | lists.str.endswith(f"{separator}0") | (lists == "0")
-            faults["is padded with '0', which is not an item: leave the padding to RecBole"] = padded
-        for fault, rows in faults.items():
+            problems["is padded with '0', which is not an item: leave the padding to RecBole"] = padded
+        for problem, rows in problems.items():
             if rows.any():
-                raise PrefError(f"{path}, line {int(rows.to_numpy().argmax()) + 2}: {shown(field)} {fault}.")
+                raise PrefError(f"{path}, line {int(rows.to_numpy().argmax()) + 2}: {shown(field)} {problem}.")
         long = int((lists.str.count(re.escape(separator)) >= longest).sum())
         if long:
             notes.append(
@@ -558,9 +558,9 @@ def _check_ids(path: Path, frame: pd.DataFrame, field: str) -> None:
     if len(at):
         # RecBole removes rows without an id, and wrong rows if both users and items have missing ids.
         text = frame[field].iloc[at[0]]
-        fault = f"is {text!r}, which RecBole reads as missing" if text else "is empty"
+        problem = f"is {text!r}, which RecBole reads as missing" if text else "is empty"
         raise PrefError(
-            f"{path}, line {at[0] + 2}: {shown(field)} {fault}; give it another id or remove the line."
+            f"{path}, line {at[0] + 2}: {shown(field)} {problem}; give it another id or remove the line."
         )
 
 

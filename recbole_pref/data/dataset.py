@@ -59,7 +59,7 @@ def _ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 
 
 def grouped_index(dataset: Dataset, keys: np.ndarray) -> Groups:
-    """``Dataset._grouped_index``."""
+    """``Dataset._grouped_index``: row numbers by key, as arrays."""
     return Groups(keys)
 
 

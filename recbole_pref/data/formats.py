@@ -297,9 +297,9 @@ def _codes(values: pd.Series, column: str, place: Place, codes: dict[str, int]) 
         if len(wrong):
             text = texts.iloc[numbers[wrong[0]]]
             reason = "RecBole reads as missing" if text in MISSING else "holds a tab or a line end"
-            fault = f"is {text!r}, which {reason}" if text else "is empty"
+            problem = f"is {text!r}, which {reason}" if text else "is empty"
             remedy = "give it another id or remove the row" if is_id else "correct or remove the row"
-            raise PrefError(f"{place(wrong[0])}: {column} {fault}; {remedy}.")
+            raise PrefError(f"{place(wrong[0])}: {column} {problem}; {remedy}.")
     used = chain(texts[:-1], [""] if (numbers < 0).any() else ())
     code_of = np.array([codes.setdefault(text, len(codes)) for text in used], dtype=np.int32)
     return code_of[numbers]

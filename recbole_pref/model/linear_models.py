@@ -57,7 +57,7 @@ def training_sequences(dataset: SequentialDataset) -> Sequences:
 
 
 class LinearRecommender(SequentialRecommender):
-    """A linear item-item model for RecBole; subclasses define its training rows.
+    """A linear item-item model for RecBole; subclasses define the training rows.
 
     The trainer calls ``fit`` once. Until then, or until a checkpoint is loaded, all scores are 0.
 

@@ -110,7 +110,7 @@ class PreferenceMixin(_Backbone):
 
         Args:
             prior: fitted on the same items.
-            weight: of its scores, when it is not learned.
+            weight: factor of its scores, if it is not learned.
         """
         self.prior = prior.to(self.device)
         if self.prior_weight is None:
@@ -164,7 +164,7 @@ class PreferenceMixin(_Backbone):
     # -- training
 
     def prepare_training(self, config: Any, dataset: Any) -> None:
-        """Prepare the model for training: head/tail split, sampler, and a reference that is still random.
+        """Prepare the model for training: head/tail split, sampler, and a reference with random parameters.
 
         Args:
             config (Config): RecBole's configuration.

@@ -9,8 +9,10 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
@@ -18,7 +20,7 @@ import pandas as pd
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from recbole_pref import checkpoint
+from recbole_pref import checkpoint, cluster
 from recbole_pref.environment import write_result
 from recbole_pref.errors import PrefError
 from recbole_pref.predict.reading import Piece, Source, table_ending
@@ -53,6 +55,9 @@ def predict_file(
     data_path: str | None = None,
     device: str = "cpu",
     piece_rows: int = PIECE_ROWS,
+    ray_address: str | None = None,
+    cpus_per_worker: float = 1,
+    gpus_per_worker: float = 0,
 ) -> Predicted:
     """Recommend items for every sequence or user in a file and write user, rank, item and score.
 
@@ -66,6 +71,9 @@ def predict_file(
         k, exclude_seen, unknown: see ``Recommender.recommend`` and ``Recommender.recommend_users``.
         data_path, device: see ``Recommender``.
         piece_rows: sequences or users per piece.
+        ray_address: ``auto`` or ``HOST:PORT`` of a running Ray cluster that shares the pieces. This process reads and
+            writes all files; model and histories reach the machines through Ray.
+        cpus_per_worker, gpus_per_worker: CPUs and GPUs for a piece on the cluster.
 
     Raises:
         PrefError: as in ``Recommender``; or the target is an input file, is neither CSV nor Parquet, or has pieces of
@@ -84,25 +92,42 @@ def predict_file(
         "predict": _identity(model_file), "input": _identity(source), "k": k, "exclude_seen": exclude_seen,
         "unknown": unknown, "piece_rows": piece_rows,
     }  # fmt: skip
+    options = {"k": k, "exclude_seen": exclude_seen, "unknown": unknown}
+    if ray_address is not None:
+        cluster.connect(ray_address, log_to_driver=True)
     with _parts(target, command) as parts, tqdm(
         total=table.count(), unit=" sequences", file=sys.stderr, delay=_PROGRESS_AFTER
     ) as progress:
-        for number, piece in enumerate(table.pieces()):
-            if number >= len(parts.pieces):
-                parts.add(_recommend(recommender, piece, k, exclude_seen, unknown))
+        pieces = table.pieces()
+        for piece in islice(pieces, len(parts.pieces)):
             progress.update(len(piece.names))
+        if ray_address is None:
+            finished: Iterable[Any] = (_recommend(recommender, piece, options) for piece in pieces)
+        else:
+            function = partial(_recommend_there, options=options, device="cuda" if gpus_per_worker else "cpu")
+            shared = recommender.with_histories() if table.users_alone else recommender
+            finished = cluster.shared_map(function, shared, pieces, cpus_per_worker, gpus_per_worker)
+        for sequences, frame in finished:
+            parts.add(frame)
+            progress.update(sequences)
         parts.assemble()
     return Predicted(*map(sum, zip(*parts.pieces))) if parts.pieces else Predicted(0, 0)
 
 
-def _recommend(recommender: Recommender, piece: Piece, k: int, exclude_seen: bool, unknown: str) -> pd.DataFrame:
-    """Return user, rank, item and score for a piece."""
-    options: dict[str, Any] = {"k": k, "exclude_seen": exclude_seen, "unknown": unknown, "first": piece.first}
+def _recommend(recommender: Recommender, piece: Piece, options: dict[str, Any]) -> tuple[int, pd.DataFrame]:
+    """Return the number of sequences or users of a piece, and user, rank, item and score."""
     if piece.sequences is None:
-        return recommender.recommend_users(piece.names, **options)
-    frame = recommender.recommend(piece.sequences, **options)
+        return len(piece.names), recommender.recommend_users(piece.names, **options, first=piece.first)
+    frame = recommender.recommend(piece.sequences, **options, first=piece.first)
     frame.insert(0, "user", [piece.names[row] for row in frame.pop("row")])
-    return frame
+    return len(piece.names), frame
+
+
+def _recommend_there(
+    recommender: Recommender, piece: Piece, options: dict[str, Any], device: str
+) -> tuple[int, pd.DataFrame]:
+    """Recommend in a task of a cluster."""
+    return _recommend(recommender.to(device), piece, options)
 
 
 def _identity(path: str | os.PathLike[str]) -> list[Any]:

@@ -143,6 +143,18 @@ class Recommender:
         self.max_length = self.config["MAX_ITEM_LIST_LENGTH"]
         self._warned = False
 
+    def to(self, device: str | torch.device) -> "Recommender":
+        """Move the model to a device and return this object."""
+        self.device = usable_device(device)
+        self.config["device"] = self.device
+        self.model.to(self.device)
+        return self
+
+    def with_histories(self) -> "Recommender":
+        """Load the histories of the users of the data set and return this object."""
+        _ = self._histories
+        return self
+
     @cached_property
     @torch.no_grad()
     def _reads_users(self) -> bool:
@@ -298,9 +310,9 @@ class Recommender:
     def terms_beside_vectors(self) -> dict[str, float]:
         """Return the weights, by name, of terms that scores have in addition to the dot product of vectors.
 
-        ``repeat_bias`` is added to the items of the sequence, so lists that leave them out do not need it. The linear
-        ``prior`` depends on the whole sequence, so lists without it are others. Item features are part of the item
-        vectors.
+        ``repeat_bias`` changes only the scores of the items in the sequence. Lists that exclude these items do not need
+        it. The linear ``prior`` changes the scores of all items, so lists differ without it. Item features are part of
+        the item vectors.
 
         Raises:
             PrefError: the scores of the backbone are not products of vectors.

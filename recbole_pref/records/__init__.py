@@ -18,7 +18,7 @@ from recbole_pref.environment import write_result
 from recbole_pref.errors import PrefError
 from recbole_pref.evaluation.evidence import DAMAGED
 
-LISTS = "lists-"  # how the id of ranked lists of another system begins, which no comparison trains
+LISTS = "lists-"  # prefix of the ids of ranked lists from other systems (recbole-pref-evaluate)
 _REMEDY = "delete both files of the run, and the same comparison repeats it."
 
 

@@ -96,7 +96,7 @@ def load_properties(config: "Config", cls: type, dataset: str) -> None:
             config._update_internal_config_dict(str(defaults))
 
 
-def known_keys() -> frozenset[str]:
+def readable_keys() -> frozenset[str]:
     """Return every key that RecBole or this package reads."""
     return _stock_keys() | SETTINGS.keys()  # methods from outside add keys to SETTINGS
 

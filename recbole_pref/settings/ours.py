@@ -14,8 +14,6 @@ from recbole_pref.settings.setting import (
     words,
 )
 
-_BESIDE_SPACE = "name it beside space, as objective"
-
 # Linear item-item models. Other models read some of these names too and accept other values for them.
 LINEAR_SETTINGS: dict[str, Setting] = {
     "reg_weight": positive(choices=("auto",)),
@@ -103,7 +101,11 @@ SETTINGS: dict[str, Setting] = {
     # evaluation
     "mask_history": flag(scope="evaluation", shapes_reference=True),
     "collect_users": flag(scope="evaluation"),
-    "objective": Setting(scope="evaluation", in_reference=None, shared_by_trials=_BESIDE_SPACE),
+    "objective": Setting(
+        scope="evaluation",
+        in_reference=None,
+        shared_by_trials="set objective at the top level of the sweep file",
+    ),
     # runs
     "init_from": Setting(
         str, nullable=True, path=True, derived=True, shapes_reference=True, of_our_models=True, off=None,

@@ -95,7 +95,7 @@ RECBOLE_SETTINGS: dict[str, Setting] = {
     "metrics": Setting(list, scope="evaluation"),
     "topk": Setting(scope="evaluation"),
     "valid_metric": text(
-        scope="evaluation", shapes_reference=True, shared_by_trials="name it beside space, as objective"
+        scope="evaluation", shapes_reference=True, shared_by_trials="set objective at the top level of the sweep file"
     ),
     "eval_batch_size": count(scope="evaluation", free_on_resume=True),
     "metric_decimal_place": Setting(

@@ -41,7 +41,7 @@ class Setting:
         shared_by_trials: all trials of a sweep share the value; the text says what to do instead of a search.
         any_case: a word may be written in upper or lower case.
         path: the value is a path; a leading ``~`` is expanded.
-        set_by: the callers that set it in place of the user: ``comparison``, ``sweep``.
+        set_by: the callers that set it instead of the user: ``comparison``, ``sweep``.
     """
 
     kind: type | None = None

@@ -46,7 +46,7 @@ def obtain(config: Any, dataset: Any) -> Prior:
     """Return the prior of a run; fit and store it if it does not exist yet.
 
     Args:
-        config (Config): of the run.
+        config (Config): configuration of the run.
         dataset (SequentialDataset): the training split.
 
     Raises:
@@ -106,9 +106,9 @@ def choose_weight(trainer: Any, valid_data: Any, weights: tuple[float, ...] = WE
     Of equal scores the smaller weight wins.
 
     Args:
-        trainer (TrainerMixin): its model has the prior.
+        trainer (TrainerMixin): trainer of a model with a prior.
         valid_data: RecBole's loader.
-        weights: to compare.
+        weights: the weights to compare.
 
     Returns:
         tuple: the best weight, its validation score and its validation metrics.

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 from recbole.utils import argument_list
 
-from recbole_pref import checkpoint
+from recbole_pref import checkpoint, cluster
 from recbole_pref.config import CHECKPOINT_SETTINGS, Config, absolute_paths, digest_of_defaults, names_a_checkpoint
-from recbole_pref.environment import python_path, sigterm_as_ctrl_c, write_result
+from recbole_pref.environment import sigterm_as_ctrl_c, write_result
 from recbole_pref.errors import PrefError
 from recbole_pref.evaluation.objective import check_measured, check_objective, less_is_better
 from recbole_pref.model.names import split_model_name
@@ -30,6 +30,7 @@ from recbole_pref.quick_start import build_run, prepare_data, run_recbole_pref
 from recbole_pref.settings import attribute_of_settings, settings_set_by, settings_with
 from recbole_pref.settings.files import backbone_settings
 from recbole_pref.training import reference
+from recbole_pref.tune import room
 from recbole_pref.tune.progress import Progress
 from recbole_pref.tune.results import finish
 from recbole_pref.tune.space import Domain, Plan, as_setting, is_number, read_plan
@@ -124,8 +125,10 @@ def tune(
     _store_or_compare(record, json.loads(json.dumps(checkpoint.to_plain(inputs, other=str))), resume)
     algorithms = make_scheduler(plan, config["epochs"]), make_searcher(plan, config["seed"])
     resources = (cpus_per_trial, gpus_per_trial)
-    _start_ray(ray, ray_address)
+    _start_ray(ray_address)
     _check_resources(ray, *resources)
+    if ray_address is None and not restorable:  # the memory of a cluster's machines may differ
+        room.check(config, settings, plan, *resources)
     cross_entropy = partial(_cross_entropy_score, config, settings, folder)
     settings["objective"] = _objective(plan, config, settings, cross_entropy)
     shared = _shared(config, plan, settings, folder, cpus_per_trial)
@@ -231,16 +234,16 @@ def _store_or_compare(path: Path, inputs: dict[str, Any], resumed: bool) -> None
             if stored.get(key) == inputs[key]:
                 continue
             if key == "defaults":
-                fault = "other defaults: a property file, a plugin or a version has changed"
+                difference = "other defaults: a property file, a plugin or a version has changed"
             elif key in ("settings", "space"):
                 merged = {**(stored.get(key) or {}), **inputs[key]}
                 changed = [name for name in merged if (stored.get(key) or {}).get(name) != inputs[key].get(name)]
-                fault = f"another {changed[0]}"
+                difference = f"another {changed[0]}"
             else:
-                fault = f"{key}: {stored.get(key)!r}, not {inputs[key]!r}"
+                difference = f"{key}: {stored.get(key)!r}, not {inputs[key]!r}"
             where = str(path.parent)
             raise PrefError(
-                f"--resume: {where!r} began with {fault}; undo the change, or begin another sweep with --name."
+                f"--resume: {where!r} began with {difference}; undo the change, or begin another sweep with --name."
             )
 
 
@@ -424,30 +427,17 @@ def _trial_id(trial: Trial) -> str:
     return trial.trial_id
 
 
-def _start_ray(ray: Any, address: str | None) -> None:
+def _start_ray(address: str | None) -> None:
     # The table reports failed trials, so hide Ray's tracebacks.
     logging.getLogger("ray.tune.execution.tune_controller").setLevel(logging.CRITICAL)
     # Ray's handler would mark the sweep as complete; without it, an interrupted sweep can be resumed.
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     # Ray's writer would log for every report that it renames metrics with an @.
     logging.getLogger("tensorboardX").setLevel(logging.WARNING)
-    if ray.is_initialized():
-        return
     # A restart of the sweep needs a recent snapshot.
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "5")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new output prints panels at any verbosity
-    if address is None:  # local workers must find a checkout that is not installed
-        os.environ["PYTHONPATH"] = python_path(os.environ.get("PYTHONPATH", "").split(os.pathsep))
-    options = {} if address else {"include_dashboard": False}
-    try:
-        # "local" starts a new Ray; None would connect to a running one.
-        ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **options)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise PrefError(
-            f"--ray_address={address!r}: no Ray cluster answers ({' '.join(str(error).split())[:200]}); "
-            "start one with 'ray start --head', or remove the option."
-        ) from None
+    cluster.connect(address)
 
 
 def _check_resources(ray: Any, cpus: float, gpus: float) -> None:

@@ -16,7 +16,7 @@ import yaml
 
 from recbole_pref.errors import PrefError, suggest
 from recbole_pref.settings import LINEAR_SETTINGS, SETTINGS, check_setting, setting_of
-from recbole_pref.settings.files import FlowLoader, known_keys, parse_value, shipped
+from recbole_pref.settings.files import FlowLoader, parse_value, readable_keys, shipped
 
 RANGES = {"uniform": 2, "loguniform": 2, "quniform": 3, "randint": 2}
 LISTS = ("choice", "grid")
@@ -256,7 +256,7 @@ def _check_range(key: str, kind: str, values: Any) -> None:
 
 
 def _check_key(key: str) -> None:
-    readable = known_keys()
+    readable = readable_keys()
     if key not in readable:
         raise PrefError(f"tune: {key} is not a setting of RecBole or RecBole-Pref.{suggest(key, readable)}")
 

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 
 from recbole_pref import checkpoint
-from recbole_pref.config import Config, digest_of_defaults
+from recbole_pref.config import Config
 from recbole_pref.errors import PrefError
 from recbole_pref.memory import explained, peak_mb
 from recbole_pref.model.prior import is_added_after_training
-from recbole_pref.quick_start import build_run
+from recbole_pref.quick_start import build_run, refuse_other_defaults
 from recbole_pref.tune.space import as_setting
 
 STEM = "trial"  # of the names of checkpoint files
@@ -73,11 +73,7 @@ def _train(params: dict[str, Any], shared: dict[str, Any], folder: Path) -> None
     if "CUDA_VISIBLE_DEVICES" in os.environ:  # use the GPUs that Ray assigned to this trial
         settings["gpu_id"] = os.environ["CUDA_VISIBLE_DEVICES"]
     config = Config(shared["model"], shared["dataset"], config_dict=settings)
-    if digest_of_defaults(config) != shared["defaults"]:
-        raise PrefError(
-            "the defaults changed after the sweep began: a property file or plugin was edited, or this "
-            "machine has another version."
-        )
+    refuse_other_defaults(config, shared["defaults"], "sweep")
     dataset = pickle.loads(shared["data"]) if shared["data"] is not None else None
     run = build_run(config, log=False, dataset=dataset)
     trainer = run.trainer

@@ -93,7 +93,7 @@ def ce(s, x, p):
 
 
 def pair_gaps(s, x):
-    """Delta_w - Delta_l [K], or log pi_w - log pi_l where there is no reference."""
+    """Delta_w - Delta_l [K], or log pi_w - log pi_l without a reference."""
     delta = log_softmax(s) - log_softmax(x.ref_logits) if hasattr(x, "ref_logits") else log_softmax(s)
     return delta[x.pos] - delta[x.negs]
 
@@ -236,7 +236,7 @@ def gbce(s, x, p):
 
 
 def ssm(s, x, p):
-    """-log softmax(s/tau - log q)_w over w and the negatives; no correction where there are no probabilities q."""
+    """-log softmax(s/tau - log q)_w over w and the negatives; without probabilities q there is no correction."""
     z = s / p.tau - (np.log(x.q) if hasattr(x, "q") else 0.0)
     return -log_softmax(z[[x.pos, *x.negs]])[0], None, {}
 

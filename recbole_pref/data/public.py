@@ -1,4 +1,4 @@
-"""Public data sets that are not shipped: the file to download and the command that converts it."""
+"""Public data sets that are not part of the package: the file to download and the command that converts it."""
 
 _MOVIELENS = "https://grouplens.org/datasets/movielens/"
 _S3REC = "https://github.com/RUCAIBox/CIKM2020-S3Rec (folder data)"
@@ -21,8 +21,8 @@ _SOURCES = {
 _SOURCES["ml-10m"] = (_MOVIELENS, "ml-10M100K/ratings.dat", "movielens", "")  # its archive has another folder
 
 
-def known_names() -> tuple[str, ...]:
-    """Return the names of the data sets."""
+def public_names() -> tuple[str, ...]:
+    """Return the names of the public data sets."""
     return tuple(_SOURCES)
 
 
@@ -30,7 +30,7 @@ def how_to_get(name: str, output: str) -> str:
     """Return where a data set is published and the command that converts it.
 
     Args:
-        name: one of ``known_names()``.
+        name: one of ``public_names()``.
         output: the folder of data sets, RecBole's ``data_path``.
     """
     address, file, format, options = _SOURCES[name]

@@ -1,0 +1,33 @@
+"""Fresh processes for tests, forked from a server that has imported torch and pandas but not RecBole.
+
+Importing torch and pandas takes most of the start of a process, and a fork does not repeat it.
+"""
+
+import os
+import sys
+import warnings
+from multiprocessing import get_context
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+_SERVER = get_context("forkserver")
+_SERVER.set_forkserver_preload(["torch", "pandas", "scipy.sparse"])
+
+
+def _execute(code, output, folder):
+    for descriptor, ending in ((1, "out"), (2, "err")):
+        os.dup2(os.open(f"{output}.{ending}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
+    os.chdir(folder)
+    sys.argv = ["-c"]
+    warnings.filterwarnings("error", category=DeprecationWarning, module=r"recbole\Z")
+    exec(compile(code, "<test>", "exec"), {"__name__": "__main__"})
+
+
+def run(code, folder="."):
+    """Execute code in a fresh process with this working folder; return its exit code, output and errors."""
+    with TemporaryDirectory() as temporary:
+        output = f"{temporary}/output"
+        process = _SERVER.Process(target=_execute, args=(code, output, os.path.abspath(folder)))
+        process.start()
+        process.join(120)
+        return process.exitcode, *(Path(f"{output}.{ending}").read_text() for ending in ("out", "err"))
