@@ -181,7 +181,7 @@ def settings(tiny_dataset):
             {"objective": "NDCG", "space": {"MAX_ITEM_LIST_LENGTH": {"choice": [4, 8]}}}, {},
             "^tune: objective='NDCG' .* write NDCG@5",
         ),
-        ({"space": {"valid_metric": {"choice": ["NDCG@10", "Hit@10"]}}}, {}, "valid_metric is the same .* as objective"),
+        ({"space": {"valid_metric": {"choice": ["NDCG@10", "Hit@10"]}}}, {}, "valid_metric is the same .* set objective"),
         (
             {"scheduler": "asha", "space": {"prior": {"choice": ["none", "TALE"]}}}, {},
             "'asha' would compare trials before prior='TALE' is added .* set scheduler: none",
