@@ -6,7 +6,7 @@ Importing torch and pandas takes most of the start of a process, and a fork does
 import os
 import sys
 import warnings
-from multiprocessing import get_context
+from multiprocessing import get_context, set_start_method
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -18,6 +18,7 @@ def _execute(code, output, folder):
     for descriptor, ending in ((1, "out"), (2, "err")):
         os.dup2(os.open(f"{output}.{ending}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
     os.chdir(folder)
+    set_start_method("fork", force=True)  # children of this process are not made by the server
     sys.argv = ["-c"]
     warnings.filterwarnings("error", category=DeprecationWarning, module=r"recbole\Z")
     exec(compile(code, "<test>", "exec"), {"__name__": "__main__"})
