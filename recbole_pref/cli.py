@@ -386,9 +386,18 @@ def _train(options: argparse.Namespace, settings: dict[str, Any]) -> int:
     return 0
 
 
-def _given(options: argparse.Namespace, *names: str) -> dict[str, Any]:
-    """Return the options among ``names`` that are not None, by name."""
-    return {name: value for name in names if (value := getattr(options, name)) is not None}
+def _given(options: argparse.Namespace, names: tuple[str, ...], needed: tuple[str, ...]) -> dict[str, Any]:
+    """Return the options among ``names`` that are given, by name.
+
+    Raises:
+        PrefError: one is given without all that are ``needed``.
+    """
+    given = {name: value for name in names if (value := getattr(options, name)) is not None}
+    for name in given:
+        for missing in needed:
+            if missing not in given:
+                raise PrefError(f"--{name} needs --{missing}: add it or remove --{name}.")
+    return given
 
 
 def _cluster_options(options: argparse.Namespace) -> dict[str, Any]:
@@ -397,11 +406,8 @@ def _cluster_options(options: argparse.Namespace) -> dict[str, Any]:
     Raises:
         PrefError: an option is missing, or belongs to processes without Ray.
     """
-    given = _given(options, "num_workers", "ray_address", "cpus_per_worker", "gpus_per_worker", "max_failures")
-    for name in given:
-        for needed in ("num_workers", "ray_address"):
-            if needed not in given:
-                raise PrefError(f"--{name} needs --{needed}: add it or remove --{name}.")
+    names = ("num_workers", "ray_address", "cpus_per_worker", "gpus_per_worker", "max_failures")
+    given = _given(options, names, needed=("num_workers", "ray_address"))
     defaults = {"nproc": 1, "world_size": -1, "ip": "localhost", "port": None, "group_offset": 0}
     for name, default in defaults.items():
         if given and getattr(options, name) != default:
@@ -500,10 +506,7 @@ def _predict(options: argparse.Namespace, settings: dict[str, Any]) -> int:
     for option in ("input", "output"):
         if not getattr(options, option):
             raise PrefError(f"--predict needs --{option}: name a CSV or Parquet file.")
-    of_cluster = _given(options, "ray_address", "cpus_per_worker", "gpus_per_worker")
-    for name in of_cluster:
-        if "ray_address" not in of_cluster:
-            raise PrefError(f"--{name} needs --ray_address: add it or remove --{name}.")
+    of_cluster = _given(options, ("ray_address", "cpus_per_worker", "gpus_per_worker"), needed=("ray_address",))
     if of_cluster and options.device != "cpu":
         raise PrefError("--device has no effect with --ray_address: use --gpus_per_worker=1.")
     from recbole_pref.predict import PIECE_ROWS, predict_file

@@ -17,6 +17,7 @@ from typing import IO, Any
 import torch
 
 from recbole_pref.checkpoint import to_plain, write_atomically
+from recbole_pref.cores import usable_cores
 
 _PACKAGES = ("torch", "numpy", "pandas", "ray", "recbole", "recbole_pref")
 
@@ -70,13 +71,6 @@ def _device_name(device: torch.device) -> str | None:
         lines = []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(names, None) or platform.processor() or platform.machine() or None
-
-
-def usable_cores() -> int:
-    """Return how many cores this process may use; in a container these can be fewer than the machine has."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def threads_per_process(processes: int) -> int:

@@ -26,7 +26,7 @@ from recbole.data.dataset import Dataset
 from recbole.utils import ModelType, get_trainer, init_logger, init_seed, set_color
 
 from recbole_pref import checkpoint, cluster, distributed, memory
-from recbole_pref.config import Config, absolute_paths, digest_of_defaults, given_data_path
+from recbole_pref.config import Config, digest_of_defaults, given_data_path, portable_settings
 from recbole_pref.config.checks import settings_without_effect
 from recbole_pref.data import check as data_check
 from recbole_pref.environment import described, environment, write_result
@@ -292,15 +292,13 @@ def run_on_cluster(
         data, _ = prepare_data(config, log=False)
         _check_outputs(config)
         cluster.connect(ray_address, log_to_driver=True)
-        given = {**config.file_config_dict, **config.variable_config_dict, **absolute_paths(config)}
-        settings = {key: value for key, value in given.items() if key not in ("model", "dataset")}
-        settings |= {"checkpoint_dir": folder, "run_stem": stem}
+        settings = portable_settings(config) | {"checkpoint_dir": folder, "run_stem": stem}
         if config["result_file"]:
             settings["result_file"] = os.path.abspath(config["result_file"])
         arguments = {
             "model": config["model"],
             "dataset": config["dataset"],
-            "settings": checkpoint.to_plain(settings, other=str),
+            "settings": settings,
             "defaults": digest_of_defaults(config),
             "data": pickle.dumps(data, protocol=pickle.HIGHEST_PROTOCOL),
             "uses_gpu": gpus_per_worker > 0,

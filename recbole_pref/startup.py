@@ -7,13 +7,13 @@ When RecBole is imported, it is patched (``compat``), and our models, trainer an
 import gc
 import os
 import sys
-import time
 import types
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+from recbole_pref.cores import busy_cores, usable_cores
 from recbole_pref.late import LateModule, after_import
 
 _WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
@@ -86,25 +86,10 @@ def choose_waiting() -> None:
     """
     if any(name in os.environ for name in _WAITING):
         return
-    if _busy_cores() + _threads() > (os.cpu_count() or 1):
+    if busy_cores() + _threads() > (os.cpu_count() or 1):
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 
 def _threads() -> int:
     given = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
-    own = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-    return int(given) if given.isdecimal() else len(own)
-
-
-def _busy_cores(samples: int = 9) -> int:
-    """Return how many other threads run on this machine, the median of samples over a few milliseconds."""
-    try:
-        return sorted(_other_threads() for _ in range(samples))[samples // 2]
-    except OSError:  # not Linux
-        return 0
-
-
-def _other_threads() -> int:
-    time.sleep(0.001)
-    with open("/proc/stat", encoding="ascii") as file:
-        return next(int(line.split()[1]) for line in file if line.startswith("procs_running")) - 1
+    return int(given) if given.isdecimal() else usable_cores()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from recbole_pref import cli, startup
+from recbole_pref import cli, cores, startup
 from recbole_pref.errors import PrefError
 from recbole_pref.model.names import sequential_model_names, sequential_models
 
@@ -173,7 +173,7 @@ def test_threads_sleep_if_others_need_their_cores_unless_the_user_chose(monkeypa
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
-    monkeypatch.setattr(startup, "_other_threads", lambda: busy)
+    monkeypatch.setattr(cores, "_other_threads", lambda: busy)
     startup.choose_waiting()
     assert os.environ.get("OMP_WAIT_POLICY") == expected
 
@@ -183,7 +183,7 @@ def test_busy_cores_are_counted():
     process = subprocess.Popen([sys.executable, "-c", "while True: pass"])
     try:
         time.sleep(0.3)
-        assert max(startup._busy_cores() for _ in range(5)) >= 1
+        assert max(cores.busy_cores() for _ in range(5)) >= 1
     finally:
         process.kill()
         process.wait()

@@ -19,6 +19,7 @@ from recbole.config import Config as RecBoleConfig
 from recbole.utils import ModelType
 from torch.nn import Module
 
+from recbole_pref.checkpoint import to_plain
 from recbole_pref.config.checks import AFTER_DEFAULTS, BEFORE_DEFAULTS
 from recbole_pref.errors import PrefError, suggest
 from recbole_pref.methods import METHODS, method_of
@@ -193,6 +194,15 @@ def absolute_paths(config: Config) -> dict[str, str]:
     paths = {"data_path": given_data_path(config), "reference_dir": config["reference_dir"]}
     paths |= {key: config[key] for key in CHECKPOINT_SETTINGS if names_a_checkpoint(config[key])}
     return {key: os.path.abspath(path) for key, path in paths.items() if path}
+
+
+def portable_settings(config: Config) -> dict[str, Any]:
+    """Return the settings of files, dict and command line, without model and data set, as plain values.
+
+    Paths of input files are absolute, so that a process in another working folder reads the same files.
+    """
+    given = {**config.file_config_dict, **config.variable_config_dict, **absolute_paths(config)}
+    return to_plain({key: value for key, value in given.items() if key not in ("model", "dataset")}, other=str)
 
 
 def names_a_checkpoint(value: str | None) -> bool:

@@ -20,7 +20,14 @@ from typing import TYPE_CHECKING, Any
 from recbole.utils import argument_list
 
 from recbole_pref import checkpoint, cluster
-from recbole_pref.config import CHECKPOINT_SETTINGS, Config, absolute_paths, digest_of_defaults, names_a_checkpoint
+from recbole_pref.config import (
+    CHECKPOINT_SETTINGS,
+    Config,
+    absolute_paths,
+    digest_of_defaults,
+    names_a_checkpoint,
+    portable_settings,
+)
 from recbole_pref.environment import sigterm_as_ctrl_c, write_result
 from recbole_pref.errors import PrefError
 from recbole_pref.evaluation.objective import check_measured, check_objective, less_is_better
@@ -159,12 +166,8 @@ def _check_runs(config: Config) -> None:
 
 
 def _fixed_settings(config: Config) -> dict[str, Any]:
-    """Return the settings of files, dict and command line, with absolute paths."""
-    given = {**config.file_config_dict, **config.variable_config_dict, **absolute_paths(config)}
-    settings = {
-        key: value for key, value in given.items() if key not in {"model", "dataset"} | settings_set_by("sweep")
-    }
-    return checkpoint.to_plain(settings, other=str)
+    """Return the settings that all trials share."""
+    return {key: value for key, value in portable_settings(config).items() if key not in settings_set_by("sweep")}
 
 
 def _with_absolute_paths(key: str, domain: Domain) -> Domain:
@@ -442,8 +445,8 @@ def _start_ray(address: str | None) -> None:
 
 def _check_resources(ray: Any, cpus: float, gpus: float) -> None:
     """Refuse trials that no machine of the cluster can run: Ray would wait forever."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    if not any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in nodes):
+    if not cluster.rooms(cpus, gpus):
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         most = max((node.get("CPU", 0), node.get("GPU", 0)) for node in nodes)
         raise PrefError(
             f"--cpus_per_trial={cpus:g} --gpus_per_trial={gpus:g} is more than any machine has (the largest: "
