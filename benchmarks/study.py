@@ -39,13 +39,16 @@ PAPER_SIZE = {
     "lr_scheduler": "cosine", "warmup_ratio": 0.1,
 }  # fmt: skip
 TRAINED = {"repeat_bias": True, "reference": "auto", "epochs": 0}
-# name -> method and settings; the label of the table is the name before the backbone's.
+LEARNED = {"prior": "TALE", "prior_in_training": True, "prior_weight": "learned"}
+# name -> method and settings; the label of the table is the name before the backbone's. Linear models have no backbone.
 ENTRIES = {
     "CE": ("CE", {}),
     "CE repeat bias": ("CE", {"repeat_bias": True}),
     # The reference of "LPO recommended" itself, trained once for all entries that start from it.
     "CE trained": ("CE", TRAINED),
     "CE trained prior": ("CE", {**TRAINED, "prior": "TALE"}),
+    "CE prior learned": ("CE", {**TRAINED, **LEARNED, "epochs": 30, "learning_rate": 0.0005}),
+    "CE prior in training": ("CE", {"repeat_bias": True, **LEARNED}),
     "CE reweighted": ("LPO", {"lambda": 0.0}),
     "LPO": ("LPO", {}),
     "LPO log-probability": ("LPO", {"lpo_space": "log_prob", "tau": 1.0}),
@@ -65,16 +68,25 @@ ENTRIES = {
     "ORPO": ("ORPO", {}),
     "LPO recommended": ("LPO", {}),
     "LPO recommended prior": ("LPO", {"prior": "TALE"}),
+    "LPO recommended prior learned": ("LPO", LEARNED),
     "LPO recommended without repeat bias": (
         "LPO",
         {"repeat_bias": False, "objective": {"weights": {"TailNDCG@10": 1.0}, "of_reference": {"NDCG@10": 1.0}}},
     ),
     "CE paper size": ("CE", PAPER_SIZE),
     "LPO paper size": ("LPO", PAPER_SIZE),
+    "TALE": ("TALE", {}),
+    "SLIST": ("SLIST", {}),
+    "SeqEASE": ("SeqEASE", {}),
 }
+LINEAR = ("TALE", "SLIST", "SeqEASE")
 RECOMMENDED = "LPO recommended"  # entries with this prefix use the property file
 ALONE = ("CE", "LPO", "ORPO")  # methods that start from random weights
 FIRST, PARTS = "CE,CE repeat bias,LPO recommended", "CE,CE reweighted,LPO,LPO log-probability"
+PRIORS = (
+    "CE trained,CE trained prior,CE prior learned,CE prior in training,"
+    "LPO recommended,LPO recommended prior,LPO recommended prior learned,TALE,SLIST,SeqEASE"
+)
 WEIGHTS = "CE repeat bias,LPO recommended,LPO recommended lambda=0"  # with and without the preference term
 METHODS = "CE,DPO,DMPO,SDPO,DynamicPO,RoDPO,TAWin,SimPO,MPPO,ORPO"
 EVERY = f"{METHODS},CE reweighted,LPO,LPO log-probability"
@@ -131,6 +143,11 @@ STUDIES = {
     "methods-amazon-beauty": Study("amazon-beauty", "SASRec", METHODS, "5"),
     "parts-amazon-beauty": Study("amazon-beauty", "SASRec", PARTS, "5"),
 }
+STUDIES |= {
+    f"prior-{dataset}-{backbone}": Study(dataset, backbone, PRIORS, "5", masked=True)
+    for dataset in ("ml-100k", "amazon-beauty")
+    for backbone in ("SASRec", "GRU4Rec", "Caser")
+}
 SHARED_FOLDERS = ("runs", "logs", "tasks", "checkpoints", "reference")
 # The two numbers of tail_split and head_ratio.
 TAILS = {
@@ -170,7 +187,8 @@ def entries_for(backbone, names):
             settings = {**yaml.safe_load(file.read_text(encoding="utf-8")), **settings}
         own = (word.partition("=") for word in words if "=" in word)
         settings = {**settings, **{key: parse_value(value) for key, _, value in own}}
-        found.append(Entry(" ".join([*words, backbone]), method + backbone, settings))
+        name_of = [] if method in LINEAR else [backbone]
+        found.append(Entry(" ".join([*words, *name_of]), "".join([method, *name_of]), settings))
     return found
 
 
@@ -198,18 +216,25 @@ def by_tail(folder, labels):
 
 
 def with_masked_history(folder, labels, data_path):
-    """Return a table of test metrics with ``mask_history: true``, from the best checkpoints: mean +- std."""
+    """Return a table of test metrics with ``mask_history: true``, from the best checkpoints: mean +- std.
+
+    A weight of a prior that the validation set chose is chosen again by valid_metric, with the history masked.
+    """
     from recbole.utils import get_trainer
 
+    from recbole_pref.model.prior import is_added_after_training
     from recbole_pref.quick_start import load_data_and_model
+    from recbole_pref.training.prior import choose_weight
 
     found = {label: [] for label in labels}
     for run in compared_runs(folder):
-        config, model, _, train_data, _, test_data = load_data_and_model(
-            str(folder / run.checkpoint), mask_history=True, data_path=data_path, state="ERROR"
+        config, model, _, train_data, valid_data, test_data = load_data_and_model(
+            str(folder / run.checkpoint), mask_history=True, objective=None, data_path=data_path, state="ERROR"
         )
         trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
         trainer.eval_collector.data_collect(train_data)
+        if is_added_after_training(config) and config["prior_weight"] == "auto":
+            model.set_prior_weight(choose_weight(trainer, valid_data)[0])
         result = trainer.evaluate(test_data, load_best_model=False)
         found[run.label].append([result[metric] for metric in METRICS])
     rows = []

@@ -152,6 +152,22 @@ def test_by_tail_worked_by_hand(tmp_path):
     assert cells == ["CE SASRec", "2", "0.3125 / 0.3750 (4)", "0.2500 / 0.2500 (2)", "0.2500 / 0.3333 (3)"]
 
 
+def test_the_masked_table_chooses_the_weight_of_a_prior_again(tiny_dataset, tmp_path):
+    own = {key: value for key, value in tiny_dataset.items() if key not in ("dataset", "data_path", "checkpoint_dir")}
+    own |= {"epochs": 1, "data_path": tiny_dataset["data_path"]}
+    entries = study.entries_for("SASRec", "CE,CE prior=TALE,TALE")
+    assert [(entry.label, entry.model) for entry in entries][2] == ("TALE", "TALE")
+    labels = [entry.label for entry in entries]
+    done = compare.compare(entries, "tiny", "2", output=tmp_path, config_dict=own)
+    assert not done.failed
+    table = study.with_masked_history(tmp_path, labels, tiny_dataset["data_path"]).splitlines()
+    rows = {cells[1].strip(): cells for cells in (line.split("|") for line in table[2:])}
+    # The same numbers by a run that masks the history itself; the network is trained alike.
+    masked = compare.compare(entries[1:2], "tiny", "2", output=tmp_path / "masked", config_dict=own | {"mask_history": True})
+    for cell, metric in zip(rows["CE prior=TALE SASRec"][3:], study.METRICS):
+        assert cell.split("±")[0].strip() == f"{masked.rows[0][metric]['mean']:.4f}", metric
+
+
 # -- the control
 
 
