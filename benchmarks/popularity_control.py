@@ -1,11 +1,12 @@
-"""A control for methods that favour the tail: the baseline's scores minus c log(1 + count).
+"""Controls for methods that favour the tail: the baseline's scores, changed by one number after training.
 
     python benchmarks/popularity_control.py --folder=study/ml-100k-SASRec --entry="CE repeat bias SASRec" \\
         --against="LPO recommended SASRec"
     python benchmarks/popularity_control.py --folder=study/recommended-ml-100k-SASRec    # run by study.py --studies
 
-Logit adjustment after training (Menon et al., "Long-tail learning via logit adjustment", arXiv 2007.07314): no
-training, and one number c for all items and users; count is an item's number of training interactions.
+--control=popularity subtracts c log(1 + count), where count is an item's number of training interactions: logit
+adjustment after training (Menon et al., arXiv 2007.07314). --control=norm divides the dot product with an item vector
+e by (|e| / mean |e|)^c; vectors of popular items are often longer.
 The script reads the finished runs of one entry of a study or comparison. It selects c for each seed on the validation
 set as ``recommended/LPO.yaml`` selects its epoch: the best tail NDCG@10 among values that keep 99% of the overall
 NDCG@10. It prints test metrics, and p-values of the paired t-test over users against another entry.
@@ -20,23 +21,30 @@ import torch
 from common import METRICS, OVERALL, TAIL, compared_runs, exit_code_of
 from tabulate import tabulate
 
-STRENGTHS = [step / 50 for step in range(26)]  # c: 0 to 0.5
+# What c is compared for each control.
+STRENGTHS = {"popularity": [step / 50 for step in range(26)], "norm": [step / 25 for step in range(26)]}
+NAMES = {"popularity": "less c log(1 + count)", "norm": "dot products / norm^c"}
 KEPT = 0.99  # share of the overall metric to keep
 
 
 @torch.no_grad()
-def ranks_by_strength(model, loader):
-    """Return the arrays that ``evidence.user_values`` reads, for each strength."""
-    strengths = torch.tensor(STRENGTHS)
+def ranks_by_strength(model, loader, control):
+    """Return the arrays that ``evidence.user_values`` reads, for each strength of a control."""
     popularity = torch.log1p(model.step.train_count.float())  # [n_items]
     ranks, targets = [], []
     for interaction, _, rows, items in loader:
         scores = model.full_sort_predict(interaction).view(len(interaction), -1)[rows]  # [P, n_items]
         scores[:, 0] = -torch.inf  # padding
-        own = scores.gather(1, items.unsqueeze(1))
-        # The other item stays ahead if the score gap exceeds c times the difference in popularity.
-        gap, lead = scores - own, popularity - popularity[items].unsqueeze(1)
-        ranks.append(torch.stack([(gap > c * lead).sum(1) + 1 for c in strengths]))  # [C, P]
+        if control == "norm":
+            vectors = model.item_embedding.weight
+            norm = vectors.norm(dim=1)
+            shorter = norm[1:].mean() / norm.clamp_min(torch.finfo(norm.dtype).tiny)  # [n_items]
+            product = (model.encode(interaction) @ vectors.t())[rows]
+            changes = (product * (shorter**c - 1) for c in STRENGTHS[control])
+        else:
+            changes = (-c * popularity for c in STRENGTHS[control])
+        changed = (scores + change for change in changes)
+        ranks.append(torch.stack([(new > new.gather(1, items.unsqueeze(1))).sum(1) + 1 for new in changed]))  # [C, P]
         targets.append(items)
     shared = {"target": torch.cat(targets).numpy(), "tail": ~model.step.head_mask.numpy()}
     return [{**shared, "rank": rank} for rank in torch.cat(ranks, dim=1).numpy()]
@@ -71,6 +79,7 @@ def main():
     parser.add_argument("--folder", required=True, type=Path)
     parser.add_argument("--entry", default="CE repeat bias SASRec")
     parser.add_argument("--against", default="LPO recommended SASRec")
+    parser.add_argument("--control", choices=STRENGTHS, default="popularity")
     parser.add_argument("--data_path", default="dataset/")
     arguments = parser.parse_args()
     runs = compared_runs(arguments.folder)
@@ -79,7 +88,7 @@ def main():
         if label not in labels:
             raise PrefError(f"--{option}={label!r} has no run in that comparison.{suggest(label, labels)}")
     others = {run.seed: run.arrays for run in runs if run.label == arguments.against}
-    rows = {name: [] for name in (f"{arguments.entry} as it is", "less c log(1 + count)", arguments.against)}
+    rows = {name: [] for name in (f"{arguments.entry} as it is", NAMES[arguments.control], arguments.against)}
     taken, adjusted = [], {}
     for run in runs:
         if run.label != arguments.entry:
@@ -88,9 +97,9 @@ def main():
             str(arguments.folder / run.checkpoint), data_path=arguments.data_path, state="ERROR"
         )
         model.eval()
-        number = chosen(ranks_by_strength(model, valid_data))
-        test = ranks_by_strength(model, test_data)
-        taken.append(STRENGTHS[number])
+        number = chosen(ranks_by_strength(model, valid_data, arguments.control))
+        test = ranks_by_strength(model, test_data, arguments.control)
+        taken.append(STRENGTHS[arguments.control][number])
         adjusted[run.seed] = test[number]
         found = (test[0], test[number], others.get(run.seed))
         for values, arrays in zip(rows.values(), found):

@@ -170,13 +170,34 @@ def test_ranks_less_the_penalty_worked_by_hand():
     # Two users, the first with two targets; item 1 falls behind 3 at c = .3 / 1.386 = .216, behind 2 at .289,
     # item 2 behind 3 at .144.
     loader = [(range(2), None, torch.tensor([0, 0, 1]), torch.tensor([3, 1, 2]))]
-    found = control.ranks_by_strength(ThreeItems(), loader)
-    assert len(found) == len(control.STRENGTHS)
-    for c, arrays in zip(control.STRENGTHS, found):
+    found = control.ranks_by_strength(ThreeItems(), loader, "popularity")
+    strengths = control.STRENGTHS["popularity"]
+    assert len(found) == len(strengths)
+    for c, arrays in zip(strengths, found):
         ahead = (c < 0.144, c < 0.216, c < 0.289)  # 2 of 3, 1 of 3, 1 of 2
         expected = [1 + ahead[0] + ahead[1], 3 - ahead[1] - ahead[2], 2 + ahead[2] - ahead[0]]
         assert arrays["rank"].tolist() == expected, c
         assert arrays["target"].tolist() == [3, 1, 2] and arrays["tail"].tolist() == [True, False, True, True]
+
+
+def test_ranks_by_norm_worked_by_hand():
+    # Item 1 has length 4 and items 2 and 3 length 1, so 2 on average. Dot products of a user [0.25] with them:
+    # 1, .25, .25. The repeat bias adds .6 to item 2 and -.3 to item 3. Item 1 scores 1 / 2^c, item 2 .6 + .25 * 2^c:
+    # beyond c = .18 item 1 is behind item 2. Item 3 stays last.
+    weight = torch.tensor([[0.0], [4.0], [1.0], [1.0]])
+    model = ThreeItems()
+    model.item_embedding = SimpleNamespace(weight=weight)
+    model.encode = lambda interaction: torch.full((len(interaction), 1), 0.25)
+    product = torch.tensor([0.0, 1.0, 0.25, 0.25])
+    model.full_sort_predict = lambda interaction: (product + torch.tensor([0.0, 0.0, 0.6, -0.3])).repeat(
+        len(interaction), 1
+    )
+    loader = [(range(1), None, torch.tensor([0, 0]), torch.tensor([1, 2]))]
+    found = control.ranks_by_strength(model, loader, "norm")
+    for c, arrays in zip(control.STRENGTHS["norm"], found, strict=True):
+        first = 2**-c > 0.6 + 0.25 * 2**c
+        assert arrays["rank"].tolist() == ([1, 2] if first else [2, 1]), c
+    assert found[0]["rank"].tolist() == [1, 2] and found[-1]["rank"].tolist() == [2, 1]
 
 
 def test_the_strength_with_the_best_tail_that_keeps_the_overall_is_chosen(monkeypatch):
