@@ -137,7 +137,7 @@ def _add_options(parser: argparse.ArgumentParser, mode: str) -> None:
     if mode == "export":
         add("export", metavar="FOLDER", type=path, help="folder to write")
         add("--checkpoint", type=path, help="file of a trained model")
-        add("--input", type=path, help="CSV or Parquet file of sequences to measure the HNSW index")
+        add("--input", type=path, help="CSV or Parquet file of sequences on which the recall of the HNSW index is measured")
         add("--dot_product_only", action="store_true",
             help="ignore parts of the score that vectors cannot represent, such as repeat_bias")  # fmt: skip
         add("--data_path", type=path, help="folder of the data sets, if the model needs its data")

@@ -475,8 +475,8 @@ def hanorec(
     """HaNoRec: DPO whose beta follows the hardness of each pair and the noise of the batch, the mean over K pairs.
 
     -log sigma(beta m h_l (Delta_w - Delta_l)), where h_l = sigma(delta_l) / sigma(mean delta) and
-    m = sigma(trimmed mean of g / mean g) / sigma(1), g = Delta_w - Delta_l. Both are detached. Both
-    compare a pair with the other pairs of the call: the whole batch when ``ce_weight`` is 0, else a chunk.
+    m = sigma(trimmed mean of g / mean g) / sigma(1), g = Delta_w - Delta_l. Both are detached.
+    h and m compare a pair with the others given: those of the batch if ``ce_weight`` is 0, else those of a chunk.
 
     Args:
         pos, neg, ref_pos, ref_neg: [B], [B, K], [B], [B, K].

@@ -174,7 +174,7 @@ def test_an_empty_group_is_refused_with_the_settings_named(group):
 
 
 def test_a_table_that_was_not_collected_is_named():
-    with pytest.raises(PrefError, match="TailHit needs the table 'rec.topk_tail'"):
+    with pytest.raises(PrefError, match="cannot compute TailHit .it does not collect 'rec.topk_tail'"):
         metrics.TailHit(config()).calculate_metric(struct())
     with pytest.raises(PrefError, match="WPAUC"):
         metrics.WPAUC(config()).calculate_metric(struct(rec__topk=torch.ones(1, 6)))

@@ -89,8 +89,8 @@ def newest_good(folder: str | os.PathLike, stem: str, map_location: Any = "cpu")
     checkpoint is not tried, because it does not hold the full state that resuming needs.
 
     Raises:
-        CorruptCheckpoint: there are last checkpoints, and all are damaged.
-        PrefError: a checkpoint needs pickle and is therefore not one of ours.
+        CorruptCheckpoint: the run has ``-last-`` checkpoints, and all are damaged.
+        PrefError: a checkpoint can only be loaded with pickle, so RecBole-Pref did not write it.
     """
     files = _last_files(folder, stem)
     for epoch in sorted(files, reverse=True):

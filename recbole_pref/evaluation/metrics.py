@@ -52,8 +52,8 @@ def _table(dataobject: Any, name: str, metric: str) -> Any:
     """Return a collected table, or raise an error that names the collector that fills it."""
     if name not in dataobject:
         raise PrefError(
-            f"metrics: {metric} needs the table '{name}', which RecBole's own trainer does not "
-            f"collect: run the model through recbole_pref or remove {metric} from 'metrics'."
+            f"metrics: RecBole's own trainer cannot compute {metric} (it does not collect '{name}'): "
+            f"run the model through recbole_pref or remove {metric} from 'metrics'."
         )
     return dataobject.get(name)
 

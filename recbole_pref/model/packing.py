@@ -170,7 +170,7 @@ def _clear_unequal(continued: np.ndarray, by_start: np.ndarray, lists: Lists, be
 
 
 def _by_user(users: np.ndarray, lengths: np.ndarray, times: np.ndarray | None) -> np.ndarray:
-    """Return an order of rows, int [N], in which the rows of a user are consecutive and grow.
+    """Return an order of rows, int [N], in which the rows of a user are consecutive and ordered by length.
 
     Users are in order of appearance. Rows of a user with the same length are ordered by time, then by position. Rows
     that are already in order do not move.
@@ -229,7 +229,7 @@ class PackedLoader:
         getLogger().info(f"{rows} training rows share {windows} windows, {rows / max(windows, 1):.1f} rows a window")
 
     def __len__(self) -> int:
-        """Return the number of steps of RecBole's rows; an order of the windows can give one less."""
+        """Return the number of steps of RecBole's rows; some orders of the windows need one step less."""
         return -(-int(self.counts.sum()) // self.batch_size)
 
     def __iter__(self) -> Iterator[PackedBatch]:
