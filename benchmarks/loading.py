@@ -2,13 +2,15 @@
 
     python benchmarks/loading.py --sizes=100000,300000,1000000 --output=loading
     python benchmarks/loading.py --sizes=20000000 --users=138000 --items=27000 --stock_max=0
+    python benchmarks/loading.py --sizes=20000000 --users=138000 --items=27000 --write=large
 
 The interactions are generated: item popularity is 1 / rank, sequences have very different lengths (25 interactions a
 user on average unless --users says otherwise), times in no order. There are three ways, each in its own process:
 ``RecBole`` as published, ``import`` (RecBole's functions and SASRec after ``import recbole_pref``) and ``ours``
 (CESASRec, with the checks of the files). Time begins after the imports, with the configuration; memory is the peak of
 the process minus the memory of the imports. RecBole is measured only for up to --stock_max interactions. With
---output, the script also writes OUTPUT.csv, OUTPUT.png, .pdf and .svg.
+--output, the script also writes OUTPUT.csv, OUTPUT.png, .pdf and .svg. With --write, it writes the data set
+``generated`` and the file users.csv, which names all users, into a new folder, and measures nothing.
 """
 
 import argparse
@@ -16,6 +18,7 @@ import json
 import sys
 import tempfile
 import time
+from pathlib import Path
 
 import numpy as np
 from common import generated_data, result_of, write_rows
@@ -118,6 +121,7 @@ def main():
     parser.add_argument("--ways", default=",".join(WAYS))
     parser.add_argument("--stock_max", type=int, default=1_000_000)
     parser.add_argument("--output")
+    parser.add_argument("--write", type=Path)
     parser.add_argument("--case", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.case:
@@ -125,15 +129,22 @@ def main():
         return
     rows = []
     for size in map(int, arguments.sizes.split(",")):
+        data = interactions(size, arguments.users or size // 25, arguments.items)
+        if arguments.write:
+            arguments.write.mkdir(parents=True)
+            generated_data(arguments.write, *data)
+            np.savetxt(arguments.write / "users.csv", np.unique(data[0]), "%d", header="user", comments="")
+            continue
         with tempfile.TemporaryDirectory() as folder:
-            settings = generated_data(folder, *interactions(size, arguments.users or size // 25, arguments.items))
+            settings = generated_data(folder, *data)
             for way in arguments.ways.split(","):
                 if way == "RecBole" and size > arguments.stock_max:
                     continue
                 measured = result_of((size, way), __file__, f"--case={json.dumps([way, settings])}")
                 rows.append({"interactions": size, "way": way, **measured})
                 print(rows[-1], file=sys.stderr)
-    print(table(rows))
+    if rows:
+        print(table(rows))
     if arguments.output:
         write_rows(f"{arguments.output}.csv", rows)
         draw(rows, arguments.output)
