@@ -8,7 +8,8 @@ RecBole takes internal user ids and needs the data set; ours takes item tokens a
 
     python benchmarks/predict.py --file_rows=100000,1000000 --format=parquet
 
-recommends from file to file instead: seconds and peak memory for files with this many of the sequences.
+recommends from file to file instead: seconds and peak memory for files with this many of the sequences, each cut to
+its last --length items.
 """
 
 import argparse
@@ -73,6 +74,7 @@ def main():
     parser.add_argument("--users", type=int, default=943)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--file_rows", default="")
+    parser.add_argument("--length", type=int, default=50)
     parser.add_argument("--format", choices=("parquet", "csv"), default="parquet")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -82,7 +84,8 @@ def main():
         recommender = Recommender(path)
         if arguments.file_rows:
             sizes = [int(size) for size in arguments.file_rows.split(",")]
-            print_files(path, list(test_sequences(dataset, test_data, arguments.users)), sizes, arguments.format)
+            sequences = [items[-arguments.length :] for items in test_sequences(dataset, test_data, arguments.users)]
+            print_files(path, sequences, sizes, arguments.format)
             return
     users = test_data._dataset.inter_feat[dataset.uid_field].numpy()[: arguments.users]
     sequences = list(test_sequences(dataset, test_data, arguments.users))
