@@ -152,6 +152,7 @@ def other_workers():
     return found
 
 
+@pytest.mark.slow
 def test_trials_of_two_workers(tiny_dataset, tmp_path, ray_here, monkeypatch):
     """There is room for one at a time. The first loses a worker, continues after the other and is stopped early."""
     monkeypatch.setattr("recbole_pref.tune.room.check", lambda *arguments: None)  # takes seconds
@@ -166,9 +167,10 @@ def test_trials_of_two_workers(tiny_dataset, tmp_path, ray_here, monkeypatch):
 
     killer = threading.Thread(target=kill_one)
     killer.start()
-    grid = tune("LPOSASRec", "tiny", sweep, config_dict=settings, storage_path=tmp_path, name="s", num_workers=2)
+    arguments = {"dataset": "tiny", "sweep": sweep, "config_dict": settings, "storage_path": tmp_path, "name": "s"}
+    grid = tune("LPOSASRec", **arguments, num_workers=2)
     killer.join()
-    killed, good = grid
+    killed, good = sorted(grid, key=lambda result: result.config["learning_rate"])
     assert not grid.errors and Path(killed.path, "error.txt").is_file()
     for result, fits in ((killed, range(2, 10)), (good, [10])):
         reports = Path(result.path, "result.json").read_text().splitlines()
@@ -181,6 +183,8 @@ def test_trials_of_two_workers(tiny_dataset, tmp_path, ray_here, monkeypatch):
     found = checkpoint.load(Path(good.checkpoint.path, "trial-last-10.pth"))["state_dict"]
     for name, tensor in checkpoint.load(expected)["state_dict"].items():
         torch.testing.assert_close(found[name], tensor, rtol=1e-2, atol=1e-3, msg=name)
+    with pytest.raises(PrefError, match="began with num_workers: 2, not 1"):
+        tune("LPOSASRec", **arguments, resume=True)
 
 
 def test_trials_with_more_workers_than_the_cluster_holds_are_refused(tiny_dataset, tmp_path, ray_here):
