@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from unittest import mock
 
 import psutil
 import pytest
@@ -46,7 +47,8 @@ def trained(tiny_dataset):
 @pytest.fixture(scope="module")
 def ray_here(workers_find_the_package):
     """A Ray with two CPUs and two GPUs, which only exist for Ray."""
-    ray.init("local", num_cpus=2, num_gpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    with mock.patch.dict(os.environ, {"CUDA_VISIBLE_DEVICES": "0,1"}):  # an earlier run has set it to its gpu_id
+        ray.init("local", num_cpus=2, num_gpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield
     ray.shutdown()
 
@@ -182,7 +184,8 @@ def test_trials_of_two_workers(tiny_dataset, tmp_path, ray_here, monkeypatch):
     (expected,) = tmp_path.glob("saved/*-last-10.pth")
     found = checkpoint.load(Path(good.checkpoint.path, "trial-last-10.pth"))["state_dict"]
     for name, tensor in checkpoint.load(expected)["state_dict"].items():
-        torch.testing.assert_close(found[name], tensor, rtol=1e-2, atol=1e-3, msg=name)
+        if not name.endswith("key.bias"):  # has no effect: its gradient is rounding
+            torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
     with pytest.raises(PrefError, match="began with num_workers: 2, not 1"):
         tune("LPOSASRec", **arguments, resume=True)
 
