@@ -118,8 +118,11 @@ def _add_options(parser: argparse.ArgumentParser, mode: str) -> None:
         add("--storage_path", default="tune", type=path, help="folder or URI that all machines can access (tune)")
         add("--name", help="folder of the sweep in --storage_path (<model>-<dataset>)")
         add("--ray_address", help="auto or HOST:PORT of a running Ray cluster")
-        add("--cpus_per_trial", type=float, default=1.0, help="CPUs and threads of a trial (1)")
-        add("--gpus_per_trial", type=float, default=0.0, help="GPUs of a trial; may be a fraction (0)")
+        add("--cpus_per_trial", type=float, help="CPUs and threads of a trial (1)")
+        add("--gpus_per_trial", type=float, help="GPUs of a trial; may be a fraction (0)")
+        add("--num_workers", type=int, help="workers that train a trial together")
+        add("--cpus_per_worker", type=float, help="CPUs and threads of a worker (1)")
+        add("--gpus_per_worker", type=float, help="GPUs of a worker (0)")
         add("--quiet", action="store_true", help="print one line per finished trial instead of a live table")
     if mode == "predict":
         add("predict", metavar="CHECKPOINT", type=path, help="file of a trained model")
@@ -472,6 +475,10 @@ def _compare(options: argparse.Namespace, settings: dict[str, Any]) -> int:
 def _tune(options: argparse.Namespace, settings: dict[str, Any]) -> int:
     from recbole_pref.tune import tune
 
+    resources = _given(options, ("cpus_per_trial", "gpus_per_trial"), needed=())
+    workers = _given(options, ("num_workers", "cpus_per_worker", "gpus_per_worker"), needed=("num_workers",))
+    for name in resources if workers else ():
+        raise PrefError(f"--{name} has no effect with --num_workers: use --{name.replace('trial', 'worker')}.")
     model, dataset = _model_and_dataset(options)
     _check_settings(model, dataset, options.config_files, settings)
     tune(
@@ -485,9 +492,9 @@ def _tune(options: argparse.Namespace, settings: dict[str, Any]) -> int:
         name=options.name,
         resume=options.resume not in (None, False),
         ray_address=options.ray_address,
-        cpus_per_trial=options.cpus_per_trial,
-        gpus_per_trial=options.gpus_per_trial,
         quiet=options.quiet,
+        **resources,
+        **workers,
     )
     return 0
 

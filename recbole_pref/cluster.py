@@ -1,11 +1,17 @@
-"""Ray clusters: the connection, data parallel training with Ray Train, and tasks that share the pieces of a file."""
+"""Ray clusters: the connection, data parallel training, and tasks that share the pieces of a file.
+
+A run trains in the workers of Ray Train. A trial of Ray Tune trains together with tasks in its own placement group,
+because Ray Train would reserve its workers outside of the trial's resources and report without the trial's checkpoints.
+"""
 
 import logging
 import os
 import sys
 import tempfile
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,6 +23,7 @@ from recbole_pref.environment import python_path, sigterm_as_ctrl_c
 from recbole_pref.errors import Interrupted, PrefError
 
 _MARKER = "shared"  # a file in the folder of Ray Train, for which each worker looks
+_GRACE = 5.0  # seconds in which a process group notices that a member is gone
 
 
 def connect(address: str | None, log_to_driver: bool = False) -> None:
@@ -61,6 +68,20 @@ def rooms(cpus: float, gpus: float) -> int:
     return sum(min(int(node.get(kind, 0) / number) for kind, number in needs) for node in nodes)
 
 
+def check_room(workers: int, cpus: float, gpus: float) -> None:
+    """Refuse more workers than the machines of the cluster can hold: Ray would wait forever.
+
+    Raises:
+        PrefError: the cluster has no room for the workers.
+    """
+    room = rooms(cpus, gpus)
+    if room < workers:
+        raise PrefError(
+            f"--num_workers={workers} with --cpus_per_worker={cpus:g} --gpus_per_worker={gpus:g} is more than the "
+            f"cluster can hold ({room}): set smaller numbers, or start Ray on more machines first."
+        )
+
+
 def launch(
     function: Callable[..., Any],
     arguments: dict[str, Any],
@@ -93,12 +114,7 @@ def launch(
     train: Any = ray.train  # the type checker sees the classes of its first version
     if not hasattr(train.Result, "return_value"):
         raise PrefError(f"--num_workers needs Ray 2.60 or newer, not {ray.__version__}: update it.")
-    room = rooms(cpus, gpus)
-    if room < workers:
-        raise PrefError(
-            f"--num_workers={workers} with --cpus_per_worker={cpus:g} --gpus_per_worker={gpus:g} is more than the "
-            f"cluster can hold ({room}): set smaller numbers, or start Ray on more machines first."
-        )
+    check_room(workers, cpus, gpus)
     with tempfile.TemporaryDirectory(prefix="ray-train-", dir=folder) as storage:
         marker = Path(storage, _MARKER)
         marker.touch()
@@ -154,6 +170,66 @@ def _entry(shared: dict[str, Any]) -> Any:
     sys.orig_argv = shared["command"]  # the log of a run begins with it
     torch.set_num_threads(shared["threads"])
     return shared["function"](**ray.get(shared["arguments"]))
+
+
+def together(function: Callable[..., Any], arguments: dict[str, Any], workers: int, cpus: float, gpus: float) -> Any:
+    """Run ``function(**arguments)`` here and in other workers that form one process group, and return the result here.
+
+    The others are tasks in the placement group of this process, and end with it. When one of them dies, this process
+    raises or ends.
+
+    Args:
+        function: an importable function.
+        arguments: its keyword arguments; they travel through Ray's object store.
+        workers: number of workers, this one included.
+        cpus, gpus: CPUs and GPUs of a worker.
+
+    Raises:
+        PrefError: a worker refused its input.
+    """
+    if workers == 1:
+        return function(**arguments)
+    import ray
+
+    ip = ray.util.get_node_ip_address()
+    store = distributed.open_store(ip, 0)  # listens until this function returns
+    member = ("nccl" if gpus else "gloo", ip, store.port)
+    task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0, max_calls=1)(_member)
+    shared = ray.put(arguments)
+    others = [task.remote(function, shared, (*member, rank, workers)) for rank in range(1, workers)]
+    ended = threading.Event()
+    threading.Thread(target=_end_with, args=(others, ended), daemon=True).start()
+    try:
+        with distributed.group(*member, 0, workers):
+            return function(**arguments)
+    except RuntimeError:  # the process group's error, because another worker has ended
+        for other in ray.wait(others, num_returns=len(others), timeout=_GRACE)[0]:
+            with suppress(ray.exceptions.RayError):
+                _result_of(other)
+        raise
+    finally:
+        ended.set()
+
+
+def _member(function: Callable[..., Any], arguments: dict[str, Any], member: tuple[Any, ...]) -> None:
+    with tempfile.TemporaryDirectory(prefix="recbole_pref-") as folder, distributed.group(*member):
+        os.chdir(folder)
+        function(**arguments)
+
+
+def _end_with(others: list[Any], ended: threading.Event) -> None:
+    """End this process if another worker died and the process group does not notice it, as after a loss of power."""
+    import ray
+
+    while others:
+        (done,), others = ray.wait(others)
+        try:
+            ray.get(done)
+        except ray.exceptions.RayTaskError:  # it has left the group
+            continue
+        except ray.exceptions.RayError:
+            if not ended.wait(_GRACE):
+                os._exit(1)
 
 
 def shared_map(

@@ -126,7 +126,7 @@ def launch(
         port = 0 if size == nproc else _PORT
     ip = "127.0.0.1" if ip == "localhost" else ip
     if group_offset == 0:  # listens until all processes have ended
-        store = _open_store(ip, port)
+        store = open_store(ip, port)
         port = store.port
     # A file, because a pipe holds 64 KB and would have to be read while the processes run.
     with tempfile.TemporaryDirectory() as folder:
@@ -152,7 +152,7 @@ def launch(
         return pickle.loads(file.read_bytes()) if file.is_file() else None
 
 
-def _open_store(ip: str, port: Any) -> dist.TCPStore:
+def open_store(ip: str, port: Any) -> dist.TCPStore:
     """Return the store to which the processes connect; it listens at a port, or at a free one for port 0."""
     if not str(port).isdecimal() or int(port) >= 2**16:
         raise PrefError(f"port={port!r} is not accepted: set --port to a whole number below {2**16}.")
@@ -166,7 +166,7 @@ def _open_store(ip: str, port: Any) -> dist.TCPStore:
 
 
 def _join_store(ip: str, port: int) -> dist.TCPStore:
-    """Connect to the store of :func:`_open_store` from another process."""
+    """Connect to the store of :func:`open_store` from another process."""
     try:
         return dist.TCPStore(ip, port, is_master=False, timeout=PATIENCE)
     except dist.DistError as error:
@@ -193,25 +193,31 @@ def _entry(
     command: list[str],
 ) -> None:
     sys.orig_argv = command  # the log of a run begins with it
-    choose_interface(ip)
     cuda = torch.cuda.is_available() and torch.cuda.device_count() >= nproc
     if cuda:
         torch.cuda.set_device(local_rank)
-    with _explained():
-        dist.init_process_group(
-            "nccl" if cuda else "gloo",
-            store=_join_store(ip, port),
-            rank=offset + local_rank,
-            world_size=size,
-            timeout=PATIENCE,
-        )
     torch.set_num_threads(threads_per_process(nproc))
+    with _explained(), group("nccl" if cuda else "gloo", ip, port, offset + local_rank, size):
+        result = function(**arguments)
+        if is_first():
+            file.write_bytes(pickle.dumps(result))
+        wait()
+
+
+@contextmanager
+def group(backend: str, ip: str, port: int, rank: int, size: int) -> Iterator[None]:
+    """Be a member of a process group in the block.
+
+    Args:
+        backend: ``gloo`` or ``nccl``.
+        ip, port: of the store that the first process opened.
+        rank: number of this process, from 0.
+        size: number of processes.
+    """
+    choose_interface(ip)
+    dist.init_process_group(backend, store=_join_store(ip, port), rank=rank, world_size=size, timeout=PATIENCE)
     try:
-        with _explained():
-            result = function(**arguments)
-            if is_first():
-                file.write_bytes(pickle.dumps(result))
-            wait()
+        yield
     finally:
         dist.destroy_process_group()
 

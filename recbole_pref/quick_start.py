@@ -83,8 +83,6 @@ def _train_and_test(config, saved, trainers, dataset=None):
     config["run_stem"] = distributed.of_first(config["run_stem"])
     run = build_run(config, log=distributed.is_first(), dataset=dataset)
     trainers.append(run.trainer)
-    if distributed.world()[0] > 1:  # each process draws other random numbers
-        init_seed(config["seed"] + distributed.world()[1], config["reproducibility"])
     trainer, logger = run.trainer, getLogger()
     _resume(trainer, config)
     with _explained(trainer):
@@ -219,7 +217,7 @@ def run(
     if nproc == 1 and world_size <= 0:
         return run_recbole_pref(**arguments)
     config = Config(model, dataset, config_file_list, config_dict)  # checks the settings once
-    _refuse_stock_model(config, f"nproc={nproc}")
+    refuse_stock_model(config, f"nproc={nproc}")
     if config["device"].type == "cuda" and torch.cuda.device_count() < nproc:
         raise PrefError(
             f"nproc={nproc} needs as many GPUs, but gpu_id={config['gpu_id']!r} selects {torch.cuda.device_count()}: "
@@ -232,7 +230,16 @@ def run(
     )
 
 
-def _refuse_stock_model(config: Config, option: str) -> None:
+def refuse_stock_model(config: Config, option: str) -> None:
+    """Refuse to train a model of RecBole on several processes.
+
+    Args:
+        config: of the run.
+        option: the option that asks for several processes, for the message.
+
+    Raises:
+        PrefError: the model is RecBole's, or a linear one.
+    """
     if method_of(config.model_class) is None:
         raise PrefError(
             f"{option} does not work with model={config['model']!r}: only <Method><Backbone> models "
@@ -275,7 +282,7 @@ def run_on_cluster(
             "more."
         )
     config = Config(model, dataset, config_file_list, config_dict)
-    _refuse_stock_model(config, f"num_workers={num_workers}")
+    refuse_stock_model(config, f"num_workers={num_workers}")
     if isinstance(config["resume"], str):
         raise PrefError(
             f"resume={config['resume']!r} does not work with num_workers: set resume: True, which continues from the "
@@ -386,6 +393,8 @@ def build_run(config: Config, log: bool = True, dataset: Dataset | None = None) 
     except PrefError:
         trainer.tensorboard.close()
         raise
+    if distributed.world()[0] > 1:  # each process draws other random numbers
+        init_seed(config["seed"] + distributed.world()[1], config["reproducibility"])
     return Run(config, dataset, loaders, model, trainer)
 
 

@@ -1,19 +1,26 @@
 """Training and recommending on a Ray cluster: two workers train what one process trains, and a lost node is replaced."""
 
+import contextlib
+import json
 import os
 import re
 import sys
 import threading
+import time
 from pathlib import Path
+from unittest import mock
 
+import psutil
 import pytest
 import ray
 import torch
+from ray.train.torch import TorchConfig
 
-from recbole_pref import checkpoint, cli
+from recbole_pref import checkpoint, cli, cluster
 from recbole_pref.errors import PrefError
 from recbole_pref.predict import predict_file
 from recbole_pref.quick_start import run, run_on_cluster
+from recbole_pref.tune import tune
 
 from .test_distributed import EXACT
 from .test_tune import wait_for
@@ -39,8 +46,9 @@ def trained(tiny_dataset):
 
 @pytest.fixture(scope="module")
 def ray_here(workers_find_the_package):
-    """A Ray with two CPUs."""
-    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    """A Ray with two CPUs and two GPUs, which only exist for Ray."""
+    with mock.patch.dict(os.environ, {"CUDA_VISIBLE_DEVICES": "0,1"}):  # an earlier run has set it to its gpu_id
+        ray.init("local", num_cpus=2, num_gpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield
     ray.shutdown()
 
@@ -79,20 +87,119 @@ def test_a_refusal_of_a_worker_ends_the_run_at_once(tiny_dataset, tmp_path, ray_
         (["--ray_address=auto"], "--ray_address needs --num_workers"),
         (["--gpus_per_worker=1"], "--gpus_per_worker needs --num_workers"),
         (["--num_workers=2", "--ray_address=auto", "--nproc=2"], "--nproc has no effect with --num_workers"),
-        (["--num_workers=2", "--ray_address=auto", "--tune=x.yaml"], "--num_workers has no effect with --tune"),
+        (["--num_workers=2", "--ray_address=auto", "--tune=x.yaml", "--max_failures=1"], "--max_failures has no effect"),
+        (["--tune=x.yaml", "--gpus_per_worker=1"], "--gpus_per_worker needs --num_workers"),
+        (["--tune=x.yaml", "--num_workers=2", "--cpus_per_trial=2"], "--cpus_per_trial has .* use --cpus_per_worker"),
         (["--num_workers=0", "--ray_address=auto"], "--num_workers must be at least 1"),
         (["--num_workers=2", "--ray_address=auto", "--model=SASRec"], "num_workers=2 does not work.*CESASRec"),
         (["--num_workers=2", "--ray_address=auto", "--resume=a-last-1.pth"], "does not work with num_workers"),
         (["--num_workers=3", "--ray_address=auto"], "is more than the cluster can hold .2."),
+        (["--num_workers=2", "--ray_address=auto", "--gpus_per_worker=2"], "--gpus_per_worker=2 is more than .*hold .1."),
     ],
 )
 def test_mistakes_of_the_command_line(tiny_dataset, capsys, words, message, request):
-    if "--num_workers=3" in words:
+    if "hold" in message:
         request.getfixturevalue("ray_here")
     data = [f"--{key}={tiny_dataset[key]}" for key in ("dataset", "data_path", "MAX_ITEM_LIST_LENGTH")]
     assert cli.main([*words, *data, "--topk=10"]) == 2
     error = capsys.readouterr().err
     assert re.search(message, error), error
+
+
+def test_each_worker_has_gpus_of_its_own(tmp_path, ray_here, monkeypatch):
+    def gpus():
+        found = [None, None]
+        torch.distributed.all_gather_object(found, ray.get_runtime_context().get_accelerator_ids()["GPU"])
+        return found
+
+    monkeypatch.setattr(cluster, "_torch_config", lambda: TorchConfig(backend="gloo"))  # as there is no NCCL
+    assert sorted(cluster.launch(gpus, {}, 2, 1, 1, str(tmp_path), 0)) == [["0"], ["1"]]
+
+
+# -- trials of several workers
+
+
+def in_a_trial(function):
+    """The result of a function in two workers, the first of which is a process of Ray as that of a trial."""
+    return ray.get(ray.remote(num_cpus=1, max_retries=0)(cluster.together).remote(function, {}, 2, 1, 0), timeout=300)
+
+
+def test_a_refusal_of_another_worker_is_the_reason(ray_here):
+    def refuse():
+        if torch.distributed.get_rank() == 1:
+            raise PrefError("this worker refuses")
+        torch.distributed.barrier()
+
+    with pytest.raises(PrefError, match="this worker refuses"):
+        in_a_trial(refuse)
+
+
+def test_a_worker_that_dies_unnoticed_ends_the_first(ray_here):
+    def die():
+        if torch.distributed.get_rank() == 1:
+            os._exit(1)
+        time.sleep(600)
+
+    with pytest.raises(ray.exceptions.WorkerCrashedError):
+        in_a_trial(die)
+
+
+def other_workers():
+    """Ray's processes that train a trial together with its first worker."""
+    found = []
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if "ray::_member" in " ".join(child.cmdline()):
+                found.append(child)
+    return found
+
+
+@pytest.mark.slow
+def test_trials_of_two_workers(tiny_dataset, tmp_path, ray_here, monkeypatch):
+    """There is room for one at a time. The first loses a worker, continues after the other and is stopped early."""
+    monkeypatch.setattr("recbole_pref.tune.room.check", lambda *arguments: None)  # takes seconds
+    monkeypatch.setattr("recbole_pref.tune.results._draw", lambda *arguments: None)
+    settings = {**tiny_dataset, **EXACT, "epochs": 10, "stopping_step": 10, "eval_step": 1}
+    space = {"learning_rate": {"grid": [1e-9, 0.01]}}
+    sweep = {"space": space, "num_samples": 1, "scheduler": {"name": "asha", "grace_epochs": 2}}
+
+    def kill_one():
+        wait_for(lambda: list(tmp_path.glob("s/*/checkpoint_*")))
+        other_workers()[0].kill()
+
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    arguments = {"dataset": "tiny", "sweep": sweep, "config_dict": settings, "storage_path": tmp_path, "name": "s"}
+    grid = tune("LPOSASRec", **arguments, num_workers=2)
+    killer.join()
+    killed, good = sorted(grid, key=lambda result: result.config["learning_rate"])
+    assert not grid.errors and Path(killed.path, "error.txt").is_file()
+    for result, fits in ((killed, range(2, 10)), (good, [10])):
+        reports = Path(result.path, "result.json").read_text().splitlines()
+        assert [json.loads(report)["epoch"] for report in reports] == list(range(1, len(reports) + 1))
+        assert len(reports) in fits
+    wait_for(lambda: not other_workers(), seconds=60)
+    alone = run("LPOSASRec", config_dict={**settings, "learning_rate": 0.01})
+    assert good.metrics["best_score"] == pytest.approx(alone["best_valid_score"], abs=0.02)
+    (expected,) = tmp_path.glob("saved/*-last-10.pth")
+    found = checkpoint.load(Path(good.checkpoint.path, "trial-last-10.pth"))["state_dict"]
+    for name, tensor in checkpoint.load(expected)["state_dict"].items():
+        if not name.endswith("key.bias"):  # has no effect: its gradient is rounding
+            torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
+    with pytest.raises(PrefError, match="began with num_workers: 2, not 1"):
+        tune("LPOSASRec", **arguments, resume=True)
+
+
+def test_trials_with_more_workers_than_the_cluster_holds_are_refused(tiny_dataset, tmp_path, ray_here):
+    for more, message in (
+        ({"num_workers": 3}, "--num_workers=3 .* more than the cluster can hold .2."),
+        ({"num_workers": 2, "gpus_per_worker": 2}, "--gpus_per_worker=2 is more than the cluster can hold .1."),
+        ({"num_workers": 2, "model": "SASRec"}, "num_workers=2 does not work with model='SASRec'"),
+    ):
+        arguments = {"model": "LPOSASRec", "storage_path": tmp_path, "name": "-".join(map(str, more.values())), **more}
+        sweep = {"space": {"learning_rate": {"uniform": [0.1, 1]}}}
+        with pytest.raises(PrefError, match=message):
+            tune(**arguments, dataset="tiny", sweep=sweep, config_dict={**tiny_dataset, "eval_step": 1})
 
 
 @pytest.mark.parametrize(
@@ -129,7 +236,7 @@ def test_a_refused_piece_keeps_those_before_it_for_the_next_call(trained, tmp_pa
         (["--cpus_per_worker=2"], "--cpus_per_worker needs --ray_address"),
         (["--ray_address=auto", "--device=cuda:0"], "--device has no effect with --ray_address"),
         (["--ray_address=auto", "--cpus_per_worker=0"], "--cpus_per_worker must be above 0"),
-        (["--ray_address=auto", "--gpus_per_worker=1"], "more than any machine of the cluster has"),
+        (["--ray_address=auto", "--gpus_per_worker=3"], "more than any machine of the cluster has"),
     ],
 )
 def test_mistakes_of_a_prediction(trained, tmp_path, ray_here, capsys, words, message):

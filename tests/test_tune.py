@@ -349,10 +349,10 @@ def test_trials_have_the_defaults_that_the_sweep_began_with(settings, tmp_path):
     ):
         with pytest.raises(PrefError, match=f"--resume.* began with {words}.*--name"):
             _store_or_compare(tmp_path / "sweep.json", {**began, **change}, resumed=True)
-    shared = {"model": "LPOSASRec", "dataset": "tiny", "settings": settings, "threads": 1, "references": {},
+    shared = {"model": "LPOSASRec", "dataset": "tiny", "settings": settings, "resources": (1, 0, 1), "references": {},
               "reference_dir": None, "defaults": "those of an edited file", "data": None}  # fmt: skip
     with pytest.raises(PrefError, match="the defaults changed after the sweep began"):
-        _train({"tau": 0.3}, shared, tmp_path)
+        _train({"tau": 0.3}, shared, tmp_path, None)
 
 
 def test_fixed_values_of_the_space_hold_for_baseline_and_scheduler_too(settings, tmp_path, monkeypatch):
@@ -442,7 +442,7 @@ def test_references_are_stored_in_the_folder_of_the_user(settings, tmp_path):
     plan = read_plan({"space": {"beta": {"uniform": [0.1, 1]}}})
     for named, folder in (({}, sweep / "reference"), ({"reference_dir": str(kept)}, kept)):
         config = Config("SDPOSASRec", "tiny", config_dict={**settings, **named})
-        shared = _shared(config, plan, _fixed_settings(config), sweep, 1)
+        shared = _shared(config, plan, _fixed_settings(config), sweep, (1, 0, 1))
         assert shared["reference_dir"] == str(folder)
         assert list(shared["references"]) == [path.name for path in folder.glob("tiny-*.pth")] != []
 

@@ -33,7 +33,7 @@ from recbole_pref.errors import PrefError
 from recbole_pref.evaluation.objective import check_measured, check_objective, less_is_better
 from recbole_pref.model.names import split_model_name
 from recbole_pref.model.prior import is_added_after_training
-from recbole_pref.quick_start import build_run, prepare_data, run_recbole_pref
+from recbole_pref.quick_start import build_run, prepare_data, refuse_stock_model, run_recbole_pref
 from recbole_pref.settings import attribute_of_settings, settings_set_by, settings_with
 from recbole_pref.settings.files import backbone_settings
 from recbole_pref.training import reference
@@ -69,6 +69,9 @@ def tune(
     ray_address: str | None = None,
     cpus_per_trial: float = 1,
     gpus_per_trial: float = 0,
+    num_workers: int | None = None,
+    cpus_per_worker: float = 1,
+    gpus_per_worker: float = 0,
     quiet: bool = False,
 ) -> ResultGrid:
     """Search hyper-parameters of a model.
@@ -85,6 +88,9 @@ def tune(
         resume: whether to continue an interrupted sweep.
         ray_address: ``auto`` or ``HOST:PORT`` of a running Ray cluster.
         cpus_per_trial, gpus_per_trial: CPUs and GPUs of a trial; torch uses one thread per CPU.
+        num_workers: workers that train a trial together, data parallel. Their CPUs and GPUs then replace those of the
+            trial.
+        cpus_per_worker, gpus_per_worker: CPUs and GPUs of a worker.
         quiet: print one line per finished trial instead of a live table.
 
     Returns:
@@ -100,6 +106,13 @@ def tune(
     plan = read_plan(sweep, num_samples)
     if cpus_per_trial <= 0 or gpus_per_trial < 0:
         raise PrefError("--cpus_per_trial must be above 0 and --gpus_per_trial 0 or more.")
+    resources = (cpus_per_trial, gpus_per_trial, 1)
+    if num_workers is not None:
+        resources = (cpus_per_worker, gpus_per_worker, num_workers)
+        if num_workers < 1 or cpus_per_worker <= 0 or gpus_per_worker < 0:
+            raise PrefError(
+                "--num_workers must be at least 1, --cpus_per_worker above 0 and --gpus_per_worker 0 or more."
+            )
     for key in sorted(settings_set_by("sweep")):
         if key in plan.space:
             raise PrefError(f"tune: {key} is set by the sweep: remove it from space.")
@@ -113,6 +126,8 @@ def tune(
     except PrefError as error:
         raise PrefError(f"tune: with {fixed}: {error}" if fixed else str(error)) from None
     _check_runs(config)
+    if resources[2] > 1:
+        refuse_stock_model(config, f"num_workers={num_workers}")
     settings = _fixed_settings(config)
     # Check the objective with an arbitrary bound; the baseline is trained only after all checks.
     settings["objective"] = _objective(plan, config, settings, partial(_any_score, config, settings))
@@ -128,17 +143,16 @@ def tune(
     except OSError as error:
         raise PrefError(f"--storage_path={storage!r} cannot be written: {error.strerror}.") from None
     inputs = {"model": config["model"], "dataset": config["dataset"], "settings": settings, **asdict(plan)}
-    inputs["defaults"] = digest_of_defaults(config)
+    inputs |= {"defaults": digest_of_defaults(config), "num_workers": resources[2]}
     _store_or_compare(record, json.loads(json.dumps(checkpoint.to_plain(inputs, other=str))), resume)
     algorithms = make_scheduler(plan, config["epochs"]), make_searcher(plan, config["seed"])
-    resources = (cpus_per_trial, gpus_per_trial)
     _start_ray(ray_address)
     _check_resources(ray, *resources)
     if ray_address is None and not restorable:  # the memory of a cluster's machines may differ
         room.check(config, settings, plan, *resources)
     cross_entropy = partial(_cross_entropy_score, config, settings, folder)
     settings["objective"] = _objective(plan, config, settings, cross_entropy)
-    shared = _shared(config, plan, settings, folder, cpus_per_trial)
+    shared = _shared(config, plan, settings, folder, resources)
     tuner = _tuner(plan, config, shared, storage, name, restorable, resources, quiet, algorithms)
     with sigterm_as_ctrl_c():  # after Ray's start, which installs another handler
         grid = tuner.fit()
@@ -340,7 +354,7 @@ def _cross_entropy_score(config: Config, settings: dict[str, Any], folder: Path,
 
 
 def _shared(
-    config: Config, plan: Plan, settings: dict[str, Any], folder: Path, cpus_per_trial: float
+    config: Config, plan: Plan, settings: dict[str, Any], folder: Path, resources: tuple[float, float, int]
 ) -> dict[str, Any]:
     """Return the data, reference models and settings that all trials share."""
     randomly_split = "RO" in str(config["eval_args"]["order"]).upper()
@@ -363,7 +377,7 @@ def _shared(
         "data": packed,
         "references": files,
         "reference_dir": references,
-        "threads": max(1, int(cpus_per_trial)),
+        "resources": resources,
     }
 
 
@@ -392,16 +406,17 @@ def _tuner(
     storage: str,
     name: str,
     restorable: bool,
-    resources: tuple[float, float],
+    resources: tuple[float, float, int],
     quiet: bool,
     algorithms: tuple[Any, Any],
 ) -> Tuner:
     """Return Ray's Tuner, new or restored."""
     from ray import tune as ray_tune
 
-    cpus, gpus = resources
+    cpus, gpus, workers = resources
+    bundles = [{"CPU": cpus, "GPU": gpus}] * workers
     trainable = ray_tune.with_resources(
-        ray_tune.with_parameters(train_trial, shared=shared), {"cpu": cpus, "gpu": gpus}
+        ray_tune.with_parameters(train_trial, shared=shared), ray_tune.PlacementGroupFactory(bundles)
     )
     space = {key: domain.to_ray() for key, domain in plan.space.items()}
     if restorable:
@@ -443,9 +458,11 @@ def _start_ray(address: str | None) -> None:
     cluster.connect(address)
 
 
-def _check_resources(ray: Any, cpus: float, gpus: float) -> None:
-    """Refuse trials that no machine of the cluster can run: Ray would wait forever."""
-    if not cluster.rooms(cpus, gpus):
+def _check_resources(ray: Any, cpus: float, gpus: float, workers: int) -> None:
+    """Refuse trials that the machines of the cluster cannot run: Ray would wait forever."""
+    if workers > 1:
+        cluster.check_room(workers, cpus, gpus)
+    elif not cluster.rooms(cpus, gpus):
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         most = max((node.get("CPU", 0), node.get("GPU", 0)) for node in nodes)
         raise PrefError(

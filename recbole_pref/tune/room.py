@@ -14,7 +14,7 @@ from recbole_pref.tune.space import Plan, as_setting
 _REMEDY = "lower the sizes in space, train_batch_size or logits_memory_mb"
 
 
-def check(config: Config, settings: dict[str, Any], plan: Plan, cpus: float, gpus: float) -> None:
+def check(config: Config, settings: dict[str, Any], plan: Plan, cpus: float, gpus: float, workers: int = 1) -> None:
     """Print what the largest trial needs, and refuse a sweep whose trials do not fit into memory together.
 
     A task of Ray times a few steps with the largest value of every setting in the space. Linear models are not
@@ -24,7 +24,8 @@ def check(config: Config, settings: dict[str, Any], plan: Plan, cpus: float, gpu
         config: of the fixed settings.
         settings: the fixed settings.
         plan: the sweep.
-        cpus, gpus: CPUs and GPUs of a trial.
+        cpus, gpus: CPUs and GPUs of a worker.
+        workers: number of workers of a trial.
 
     Raises:
         PrefError: the trials that run at the same time need more memory than is available.
@@ -42,8 +43,8 @@ def check(config: Config, settings: dict[str, Any], plan: Plan, cpus: float, gpu
     except ray.exceptions.RayTaskError as error:  # such as a loss that is not finite with the largest learning rate
         print(f"the largest trial could not be estimated: {error.cause}", file=sys.stderr, flush=True)
         return
-    together = min(cluster.rooms(cpus, gpus), plan.trials)
-    need = max(a_trial.training_mb, a_trial.evaluation_mb)
+    together = min(cluster.rooms(cpus, gpus) // workers, plan.trials)
+    need = workers * max(a_trial.training_mb, a_trial.evaluation_mb)  # each evaluates all rows
     print(
         f"the largest trial: about {need:.0f} MiB and {a_trial.epoch_seconds:.1f} s per epoch, at most "
         f"{a_trial.epochs} epochs; {together} at the same time",
@@ -54,7 +55,8 @@ def check(config: Config, settings: dict[str, Any], plan: Plan, cpus: float, gpu
     if together * need > available:
         raise PrefError(
             f"tune: {together} trials at the same time need about {together * need:.0f} MiB with {largest}, and "
-            f"{available:.0f} MiB are available: raise --cpus_per_trial, so that fewer run together, or {_REMEDY}."
+            f"{available:.0f} MiB are available: raise --cpus_per_trial or --cpus_per_worker, so that fewer run "
+            f"together, or {_REMEDY}."
         )
 
 

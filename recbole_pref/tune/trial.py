@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from recbole_pref import checkpoint
+from recbole_pref import checkpoint, cluster, distributed
 from recbole_pref.config import Config
 from recbole_pref.errors import PrefError
 from recbole_pref.memory import explained, peak_mb
@@ -28,8 +28,8 @@ def train_trial(params: dict[str, Any], shared: dict[str, Any]) -> None:
     Args:
         params: values of the searched settings.
         shared: ``model``, ``dataset``, ``settings`` (fixed), ``data`` (pickled data set, or None if the space changes
-            it), ``references`` (content of files by name), ``reference_dir``, ``threads``, ``defaults`` (their
-            ``digest_of_defaults``).
+            it), ``references`` (content of files by name), ``reference_dir``, ``resources`` (CPUs and GPUs of a worker,
+            and number of workers), ``defaults`` (their ``digest_of_defaults``).
 
     Raises:
         PrefError: the settings do not work together, the loss is not finite, or memory is exhausted.
@@ -41,8 +41,9 @@ def train_trial(params: dict[str, Any], shared: dict[str, Any]) -> None:
     if reason.is_file():  # Ray restarts failed trials; do not train again
         raise PrefError(reason.read_text(encoding="utf-8"))
     try:
-        with explained():
-            _train(params, shared, folder)
+        cpus, gpus, workers = shared["resources"]
+        arguments = {"params": params, "shared": shared, "folder": folder, "start": tune.get_checkpoint()}
+        cluster.together(_train, arguments, workers, cpus, gpus)
     except PrefError as error:
         reason.write_text(str(error), encoding="utf-8")
         raise
@@ -56,10 +57,19 @@ def _working_folder(trial_id: str) -> Path:
     return Path(tempfile.mkdtemp(prefix="recbole_pref-"))
 
 
-def _train(params: dict[str, Any], shared: dict[str, Any], folder: Path) -> None:
+@explained()
+def _train(params: dict[str, Any], shared: dict[str, Any], folder: Path, start: Any) -> None:
+    """Train in a worker of a trial; the first worker reports.
+
+    Args:
+        params, shared: see :func:`train_trial`.
+        folder: folder of the first worker; another one writes into its working folder.
+        start: Ray's checkpoint from which the trial continues, or None.
+    """
     from ray import tune
 
-    torch.set_num_threads(shared["threads"])
+    torch.set_num_threads(max(1, int(shared["resources"][0])))
+    folder = folder if distributed.is_first() else Path.cwd()
     work = folder / "work"
     references = Path(shared["reference_dir"] or work / "reference")
     _put_missing(references, shared["references"])
@@ -77,7 +87,6 @@ def _train(params: dict[str, Any], shared: dict[str, Any], folder: Path) -> None
     dataset = pickle.loads(shared["data"]) if shared["data"] is not None else None
     run = build_run(config, log=False, dataset=dataset)
     trainer = run.trainer
-    start = tune.get_checkpoint()
     if start is not None:
         with start.as_directory() as directory:
             shutil.rmtree(work, ignore_errors=True)
@@ -91,6 +100,8 @@ def _train(params: dict[str, Any], shared: dict[str, Any], folder: Path) -> None
         send({**metrics, "epoch": epoch_idx + 1})
 
     def send(metrics: dict[str, Any]) -> None:
+        if not distributed.is_first():
+            return
         with tempfile.TemporaryDirectory(dir=folder) as directory:
             for path in (trainer.store.last(), trainer.store.best()):
                 if path is not None:
