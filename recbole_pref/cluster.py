@@ -59,7 +59,7 @@ def connect(address: str | None, log_to_driver: bool = False) -> None:
         ) from None
 
 
-def rooms(cpus: float, gpus: float) -> int:
+def capacity(cpus: float, gpus: float) -> int:
     """Return how many workers with these numbers of CPUs and GPUs the machines of the cluster can hold."""
     import ray
 
@@ -68,17 +68,17 @@ def rooms(cpus: float, gpus: float) -> int:
     return sum(min(int(node.get(kind, 0) / number) for kind, number in needs) for node in nodes)
 
 
-def check_room(workers: int, cpus: float, gpus: float) -> None:
+def check_capacity(workers: int, cpus: float, gpus: float) -> None:
     """Refuse more workers than the machines of the cluster can hold: Ray would wait forever.
 
     Raises:
         PrefError: the cluster has no room for the workers.
     """
-    room = rooms(cpus, gpus)
-    if room < workers:
+    most = capacity(cpus, gpus)
+    if most < workers:
         raise PrefError(
             f"--num_workers={workers} with --cpus_per_worker={cpus:g} --gpus_per_worker={gpus:g} is more than the "
-            f"cluster can hold ({room}): set smaller numbers, or start Ray on more machines first."
+            f"cluster can hold ({most}): set smaller numbers, or start Ray on more machines first."
         )
 
 
@@ -114,7 +114,7 @@ def launch(
     train: Any = ray.train  # the type checker sees the classes of its first version
     if not hasattr(train.Result, "return_value"):
         raise PrefError(f"--num_workers needs Ray 2.60 or newer, not {ray.__version__}: update it.")
-    check_room(workers, cpus, gpus)
+    check_capacity(workers, cpus, gpus)
     with tempfile.TemporaryDirectory(prefix="ray-train-", dir=folder) as storage:
         marker = Path(storage, _MARKER)
         marker.touch()
@@ -252,8 +252,8 @@ def shared_map(
 
     if cpus <= 0 or gpus < 0:
         raise PrefError("--cpus_per_worker must be above 0 and --gpus_per_worker 0 or more.")
-    room = rooms(cpus, gpus)
-    if not room:
+    most = capacity(cpus, gpus)
+    if not most:
         raise PrefError(
             f"--cpus_per_worker={cpus:g} --gpus_per_worker={gpus:g} is more than any machine of the cluster has: set "
             "smaller numbers."
@@ -262,7 +262,7 @@ def shared_map(
     reference = ray.put(common)
     waiting: deque[Any] = deque()
     for piece in pieces:
-        if len(waiting) == 2 * room:
+        if len(waiting) == 2 * most:
             yield _result_of(waiting.popleft())
         waiting.append(task.remote(function, [reference], piece, max(1, int(cpus))))
     while waiting:

@@ -157,7 +157,7 @@ def other_workers():
 @pytest.mark.slow
 def test_trials_of_two_workers(tiny_dataset, tmp_path, ray_here, monkeypatch):
     """There is room for one at a time. The first loses a worker, continues after the other and is stopped early."""
-    monkeypatch.setattr("recbole_pref.tune.room.check", lambda *arguments: None)  # takes seconds
+    monkeypatch.setattr("recbole_pref.tune.memory_check.check", lambda *arguments: None)  # takes seconds
     monkeypatch.setattr("recbole_pref.tune.results._draw", lambda *arguments: None)
     settings = {**tiny_dataset, **EXACT, "epochs": 10, "stopping_step": 10, "eval_step": 1}
     space = {"learning_rate": {"grid": [1e-9, 0.01]}}

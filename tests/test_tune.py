@@ -35,7 +35,7 @@ from recbole_pref.tune import (
 )
 from recbole_pref.tune.algorithms import make_scheduler, make_searcher
 from recbole_pref.tune.results import finish
-from recbole_pref.tune.room import check as check_room
+from recbole_pref.tune.memory_check import check as check_memory
 from recbole_pref.tune.space import SCHEDULERS, Domain, as_setting, read_plan
 from recbole_pref.tune.trial import _train
 
@@ -143,7 +143,7 @@ KEPT = {"maximize": "TailNDCG@10", "keep": "NDCG@10"}
 @pytest.fixture(autouse=True)
 def no_estimate(monkeypatch):
     """Start sweeps without the estimate of their memory, which takes seconds."""
-    monkeypatch.setattr("recbole_pref.tune.room.check", lambda *arguments: None)
+    monkeypatch.setattr("recbole_pref.tune.memory_check.check", lambda *arguments: None)
 
 
 @pytest.fixture
@@ -581,7 +581,7 @@ def test_trials_that_do_not_fit_into_memory_together_are_refused(settings, tmp_p
     file.write_text("space:\n  hidden_size: {choice: [8, 16]}\nnum_samples: 4\n")
     plan = read_plan(file)
     config = Config("LPOSASRec", "tiny", config_dict=settings)
-    check_room(config, _fixed_settings(config), plan, 1, 0)
+    check_memory(config, _fixed_settings(config), plan, 1, 0)
     first = capsys.readouterr().err
     need = int(re.search(r"the largest trial: about (\d+) MiB and [\d.]+ s per epoch.*; 2 at the same time", first)[1])
     assert 100 < need < 5000
@@ -589,7 +589,7 @@ def test_trials_that_do_not_fit_into_memory_together_are_refused(settings, tmp_p
         monkeypatch.setattr(psutil, "virtual_memory", lambda free=free: SimpleNamespace(available=free * 2**20))
         words = "2 trials .*'hidden_size': 16.* raise --cpus_per_trial"
         with pytest.raises(PrefError, match=words) if refused else contextlib.nullcontext():
-            check_room(config, _fixed_settings(config), plan, 1, 0)
+            check_memory(config, _fixed_settings(config), plan, 1, 0)
 
 
 def test_more_than_a_machine_has_is_refused(settings, tmp_path, ray_here):
@@ -603,8 +603,8 @@ SCRIPT = """
 import json, sys
 given = json.loads(sys.argv[1])
 if __name__ == "__main__":
-    from recbole_pref.tune import room, tune
-    room.check = lambda *arguments: None  # takes seconds
+    from recbole_pref.tune import memory_check, tune
+    memory_check.check = lambda *arguments: None  # takes seconds
     tune("LPOSASRec", "tiny", given.pop("sweep"), **given)
 """
 CRASH_SWEEP = {"space": {"tau": {"grid": [0.1, 0.5, 1.0]}}, "num_samples": 1}

@@ -37,7 +37,7 @@ from recbole_pref.quick_start import build_run, prepare_data, refuse_stock_model
 from recbole_pref.settings import attribute_of_settings, settings_set_by, settings_with
 from recbole_pref.settings.files import backbone_settings
 from recbole_pref.training import reference
-from recbole_pref.tune import room
+from recbole_pref.tune import memory_check
 from recbole_pref.tune.progress import Progress
 from recbole_pref.tune.results import finish
 from recbole_pref.tune.space import Domain, Plan, as_setting, is_number, read_plan
@@ -149,7 +149,7 @@ def tune(
     _start_ray(ray_address)
     _check_resources(ray, *resources)
     if ray_address is None and not restorable:  # the memory of a cluster's machines may differ
-        room.check(config, settings, plan, *resources)
+        memory_check.check(config, settings, plan, *resources)
     cross_entropy = partial(_cross_entropy_score, config, settings, folder)
     settings["objective"] = _objective(plan, config, settings, cross_entropy)
     shared = _shared(config, plan, settings, folder, resources)
@@ -461,8 +461,8 @@ def _start_ray(address: str | None) -> None:
 def _check_resources(ray: Any, cpus: float, gpus: float, workers: int) -> None:
     """Refuse trials that the machines of the cluster cannot run: Ray would wait forever."""
     if workers > 1:
-        cluster.check_room(workers, cpus, gpus)
-    elif not cluster.rooms(cpus, gpus):
+        cluster.check_capacity(workers, cpus, gpus)
+    elif not cluster.capacity(cpus, gpus):
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         most = max((node.get("CPU", 0), node.get("GPU", 0)) for node in nodes)
         raise PrefError(

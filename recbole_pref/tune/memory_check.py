@@ -43,7 +43,7 @@ def check(config: Config, settings: dict[str, Any], plan: Plan, cpus: float, gpu
     except ray.exceptions.RayTaskError as error:  # such as a loss that is not finite with the largest learning rate
         print(f"the largest trial could not be estimated: {error.cause}", file=sys.stderr, flush=True)
         return
-    together = min(cluster.rooms(cpus, gpus) // workers, plan.trials)
+    together = min(cluster.capacity(cpus, gpus) // workers, plan.trials)
     need = workers * max(a_trial.training_mb, a_trial.evaluation_mb)  # each evaluates all rows
     print(
         f"the largest trial: about {need:.0f} MiB and {a_trial.epoch_seconds:.1f} s per epoch, at most "
