@@ -40,6 +40,7 @@ coverage: install
 
 lint: install docs
 	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check --quiet $(CODE)
 	$(BIN)/lint-imports --no-logo --no-cache
 	$(BIN)/mypy
 	$(BIN)/codespell $(CODE) $(TEXTS)

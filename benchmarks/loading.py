@@ -61,6 +61,7 @@ def measure(way, settings):
         from recbole.config import Config
         from recbole.data import create_dataset, data_preparation
         from recbole.utils import get_model, init_seed
+
         get_model("SASRec")  # imports all of RecBole's models
     before, started = memory(), time.perf_counter()
     spent = lambda: (time.perf_counter() - started, memory() - before)

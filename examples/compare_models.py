@@ -1,6 +1,6 @@
 """Compare models over seeds and publish the table: Markdown, LaTeX, CSV, pictures and an HTML report.
 
-    python examples/compare_models.py
+python examples/compare_models.py
 """
 
 from recbole_pref.compare import compare

@@ -1,8 +1,8 @@
 """Serve recommendations over HTTP from a folder that ``recbole-pref --export`` wrote.
 
-    pip install fastapi uvicorn faiss-cpu torch
-    EXPORT=exported/ uvicorn --app-dir examples serve:app
-    curl -X POST localhost:8000/recommend -H "Content-Type: application/json" -d '{"items": ["242", "302"], "k": 5}'
+pip install fastapi uvicorn faiss-cpu torch
+EXPORT=exported/ uvicorn --app-dir examples serve:app
+curl -X POST localhost:8000/recommend -H "Content-Type: application/json" -d '{"items": ["242", "302"], "k": 5}'
 """
 
 import json

@@ -140,7 +140,11 @@ def _add_options(parser: argparse.ArgumentParser, mode: str) -> None:
     if mode == "export":
         add("export", metavar="FOLDER", type=path, help="folder to write")
         add("--checkpoint", type=path, help="file of a trained model")
-        add("--input", type=path, help="CSV or Parquet file of sequences on which the recall of the HNSW index is measured")
+        add(
+            "--input",
+            type=path,
+            help="CSV or Parquet file of sequences on which the recall of the HNSW index is measured",
+        )
         add("--dot_product_only", action="store_true",
             help="ignore parts of the score that vectors cannot represent, such as repeat_bias")  # fmt: skip
         add("--data_path", type=path, help="folder of the data sets, if the model needs its data")
@@ -572,7 +576,9 @@ def describe(method_name: str = "all") -> str:
         "",
         *textwrap.wrap(
             f"backbones: {', '.join(BACKBONES)}, and RecBole's other sequential models, see docs/backbones.md for "
-            f"those that work: {', '.join(others)}", width),
+            f"those that work: {', '.join(others)}",
+            width,
+        ),
         "a model is <Method><Backbone>, such as LPOSASRec; --list=METHOD shows a method's settings",
         "MM before the backbone fuses item features with the item's ID: LPOMMSASRec",
         "",

@@ -87,9 +87,7 @@ def _sort_interactions_as_arrays() -> None:
     import numpy
 
     interaction = _module("data.interaction")
-    interaction.np = _over(
-        interaction.np, argsort=lambda key, **options: numpy.argsort(numpy.asarray(key), **options)
-    )
+    interaction.np = _over(interaction.np, argsort=lambda key, **options: numpy.argsort(numpy.asarray(key), **options))
 
 
 # -- scipy
@@ -198,9 +196,7 @@ def _collect_non_tensors() -> None:
     collector.get_data_struct = get_data_struct
 
 
-def _replace(
-    module: str, owner: str, name: str, function: Callable[..., Any], calls_original: bool = False
-) -> None:
+def _replace(module: str, owner: str, name: str, function: Callable[..., Any], calls_original: bool = False) -> None:
     """Replace a method of RecBole by a function; with ``calls_original`` its first argument is the original method."""
     cls = getattr(_module(module), owner)
     original: Any = getattr(cls, name)
@@ -239,7 +235,9 @@ def _keep_sequences_as_slices() -> None:
 
 def _number_tokens_by_category() -> None:
     _replace(
-        "data.dataset.dataset", "Dataset", "_concat_remaped_tokens",
+        "data.dataset.dataset",
+        "Dataset",
+        "_concat_remaped_tokens",
         _late("dataset", "concat_tokens"),
         calls_original=True,
     )
@@ -292,7 +290,9 @@ def _report_missing_gpus() -> None:
 
 def _remove_duplicates_stably() -> None:
     _replace(
-        "data.dataset.dataset", "Dataset", "_remove_duplication",
+        "data.dataset.dataset",
+        "Dataset",
+        "_remove_duplication",
         _late("dataset", "remove_duplication"),
         calls_original=True,
     )
@@ -310,7 +310,9 @@ def _refuse_outdated_datasets() -> None:
 
 def _keep_times_exact() -> None:
     _replace(
-        "data.dataset.dataset", "Dataset", "_change_feat_format",
+        "data.dataset.dataset",
+        "Dataset",
+        "_change_feat_format",
         _late("dataset", "order_by_exact_time"),
         calls_original=True,
     )
@@ -732,8 +734,7 @@ def check_installation() -> None:
         raise PrefError(f"RecBole is not installed: run '{_INSTALL}'.") from None
     if version != RECBOLE_VERSION:
         raise PrefError(
-            f"RecBole {version} is installed and RecBole-Pref works with {RECBOLE_VERSION}: run "
-            f"'{_INSTALL}'."
+            f"RecBole {version} is installed and RecBole-Pref works with {RECBOLE_VERSION}: run '{_INSTALL}'."
         )
     missing = [name for module, name in _NEEDED.items() if importlib.util.find_spec(module) is None]
     if missing:

@@ -103,9 +103,7 @@ def read_lists(path: str | Path) -> pd.DataFrame:
     return frame[["user", "item"]]
 
 
-def evaluate_lists(
-    lists: pd.DataFrame, config: Config, part: str = "test", unknown: str = "error"
-) -> Evaluation:
+def evaluate_lists(lists: pd.DataFrame, config: Config, part: str = "test", unknown: str = "error") -> Evaluation:
     """Evaluate ranked lists on the split of a configuration.
 
     Args:

@@ -130,8 +130,7 @@ def item_pictures(folder: Path, items: Collection[str]) -> dict[str, Path]:
             continue
         if path.stem not in items:
             raise PrefError(
-                f"{path}: the data set has no item {path.stem!r}, rename or remove the file."
-                f"{suggest(path.stem, items)}"
+                f"{path}: the data set has no item {path.stem!r}, rename or remove the file.{suggest(path.stem, items)}"
             )
         if path.stem in pictures:
             raise PrefError(f"{path}: item {path.stem!r} has {pictures[path.stem].name} already, keep one.")
@@ -308,9 +307,7 @@ def locate(dataset: str, data_path: str | os.PathLike[str], suffix: str, save_as
         source = Path(data_path, dataset)
     for kind in ("inter", "item"):
         if not (source / f"{dataset}.{kind}").is_file():
-            raise PrefError(
-                f"{source / f'{dataset}.{kind}'} does not exist: check --dataset and --data_path."
-            )
+            raise PrefError(f"{source / f'{dataset}.{kind}'} does not exist: check --dataset and --data_path.")
     if not save_as or save_as == dataset:
         return source, dataset
     target = Path(data_path, save_as)
@@ -319,8 +316,7 @@ def locate(dataset: str, data_path: str | os.PathLike[str], suffix: str, save_as
     for copy, original in copies.items():
         if copy.exists() and not filecmp.cmp(original, copy, shallow=False):
             raise PrefError(
-                f"{copy} exists already and differs from {original}: choose another name with --save_as or "
-                "remove it."
+                f"{copy} exists already and differs from {original}: choose another name with --save_as or remove it."
             )
     for copy, original in copies.items():
         if not copy.exists():

@@ -55,8 +55,7 @@ def _kl_terms(log_ratios: Tensor) -> Tensor:
 
 def _unknown(name: str, value: object, options: Iterable[str]) -> PrefError:
     return PrefError(
-        f"{name}={value!r} is not accepted: set it to one of {', '.join(options)}."
-        f"{suggest(value, options)}"
+        f"{name}={value!r} is not accepted: set it to one of {', '.join(options)}.{suggest(value, options)}"
     )
 
 
@@ -431,9 +430,7 @@ def tawin(
     weights = rank_weights(old_neg, tau=tau, tawin_anchor=tawin_anchor, tawin_window=tawin_window)
     if old_policy == "reference":
         old_pos, old_neg = _island(ref_pos, ref_neg)
-    losses = _clipped_objective(
-        pos, neg, old_pos, old_neg, weights, clip_eps=clip_eps, advantage_ddof=advantage_ddof
-    )
+    losses = _clipped_objective(pos, neg, old_pos, old_neg, weights, clip_eps=clip_eps, advantage_ddof=advantage_ddof)
     if kl_weight > 0:
         ref_pos, ref_neg = _island(ref_pos, ref_neg)
         pos_kl, neg_kl = _kl_terms(ref_pos - pos), _kl_terms(ref_neg - neg)

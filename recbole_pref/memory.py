@@ -11,10 +11,7 @@ import torch
 
 from recbole_pref.errors import PrefError
 
-_REMEDY = (
-    "lower logits_memory_mb or train_batch_size in training, eval_batch_size in evaluation, or "
-    "num_negatives."
-)
+_REMEDY = "lower logits_memory_mb or train_batch_size in training, eval_batch_size in evaluation, or num_negatives."
 
 
 @contextmanager

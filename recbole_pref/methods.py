@@ -52,11 +52,7 @@ class Method:
     @property
     def setting_names(self) -> tuple[str, ...]:
         """The names of the loss's settings."""
-        return tuple(
-            name
-            for name, parameter in self._parameters.items()
-            if parameter.kind is parameter.KEYWORD_ONLY
-        )
+        return tuple(name for name, parameter in self._parameters.items() if parameter.kind is parameter.KEYWORD_ONLY)
 
     def compares_with_reference(self, settings: Mapping[str, Any]) -> bool:
         """Return whether the loss compares with a reference model under these settings."""

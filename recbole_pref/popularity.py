@@ -52,8 +52,7 @@ def head_tail_split(counts: torch.Tensor, rule: str, head_ratio: float) -> torch
     """
     if rule not in HEAD_RULES:
         raise PrefError(
-            f"tail_split={rule!r} is not accepted: set it to items or interactions."
-            f"{suggest(rule, HEAD_RULES)}"
+            f"tail_split={rule!r} is not accepted: set it to items or interactions.{suggest(rule, HEAD_RULES)}"
         )
     real = counts[1:]
     total = int(real.sum())

@@ -96,9 +96,7 @@ def _train_and_test(config, saved, trainers, dataset=None):
                 f"checkpoint={trainer.saved_model_file!r} was not written by this run (it has no checksum): "
                 "remove it and start again."
             )
-        test_result = trainer.evaluate(
-            run.test_data, load_best_model=load_best, show_progress=config["show_progress"]
-        )
+        test_result = trainer.evaluate(run.test_data, load_best_model=load_best, show_progress=config["show_progress"])
     best_valid_result, test_result = _as_floats(best_valid_result), _as_floats(test_result)
     logger.info(set_color("best valid", "yellow") + f": {best_valid_result}")
     logger.info(set_color("test result", "yellow") + f": {test_result}")
@@ -225,9 +223,7 @@ def run(
         )
     stem = _stem_of_run(config) or checkpoint.run_stem(config["model"], config["dataset"])
     arguments["config_dict"] = {**(config_dict or {}), "run_stem": stem}
-    return distributed.launch(
-        run_recbole_pref, arguments, nproc, ip, port, group_offset, world_size
-    )
+    return distributed.launch(run_recbole_pref, arguments, nproc, ip, port, group_offset, world_size)
 
 
 def refuse_stock_model(config: Config, option: str) -> None:
@@ -651,9 +647,7 @@ def objective_function(
     config = Config(config_dict=config_dict, config_file_list=config_file_list)
     logging.basicConfig(level=logging.ERROR)
     run = build_run(config, log=False)
-    best_valid_score, best_valid_result = run.trainer.fit(
-        run.train_data, run.valid_data, verbose=False, saved=saved
-    )
+    best_valid_score, best_valid_result = run.trainer.fit(run.train_data, run.valid_data, verbose=False, saved=saved)
     return {
         "model": config["model"],
         "best_valid_score": best_valid_score,

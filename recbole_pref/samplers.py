@@ -588,8 +588,7 @@ class NegativeSampler(nn.Module):
         where = f"neg_candidates={self.which!r} leaves (the {size} of the data set less {less})"
         if self.k > left:
             raise PrefError(
-                f"num_negatives={self.k} is more than the {left} items that {where}: lower "
-                f"num_negatives or {remedy}."
+                f"num_negatives={self.k} is more than the {left} items that {where}: lower num_negatives or {remedy}."
             )
         if not self.uses_pool:
             return
@@ -600,8 +599,7 @@ class NegativeSampler(nn.Module):
             )
         if self.pool_size > left:
             raise PrefError(
-                f"pool_size={self.pool_size} is more than the {left} items that {where}: lower "
-                f"pool_size or {remedy}."
+                f"pool_size={self.pool_size} is more than the {left} items that {where}: lower pool_size or {remedy}."
             )
 
     @torch.no_grad()

@@ -167,19 +167,13 @@ def test_any_plain_state_comes_back_equal(tmp_path_factory, state):
     assert load(save(state, path)) == state
 
 
-@pytest.mark.parametrize(
-    "dtype", [torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.uint8, torch.bool]
-)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.uint8, torch.bool])
 def test_tensors_come_back_bit_for_bit(tmp_path, dtype):
     bits = torch.randint(0, 2, (16, 8), dtype=torch.uint8)
     tensor = bits.bool() if dtype == torch.bool else bits.view(dtype)
     odd = torch.tensor([math.nan, -0.0, math.inf, 1e-45])
-    state = load(
-        save({"t": tensor, "e": tensor[:0], "s": tensor[0, 0], "odd": odd}, tmp_path / "c")
-    )
-    assert state["t"].dtype == dtype and torch.equal(
-        state["t"].view(torch.uint8), tensor.view(torch.uint8)
-    )
+    state = load(save({"t": tensor, "e": tensor[:0], "s": tensor[0, 0], "odd": odd}, tmp_path / "c"))
+    assert state["t"].dtype == dtype and torch.equal(state["t"].view(torch.uint8), tensor.view(torch.uint8))
     assert state["e"].shape == tensor[:0].shape and state["s"].shape == ()
     assert torch.equal(state["odd"].view(torch.int32), odd.view(torch.int32))
 
@@ -276,9 +270,7 @@ def test_blocks_of_zeros_and_swapped_blocks_are_found(tmp_path, good_bytes):
         load(path)
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"P", b"user_id:token\n1\n", b"PK\x03\x04", b"\x89PNG\r\n", bytes(5000)]
-)
+@pytest.mark.parametrize("content", [b"", b"P", b"user_id:token\n1\n", b"PK\x03\x04", b"\x89PNG\r\n", bytes(5000)])
 def test_a_file_that_is_not_a_checkpoint_is_reported_as_damaged(tmp_path, content):
     (tmp_path / "a.pth").write_bytes(content)
     with pytest.raises(CorruptCheckpoint) as error:
@@ -427,9 +419,7 @@ def run_driver(body, *arguments):
         """) + textwrap.dedent(body)
     environ = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-W", "ignore", "-c", script, *map(str, arguments)]
-    done = subprocess.run(
-        command, env=environ, capture_output=True, text=True, timeout=120, check=False
-    )
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -696,9 +686,7 @@ class RefusingFile:
         (errno.EIO, "can be written"),
     ],
 )
-def test_a_refusal_at_any_step_is_one_sentence_and_loses_nothing(
-    tmp_path, monkeypatch, step, code, remedy
-):
+def test_a_refusal_at_any_step_is_one_sentence_and_loses_nothing(tmp_path, monkeypatch, step, code, remedy):
     path = save(state_of(1), tmp_path / "a.pth")
 
     def refuse(*_, **__):
@@ -1024,9 +1012,7 @@ def test_git_commit_of_a_checkout_and_of_none(tmp_path, monkeypatch):
     def git(*arguments):
         identity = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "core.hooksPath=/dev/null"]
         command = ["git", *identity, *arguments]
-        return subprocess.run(
-            command, cwd=tmp_path, check=True, capture_output=True, text=True
-        ).stdout.strip()
+        return subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True).stdout.strip()
 
     git("init", "-q")
     assert git_commit(tmp_path) is None  # no commit yet

@@ -99,7 +99,9 @@ def test_spawned_processes_know_our_models_and_plugins(tmp_path):
         "    process.join()\n"
     )
     environment = {"RECBOLE_PREF_PLUGINS": str(plugin)}
-    code, out, error = in_new_process(f"import runpy; runpy.run_path({str(script)!r}, run_name='__main__')", **environment)
+    code, out, error = in_new_process(
+        f"import runpy; runpy.run_path({str(script)!r}, run_name='__main__')", **environment
+    )
     assert (code, out.split()) == (0, ["HingeGRU4Rec", "PrefTrainer"]), error
 
 
@@ -197,7 +199,10 @@ def test_busy_cores_are_counted():
     [
         (["--epochs", "1", "--tau=-0.5"], {"epochs": 1, "tau": -0.5}),
         (["--tau", "-0.5", "--topk", "5,10"], {"tau": -0.5, "topk": (5, 10)}),
-        (["--mm_fields=brand, price", "--metrics=Hit,NDCG"], {"mm_fields": ["brand", "price"], "metrics": ["Hit", "NDCG"]}),
+        (
+            ["--mm_fields=brand, price", "--metrics=Hit,NDCG"],
+            {"mm_fields": ["brand", "price"], "metrics": ["Hit", "NDCG"]},
+        ),
         (["--mm_fields=auto", "--mask_history", "True"], {"mm_fields": "auto", "mask_history": True}),
         (["--checkpoint_dir=2024", "--checkpoint_dir_=1"], {"checkpoint_dir": "2024", "checkpoint_dir_": 1}),
         (["--a=b=c", "--d=[1, 2]", "--e=~"], {"a": "b=c", "d": [1, 2], "e": None}),
@@ -287,7 +292,13 @@ def test_backbones_are_listed_without_importing_them():
     "words", [["--user_inter_num_interval=[100,inf)"], ["--reference=missing.pth"], ["--hidden_size=15"]], ids=str
 )
 def test_a_refused_run_leaves_nothing_behind(tiny_dataset, tmp_path, words):
-    arguments = ["--model=SDPOSASRec", "--dataset=tiny", f"--data_path={tiny_dataset['data_path']}", "--gpu_id=", *words]
+    arguments = [
+        "--model=SDPOSASRec",
+        "--dataset=tiny",
+        f"--data_path={tiny_dataset['data_path']}",
+        "--gpu_id=",
+        *words,
+    ]
     code = f"import sys, recbole_pref.cli as tool; sys.exit(tool.main({arguments!r}))"
     before = sorted(tmp_path.rglob("*"))
     assert in_new_process(code)[0] == 2

@@ -87,14 +87,20 @@ def test_a_refusal_of_a_worker_ends_the_run_at_once(tiny_dataset, tmp_path, ray_
         (["--ray_address=auto"], "--ray_address needs --num_workers"),
         (["--gpus_per_worker=1"], "--gpus_per_worker needs --num_workers"),
         (["--num_workers=2", "--ray_address=auto", "--nproc=2"], "--nproc has no effect with --num_workers"),
-        (["--num_workers=2", "--ray_address=auto", "--tune=x.yaml", "--max_failures=1"], "--max_failures has no effect"),
+        (
+            ["--num_workers=2", "--ray_address=auto", "--tune=x.yaml", "--max_failures=1"],
+            "--max_failures has no effect",
+        ),
         (["--tune=x.yaml", "--gpus_per_worker=1"], "--gpus_per_worker needs --num_workers"),
         (["--tune=x.yaml", "--num_workers=2", "--cpus_per_trial=2"], "--cpus_per_trial has .* use --cpus_per_worker"),
         (["--num_workers=0", "--ray_address=auto"], "--num_workers must be at least 1"),
         (["--num_workers=2", "--ray_address=auto", "--model=SASRec"], "num_workers=2 does not work.*CESASRec"),
         (["--num_workers=2", "--ray_address=auto", "--resume=a-last-1.pth"], "does not work with num_workers"),
         (["--num_workers=3", "--ray_address=auto"], "is more than the cluster can hold .2."),
-        (["--num_workers=2", "--ray_address=auto", "--gpus_per_worker=2"], "--gpus_per_worker=2 is more than .*hold .1."),
+        (
+            ["--num_workers=2", "--ray_address=auto", "--gpus_per_worker=2"],
+            "--gpus_per_worker=2 is more than .*hold .1.",
+        ),
     ],
 )
 def test_mistakes_of_the_command_line(tiny_dataset, capsys, words, message, request):

@@ -119,7 +119,8 @@ def test_entries_that_no_table_can_hold_are_refused_before_training(settings, tm
         ("CESASRec,BPR", {}, "BPR has mask_history True, the first entry False.*--mask_history="),
         ("CESASRec,BPR", {"eval_args": {**SPLIT, "mode": "uni10"}}, "BPR has mask_history True, the first entry False"),
         (
-            "CESASRec,BPR", {"eval_args": {**SPLIT, "split": {"RS": [8, 1, 1]}}, "mask_history": True},
+            "CESASRec,BPR",
+            {"eval_args": {**SPLIT, "split": {"RS": [8, 1, 1]}}, "mask_history": True},
             "a test row is a user with all targets for BPR and one target for CESASRec",
         ),
         ("LPOSASRec,LPOSASRec beta=0.5", {}, "'LPOSASRec beta=0.5': LPOSASRec has no setting beta"),
@@ -236,7 +237,9 @@ def test_runs_on_other_data_are_not_compared():
         return Run(name, {}, id=name, data=data)
 
     compare.check_same_data([record("a", 9), record("b", 9)])  # training rows differ between kinds of models
-    with pytest.raises(PrefError, match="the runs b and a were trained on different data .n_items: 8 != 9.: .* delete the older"):
+    with pytest.raises(
+        PrefError, match="the runs b and a were trained on different data .n_items: 8 != 9.: .* delete the older"
+    ):
         compare.check_same_data([record("a", 9), record("b", 8)])
 
 
@@ -393,10 +396,17 @@ def test_files_with_the_same_name_are_labelled_with_their_folder(tmp_path):
 
 
 def test_labels_survive_latex():
-    row = {"label": "a_b #1 50% {x: ~1} ^ \\", "seeds": [1], **dict.fromkeys(COSTS), "hit@10": {"mean": 0.1, "std": None, "difference": None, "p": None}}
+    row = {
+        "label": "a_b #1 50% {x: ~1} ^ \\",
+        "seeds": [1],
+        **dict.fromkeys(COSTS),
+        "hit@10": {"mean": 0.1, "std": None, "difference": None, "p": None},
+    }
     lines = tables.comparison_table([row], ["hit@10"], "latex").splitlines()
     assert lines[0] == r"% needs \usepackage{booktabs}"
-    assert lines[5].startswith(r"a\_b \#1 50\% \{x: \textasciitilde{}1\} \textasciicircum{} \textbackslash{} & 1 & 0.1000")
+    assert lines[5].startswith(
+        r"a\_b \#1 50\% \{x: \textasciitilde{}1\} \textasciicircum{} \textbackslash{} & 1 & 0.1000"
+    )
 
 
 def rows_of(**cells):
@@ -468,8 +478,15 @@ def test_progress_shows_score_time_left_and_log(tmp_path, monkeypatch, capsys):
     shown.ended(tasks[2], "out of memory")
     message = capsys.readouterr().err
     assert f"A seed 1 started, log: {tasks[0].log}" in message
-    assert "[1/4] A seed 1 done after 4 epochs, 0:00:08: best validation score 0.1235, at most about 0:00:24 left" in message
-    assert "1 of 4 runs ended, 1 running, 2 waiting" in message and "| 6/10" in message and "B seed 1 failed: out of memory" in message
+    assert (
+        "[1/4] A seed 1 done after 4 epochs, 0:00:08: best validation score 0.1235, at most about 0:00:24 left"
+        in message
+    )
+    assert (
+        "1 of 4 runs ended, 1 running, 2 waiting" in message
+        and "| 6/10" in message
+        and "B seed 1 failed: out of memory" in message
+    )
 
 
 def test_the_process_that_forks_runs_only_imports(tmp_path):
@@ -530,7 +547,9 @@ def test_a_comparison_runs_once_and_agrees_with_the_evaluator(settings, tmp_path
     assert r"\toprule" in (folder / "table.tex").read_text()
     note = (folder / "table.md").read_text()
     assert "corrected after Holm for 6 comparisons" in note
-    head = torch.from_numpy(arrays["count"]).argsort(descending=True, stable=True)[: round(0.2 * (len(arrays["count"]) - 1))]
+    head = torch.from_numpy(arrays["count"]).argsort(descending=True, stable=True)[
+        : round(0.2 * (len(arrays["count"]) - 1))
+    ]
     tail = (~np.isin(arrays["target"], head)).sum()
     assert not notes.group_notes(record, ["tailpercentage@10", "hit@10"])
     assert f"Head: the most popular 20% of the items (tail_split: items), tail: the rest, {tail} of the 60 test" in note
@@ -672,7 +691,9 @@ def test_the_command_line_compares_and_reports_what_failed(settings, tmp_path, c
     command = ["--dataset=tiny", "--seeds=2", "--processes=2", "--test=bootstrap", "--output=out", *words]
     assert main([f"--compare={models}", "--baseline=GRU4Rec", *command]) == 2
     printed = capsys.readouterr()
-    assert "* differs from GRU4Rec (p < 0.05, paired bootstrap" in printed.out and "report: out" in printed.out.replace(str(tmp_path) + "/", "")
+    assert "* differs from GRU4Rec (p < 0.05, paired bootstrap" in printed.out and "report: out" in printed.out.replace(
+        str(tmp_path) + "/", ""
+    )
     assert printed.out.count("1e30-seed2020") > 0 and "1e30 seed 2021 failed: epoch 0" in printed.err
     assert {path.name for path in (tmp_path / "out").iterdir()} >= {
         "table.md", "table.csv", "table.tex", "comparison.json", "report.html", "plots",
@@ -681,7 +702,9 @@ def test_the_command_line_compares_and_reports_what_failed(settings, tmp_path, c
     assert saved["baseline"] == "GRU4Rec" and len(saved["runs"]) == 4
     assert main(["--compare=CESASRec,GRU4Rec", "--columns=Tail NDCG@10, seconds_per_epoch", *command]) == 0
     table = capsys.readouterr().out
-    assert "* differs from CESASRec" in table and "| model | seeds | Tail NDCG@10 | s / epoch |" in " ".join(table.split())
+    assert "* differs from CESASRec" in table and "| model | seeds | Tail NDCG@10 | s / epoch |" in " ".join(
+        table.split()
+    )
     stale, kept = (tmp_path / "out" / "plots" / name for name in ("sensitivity_tau.png", "mine.png"))
     stale.touch()
     kept.touch()

@@ -21,6 +21,7 @@ from tests import fresh
 PANDAS_3 = int(pd.__version__.split(".")[0]) >= 3
 needs_pandas_3 = pytest.mark.skipif(not PANDAS_3, reason="pandas 2 does not need the patch")
 
+
 def probe(body, left_out="", folder="."):
     """Run a body in a fresh process without a patch; return its exit code and what it printed last."""
     code = textwrap.dedent(
@@ -142,8 +143,7 @@ def test_benchmark_files_have_the_lengths_of_their_rows(tmp_path):
         "train_neg_sample_args=None"
     )
     body = DATASET.format(model="SASRec", more=more) + (
-        "train = dataset.build()[0]\n"
-        "print(train.inter_feat['item_length'].tolist())"
+        "train = dataset.build()[0]\nprint(train.inter_feat['item_length'].tolist())"
     )
     assert probe(body, folder=tmp_path) == (0, ["[2, 1, 3]"])
     code, said = probe(body, "elementwise_len", tmp_path)
@@ -189,10 +189,7 @@ def test_the_collector_keeps_values_that_are_not_tensors():
 
 
 def test_recboles_config_reads_our_property_files():
-    body = (
-        "from recbole.config import Config\n"
-        "print(Config('LPOSASRec', 'ml-100k')['head_ratio'])"
-    )
+    body = "from recbole.config import Config\nprint(Config('LPOSASRec', 'ml-100k')['head_ratio'])"
     assert probe(body) == (0, ["0.2"])
     code, said = probe(body, "our_properties")
     assert code != 0 or said != ["0.2"]

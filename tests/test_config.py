@@ -152,8 +152,12 @@ def test_a_window_of_tawin_outside_its_group_is_refused(settings, match):
 @pytest.mark.parametrize(
     "model, match",
     [
-        ("LPOSASRek", "LPOSASRec"), ("LP0SASRec", "LPOSASRec"), ("SASRek", "SASRec"), ("", "model"),
-        ("LPO", "Did you mean 'LPOSASRec'"), ("sdpo", "Did you mean 'SDPOSASRec'"),
+        ("LPOSASRek", "LPOSASRec"),
+        ("LP0SASRec", "LPOSASRec"),
+        ("SASRek", "SASRec"),
+        ("", "model"),
+        ("LPO", "Did you mean 'LPOSASRec'"),
+        ("sdpo", "Did you mean 'SDPOSASRec'"),
     ],
 )
 def test_a_misspelt_model_is_named(model, match):

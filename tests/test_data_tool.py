@@ -312,7 +312,11 @@ METADATA = {
 def test_amazon_metadata_become_item_features(tmp_path, year):
     (tmp_path / "s").write_text("a x y z\n")
     key = "parent_asin" if year == "2023" else "asin"
-    lines = [METADATA[year], f'{{"{key}": "other"}}', f'{{"{key}": "y", "price": "$1 - $2", "description": ["g\\n", "h"]}}']
+    lines = [
+        METADATA[year],
+        f'{{"{key}": "other"}}',
+        f'{{"{key}": "y", "price": "$1 - $2", "description": ["g\\n", "h"]}}',
+    ]
     lines.append(f'{{"{key}": "x", "title": "the same again"}}')
     with gzip.open(tmp_path / "meta.json.gz", "wt") as file:
         file.write("\n".join(lines))
@@ -373,39 +377,83 @@ def test_mistakes_in_item_features_leave_nothing_behind(tmp_path, name, text, ma
         ("a\n", {"format": "sequences"}, "line 1: user 'a' has no items"),
         ("a x\nb\n", {"format": "pairs"}, "line 2: 1 words"),
         ("a,x,1\n", {"format": "table", "columns": ["uid", "item", "time"]}, "--user is not set"),
-        ("a::x::1\n\na::::2\n", {"format": "table", "separator": "::", "columns": ["user", "item", "time"]}, "line 3: item_id is empty"),
+        (
+            "a::x::1\n\na::::2\n",
+            {"format": "table", "separator": "::", "columns": ["user", "item", "time"]},
+            "line 3: item_id is empty",
+        ),
         ("user_id,item_id,timestamp\na,x,1\na,y,noon\n", {"format": "table"}, "line 3: timestamp is 'noon'"),
         ("uid,item_id,timestamp\n", {"format": "table"}, "no column 'user_id'.*'uid'"),
         ("a x\nb y\na z\n", {"format": "sequences"}, "line 3: user 'a' is already in line 1"),
         ("a x\nb y NA\n", {"format": "sequences"}, "line 2: item_id is 'NA', which RecBole reads as missing"),
         ("a x\n\nb NA\n", {"format": "pairs"}, "line 3: item_id is 'NA'"),
         ("user_id,item_id,item_id,timestamp\na,x,y,1\n", {"format": "table"}, "two columns have the name 'item_id'"),
-        ("user_id,item_id,timestamp\na,x,1\n", {"format": "table", "separator": "\n"}, "separator='.n' is not accepted"),
-        ("user_id,item_id,timestamp\na,x,03/04/2024\na,y,13/04/2024\n", {"format": "table"}, "line 3.*nor a date .YYYY"),
+        (
+            "user_id,item_id,timestamp\na,x,1\n",
+            {"format": "table", "separator": "\n"},
+            "separator='.n' is not accepted",
+        ),
+        (
+            "user_id,item_id,timestamp\na,x,03/04/2024\na,y,13/04/2024\n",
+            {"format": "table"},
+            "line 3.*nor a date .YYYY",
+        ),
         ("user_id,item_id,timestamp\na,x,2024-01-01\na,y,now\n", {"format": "table"}, "line 3.*'now'"),
-        ("user_id;item_id;timestamp\na;x;1,5\na;y;20,5\n", {"format": "table", "separator": ";"}, "line 2: timestamp is '1,5'"),
-        ("user_id;item_id;timestamp\na;x;2001,5\n", {"format": "table", "separator": ";"}, "line 2: timestamp is '2001,5'"),
+        (
+            "user_id;item_id;timestamp\na;x;1,5\na;y;20,5\n",
+            {"format": "table", "separator": ";"},
+            "line 2: timestamp is '1,5'",
+        ),
+        (
+            "user_id;item_id;timestamp\na;x;2001,5\n",
+            {"format": "table", "separator": ";"},
+            "line 2: timestamp is '2001,5'",
+        ),
         ("user_id,item_id,timestamp\na,x,12:30\n", {"format": "table"}, "line 2: timestamp is '12:30'"),
         ("user_id,item_id,timestamp\na,x,10h\n", {"format": "table"}, "line 2: timestamp is '10h'"),
         ('user_id,item_id,timestamp,t\na,x,1,"b" c\na,y,2,d\n', {"format": "table"}, "line 2: a quotation mark opens"),
         ('user_id,item_id,timestamp,t\na,x,1,"b\na,y,2,"c"\n', {"format": "table"}, "line 2: a quotation mark opens"),
-        ('user_id\titem_id\ttimestamp\tt\na\tx\t1\tb\na\ty\t2\t"c\na\tz\t3\t8"\n', {"format": "table", "separator": "\t"}, "line 3: a quotation"),
+        (
+            'user_id\titem_id\ttimestamp\tt\na\tx\t1\tb\na\ty\t2\t"c\na\tz\t3\t8"\n',
+            {"format": "table", "separator": "\t"},
+            "line 3: a quotation",
+        ),
         ("user_id,item_id,timestamp\na,x,1\n\n\na,,2\n", {"format": "table"}, "line 5: item_id is empty"),
         ("user_id,item_id,timestamp\na,x,1\nb\n", {"format": "table"}, "line 3: item_id is empty"),
         ('user_id,item_id,timestamp\n"a\nb",x,1\n', {"format": "table"}, "line 3: user_id.*line end"),
         ("user_id,item_id,timestamp\na,x,1\na,x,1,1\n", {"format": "table"}, "3 fields in line 3, saw 4"),
         ("user_id,item_id,timestamp\na,x,1,1\n", {"format": "table"}, "more cells than the first line"),
-        ("user_id,item_id,timestamp\na,x,2024-01-01\na,x,2024-01-02\na,x,?\n", {"format": "table"}, "line 4.*nor a date"),
-        ("user_id,item_id,timestamp,r\na,x,1,4\na,y,1,A\n", {"format": "table", "rating": "r"}, "line 3: rating is 'A'"),
+        (
+            "user_id,item_id,timestamp\na,x,2024-01-01\na,x,2024-01-02\na,x,?\n",
+            {"format": "table"},
+            "line 4.*nor a date",
+        ),
+        (
+            "user_id,item_id,timestamp,r\na,x,1,4\na,y,1,A\n",
+            {"format": "table", "rating": "r"},
+            "line 3: rating is 'A'",
+        ),
         ("user_id,item_id,timestamp\na,x,1\na,y,1\na,y,inf\n", {"format": "table"}, "line 4: timestamp is 'inf'"),
         ("user_id,item_id,timestamp\n", {"format": "table"}, "holds no interactions"),
         ("user_id,item_id,timestamp\na,x,1\n", {"format": "table", "user": ""}, "--user is not set"),
         ("", {"format": "table"}, "is empty"),
         ("\n", {"format": "sequences"}, "holds no interactions"),
         ("u,x,5,1\nu,y,5,1\nu,y,5,no\n", {"format": "amazon-ratings-2014"}, "line 3: timestamp is 'no'"),
-        ('{"user_id": "a", "parent_asin": ["x"], "timestamp": 1, "rating": 1}', {"format": "amazon-reviews"}, "'parent_asin' is"),
-        ('\n{"user_id": null, "parent_asin": "x", "timestamp": 1, "rating": 1}', {"format": "amazon-reviews"}, "line 2: user_id is empty"),
-        ('{"user_id": "\\ud800", "parent_asin": "x", "timestamp": 1, "rating": 1}', {"format": "amazon-reviews"}, "line 1: there is half"),
+        (
+            '{"user_id": "a", "parent_asin": ["x"], "timestamp": 1, "rating": 1}',
+            {"format": "amazon-reviews"},
+            "'parent_asin' is",
+        ),
+        (
+            '\n{"user_id": null, "parent_asin": "x", "timestamp": 1, "rating": 1}',
+            {"format": "amazon-reviews"},
+            "line 2: user_id is empty",
+        ),
+        (
+            '{"user_id": "\\ud800", "parent_asin": "x", "timestamp": 1, "rating": 1}',
+            {"format": "amazon-reviews"},
+            "line 1: there is half",
+        ),
         ("a x\n", {"format": "sequences", "user": "u"}, "user='u' is an option of format='table'"),
         ("a,b\n", {"format": "amazon-ratings-2014"}, "first line has 2 cells, but 4"),
         ("{}\n", {"format": "amazon-reviews"}, "line 1: there is neither"),
@@ -448,7 +496,9 @@ def test_an_item_file_of_other_data_is_not_kept(tmp_path):
     (tmp_path / "less").write_text("a x z\n")
     less = convert(tmp_path / "less", "sequences", "d", tmp_path, force=True, dry_run=True)
     assert less["items_without_interactions"] == 1
-    with pytest.raises(PrefError, match="d.item belongs to other data: it has no row for item 'w'; remove it or pass --item_f"):
+    with pytest.raises(
+        PrefError, match="d.item belongs to other data: it has no row for item 'w'; remove it or pass --item_f"
+    ):
         convert(tmp_path / "more", "sequences", "d", tmp_path, force=True)
     assert (tmp_path / "d" / "d.inter").read_text() == before
     convert(tmp_path / "more", "sequences", "d", tmp_path, force=True, item_features=tmp_path / "f.json")

@@ -77,9 +77,17 @@ def write_interactions(folder, users=40, items=25):
         rows.append((f"u{user}", f"0{item}", time, rng.integers(1, 6) / 2 + 1, rng.choice(list("abc")), tags, vector))
     kinds = ("token", "token", "float", "float", "token", "token_seq", "float_seq")
     write(folder, "d.inter", [f"{name}:{kind}" for name, kind in zip(SIDE, kinds)], rows)
-    features = [(f"0{i}", rng.choice(["", "p", "q"]), " ".join(rng.choice(list("vw"), rng.integers(0, 3)))) for i in range(items)]
+    features = [
+        (f"0{i}", rng.choice(["", "p", "q"]), " ".join(rng.choice(list("vw"), rng.integers(0, 3))))
+        for i in range(items)
+    ]
     write(folder, "d.item", ["item_id:token", "brand:token", "words:token_seq"], features)
-    write(folder, "d.user", ["user_id:token", "age:float"], [(f"u{u}", rng.choice(["", "20", "40"])) for u in range(users)])
+    write(
+        folder,
+        "d.user",
+        ["user_id:token", "age:float"],
+        [(f"u{u}", rng.choice(["", "20", "40"])) for u in range(users)],
+    )
 
 
 @pytest.fixture(scope="module")
@@ -238,7 +246,9 @@ def test_times_that_32_bits_confuse_are_in_order(tiny_dataset, tmp_path):
 
 def presplit(folder, train, suffix=".inter", head=("user_id:token", "item_id_list:token_seq", "item_id:token")):
     for part in ("train", "valid", "test"):
-        write(folder, f"d.{part}{suffix}", head, train if part == "train" else [("u1", "3 4 5", "6"), ("u2", "4 5", "6")])
+        write(
+            folder, f"d.{part}{suffix}", head, train if part == "train" else [("u1", "3 4 5", "6"), ("u2", "4 5", "6")]
+        )
     return {
         "data_path": str(folder), "benchmark_filename": ["train", "valid", "test"], "state": "ERROR", "gpu_id": "",
         "load_col": None, "MAX_ITEM_LIST_LENGTH": 4, "train_neg_sample_args": None,
@@ -285,7 +295,9 @@ def test_filters_by_token_take_numbers(tmp_path, values):
 def test_a_saved_data_set_older_than_its_files_is_not_used(tmp_path, caplog):
     write_interactions(tmp_path)
     settings = {**SEQUENTIAL, "data_path": str(tmp_path), "checkpoint_dir": str(tmp_path), "save_dataset": True}
-    load = lambda: create_dataset(RecBoleConfig("SASRec", "d", config_dict={**settings, "state": "ERROR", "gpu_id": ""}))
+    load = lambda: create_dataset(
+        RecBoleConfig("SASRec", "d", config_dict={**settings, "state": "ERROR", "gpu_id": ""})
+    )
     size = len(load().inter_feat)
     (saved,) = tmp_path.glob("d-*.pth")
     os.utime(saved, ns=(saved.stat().st_mtime_ns + 10**9,) * 2)

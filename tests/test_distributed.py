@@ -117,7 +117,6 @@ def test_shares_make_up_the_batch(tiny_dataset, monkeypatch):
         assert histories == dict(zip(batch.rows.tolist(), batch.histories.tolist()))
 
 
-
 def test_the_first_process_writes_for_all(tiny_dataset, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "orig_argv", ["recbole-pref", "--nproc=2"])
     run("SDPOSASRec", config_dict={**tiny_dataset, "state": "INFO", "reference_epochs": 1}, nproc=2)

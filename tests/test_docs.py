@@ -172,7 +172,9 @@ def test_python_blocks_draw(monkeypatch):
     monkeypatch.setattr(plots, "load_runs", lambda folder: runs)
     exec(of_settings, names)
     exec(of_sweep, names)
-    assert names["page"].is_file() and names["files"]["trade_off"].is_file() and names["front"].tolist() == [False, True]
+    assert (
+        names["page"].is_file() and names["files"]["trade_off"].is_file() and names["front"].tolist() == [False, True]
+    )
 
 
 @pytest.mark.parametrize("name", ["compare", "tune"])
@@ -290,7 +292,9 @@ def test_every_command_has_its_help_on_the_page_of_commands():
 
     setup = ConfigParser()
     setup.read(ROOT / "setup.cfg")
-    scripts = [line.partition(" = ")[0] for line in setup["options.entry_points"]["console_scripts"].split("\n") if line]
+    scripts = [
+        line.partition(" = ")[0] for line in setup["options.entry_points"]["console_scripts"].split("\n") if line
+    ]
     page = docs_hooks.commands_page()
     assert sorted(re.findall("^## (.*)$", page, re.M)) == sorted(scripts)
     assert all(f"usage: {script} " in page for script in scripts)

@@ -97,8 +97,7 @@ def test_attention_drops_weights():
     got = _causal_attention(attention, values)
     torch.manual_seed(3)
     query, key, value = (
-        layer(values).view(1, 6, 2, 4).transpose(1, 2)
-        for layer in (attention.query, attention.key, attention.value)
+        layer(values).view(1, 6, 2, 4).transpose(1, 2) for layer in (attention.query, attention.key, attention.value)
     )
     scores = query @ key.transpose(2, 3) / 2 + torch.full((6, 6), -torch.inf, dtype=torch.float64).triu(1)
     context = drop(F.softmax(scores, dim=-1), 0.5) @ value

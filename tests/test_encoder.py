@@ -43,9 +43,7 @@ LACKS_TAGS = {3, 7}
 # -- fusion
 
 
-@given(
-    n_rows=st.integers(1, 30), n_experts=st.integers(1, 6), data=st.data(), seed=st.integers(0, 10**6)
-)
+@given(n_rows=st.integers(1, 30), n_experts=st.integers(1, 6), data=st.data(), seed=st.integers(0, 10**6))
 @hypothesis_settings(max_examples=60, deadline=None)
 def test_dispatch_equals_a_dense_mixture_of_the_chosen_experts(n_rows, n_experts, data, seed):
     top_k = data.draw(st.integers(1, n_experts))
@@ -402,7 +400,10 @@ def test_float_columns_of_the_item_file_are_features(shop, tmp_path):
 
 
 def test_numbers_of_a_feature_file_are_missing_where_it_has_no_line(shop, tmp_path):
-    lines = ["text_id:token\ttext_emb:float_seq\tprice:float", *(f"i{i}\t1 2\t{1000 + i}" for i in range(N_ITEMS) if i != 5)]
+    lines = [
+        "text_id:token\ttext_emb:float_seq\tprice:float",
+        *(f"i{i}\t1 2\t{1000 + i}" for i in range(N_ITEMS) if i != 5),
+    ]
     (tmp_path / "shop" / "tiny" / "tiny.text").write_text("\n".join(lines) + "\n", encoding="utf-8")
     _, _, loaders = build("CEMMSASRec", shop, mm_fields="price")
     (price,) = features.read(loaders[0]._dataset, "price")
@@ -424,7 +425,10 @@ def test_names_that_recbole_would_mix_up_are_refused(shop, tmp_path):
     picture = (folder / "tiny.picture").read_text(encoding="utf-8")
     for head, match in (
         ("text_id:token\tpicture_emb", r"line 1: its item column is called text_id.*: rename it to (picture|text)_id"),
-        ("item_id:token\tpicture_emb", r"tiny\.picture, line 1: its item column is called item_id.*rename it to picture_id"),
+        (
+            "item_id:token\tpicture_emb",
+            r"tiny\.picture, line 1: its item column is called item_id.*rename it to picture_id",
+        ),
         ("picture_id:token\ttext_emb", r"tiny\.picture and .*tiny\.text both have a column text_emb: rename"),
     ):
         text = picture.replace("picture_id:token\tpicture_emb", head)
@@ -595,9 +599,7 @@ def test_the_loss_is_that_of_the_vectors_plus_balance_and_z(shop):
 
 def test_recboles_own_loss_gets_the_experts_losses_too(shop):
     """Cross-entropy on RecBole's rows goes through RecBole's calculate_loss."""
-    _, model, loaders = build(
-        "CEMMCaser", shop, train_positions="last", moe_balance_weight=0.0, moe_z_weight=0.0
-    )
+    _, model, loaders = build("CEMMCaser", shop, train_positions="last", moe_balance_weight=0.0, moe_z_weight=0.0)
     assert model.step.is_plain
     model.eval()
     batch = loaders[0]._dataset[torch.arange(10)]
@@ -686,7 +688,6 @@ def test_evaluation_computes_the_table_once(shop):
     with torch.no_grad():
         model.full_sort_predict(rows[torch.arange(8)])
     assert len(calls) == 2
-
 
 
 def test_recommendations_from_a_checkpoint(shop, monkeypatch):

@@ -137,7 +137,13 @@ def test_command_line(model_lists, tiny_dataset, tmp_path, capsys):
 def test_lists_enter_the_table_tests_and_report_of_a_comparison(tiny_dataset, tmp_path, capsys, monkeypatch):
     settings = {key: tiny_dataset[key] for key in set(tiny_dataset) - {"checkpoint_dir", "dataset"}}
     settings |= {"epochs": 1, "state": "ERROR"}
-    arguments = {"models": "CESASRec", "dataset": "tiny", "seeds": 1, "config_dict": settings, "output": tmp_path / "out"}
+    arguments = {
+        "models": "CESASRec",
+        "dataset": "tiny",
+        "seeds": 1,
+        "config_dict": settings,
+        "output": tmp_path / "out",
+    }
     (task,) = plan_runs(compare.parse_entries("CESASRec"), "tiny", 1, None, settings, tmp_path / "out")
     (tmp_path / "out" / "tasks").mkdir(parents=True)
     train_and_record(task)  # in this process, which has imported everything
@@ -149,7 +155,10 @@ def test_lists_enter_the_table_tests_and_report_of_a_comparison(tiny_dataset, tm
     words = [f"--recommendations={tmp_path / 'top.csv'}", f"--comparison={tmp_path / 'out'}"]
     assert evaluate_tool.main([*words, "--label=CESASRec"]) == 2
     assert "is a model of the comparison" in capsys.readouterr().err
-    assert evaluate_tool.main([*words, "--metrics=NDCG"]) == 2 and "add them to --metrics and --topk" in capsys.readouterr().err
+    assert (
+        evaluate_tool.main([*words, "--metrics=NDCG"]) == 2
+        and "add them to --metrics and --topk" in capsys.readouterr().err
+    )
     for more, match in (("--dataset=tiny", "--dataset has no effect"), ("--part=valid", "shows the test set")):
         assert evaluate_tool.main([*words, more]) == 2 and match in capsys.readouterr().err
     assert evaluate_tool.main([*words, "--label=production"]) == 0

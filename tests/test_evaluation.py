@@ -122,9 +122,7 @@ class StockCollector(Collector):
 
     def get_data_struct(self):
         plain = {
-            name: value
-            for name, value in self.data_struct._data_dict.items()
-            if not isinstance(value, torch.Tensor)
+            name: value for name, value in self.data_struct._data_dict.items() if not isinstance(value, torch.Tensor)
         }
         for name in plain:
             del self.data_struct[name]
@@ -290,9 +288,7 @@ def test_group_metrics_follow_from_the_users_they_count(make, model_class, mode,
         config["logits_memory_mb"] = memory_for(rows, train)
     trainer = OurTrainer(config, model)
     collected = []
-    trainer.evaluator.evaluate = lambda data: (
-        collected.append(data) or Evaluator.evaluate(trainer.evaluator, data)
-    )
+    trainer.evaluator.evaluate = lambda data: collected.append(data) or Evaluator.evaluate(trainer.evaluator, data)
     result = run(trainer, train, test)
     table, items = collected[0].get("rec.topk").numpy(), collected[0].get("rec.items").numpy()
     for group, tail in (("Tail", True), ("Head", False)):
@@ -331,9 +327,7 @@ def test_wpauc_of_one_target_is_recall_and_of_several_is_the_pair_definition(mak
     asked = ["Recall", "WPAUC"]
     config, train, _, test, model = make(TwoStep, metrics=asked)
     result = run(OurTrainer(config, model), train, test)
-    assert [result[f"wpauc@{k}"] for k in (1, 3, 5, 10)] == [
-        result[f"recall@{k}"] for k in (1, 3, 5, 10)
-    ]
+    assert [result[f"wpauc@{k}"] for k in (1, 3, 5, 10)] == [result[f"recall@{k}"] for k in (1, 3, 5, 10)]
 
     config, train, _, test, model = make(General, split=RATIO, metrics=asked, topk=[2, 6])
     torch.nn.init.normal_(model.users)  # no ties
@@ -370,9 +364,7 @@ def test_check_groups_refuses_before_training_and_logs_the_split(make, caplog):
     assert lines[2] == f"test: 80 targets, {share:.2%} of them tail items"
 
     tail[test.dataset.inter_feat["item_id"]] = False
-    with pytest.raises(
-        PrefError, match=r"TailHit .*80 test targets is a tail item.*head_ratio=0.2"
-    ):
+    with pytest.raises(PrefError, match=r"TailHit .*80 test targets is a tail item.*head_ratio=0.2"):
         trainer.check_groups(test, "test")
     config["metrics"] = ["Hit", "TailPercentage"]
     trainer.check_groups(test, "test")
@@ -476,9 +468,7 @@ def test_mask_seen_spares_targets():
 @pytest.mark.parametrize("model_class", [Sequential, TwoStep])
 @pytest.mark.parametrize("split", [LEAVE_ONE_OUT, RATIO])
 def test_mask_history_against_a_loop(make, data_path, model_class, split, rows):
-    config, train, _, test, model = make(
-        model_class, split=split, metrics=["Hit", "ItemCoverage"], mask_history=True
-    )
+    config, train, _, test, model = make(model_class, split=split, metrics=["Hit", "ItemCoverage"], mask_history=True)
     torch.nn.init.normal_(model.users)  # no ties
     if rows is not None:
         config["logits_memory_mb"] = memory_for(rows, train)
@@ -549,9 +539,7 @@ def test_mask_history_under_sampled_ranking_drops_seen_candidates_only(make, spl
 
 
 def test_user_frame_lists_every_row_with_its_rank(make):
-    config, train, _, test, model = make(
-        TwoStep, metrics=["Hit", "MRR", "TailHit"], collect_users=True
-    )
+    config, train, _, test, model = make(TwoStep, metrics=["Hit", "MRR", "TailHit"], collect_users=True)
     config["logits_memory_mb"] = memory_for(9, train)
     trainer = OurTrainer(config, model)
     for _ in range(2):
@@ -641,9 +629,7 @@ def test_an_interrupted_evaluation_leaves_no_results(make):
 
 
 def test_a_metric_for_early_stopping(make):
-    config, train, valid, _, model = make(
-        TwoStep, metrics=["Hit", "TailNDCG"], valid_metric="TailNDCG@10", epochs=1
-    )
+    config, train, valid, _, model = make(TwoStep, metrics=["Hit", "TailNDCG"], valid_metric="TailNDCG@10", epochs=1)
     model.calculate_loss = lambda interaction: (model.items**2).mean()
     trainer = OurTrainer(config, model)
     score, result = trainer.fit(train, valid, verbose=False, saved=False)

@@ -35,9 +35,7 @@ from recbole_pref.settings.files import readable_keys
 from tests.conftest import write_atomic
 
 N_USERS, N_ITEMS = 12, 10
-SEQUENCES = [
-    [(user + step * (1 + user % 3)) % N_ITEMS for step in range(4 + user % 4)] for user in range(N_USERS)
-]
+SEQUENCES = [[(user + step * (1 + user % 3)) % N_ITEMS for step in range(4 + user % 4)] for user in range(N_USERS)]
 COLUMNS = ["user_id", "item_id", "timestamp"]
 ITEMS = "item_id:token\tprice:float\tkind:token_seq\n" + "".join(f"i{n}\t{n}.5\ta b\n" for n in range(N_ITEMS))
 # The shortest run there is; every example starts from it.
@@ -425,7 +423,16 @@ def damages(draw):
         elif kind == "cut":
             raw = raw[: draw(st.integers(0, len(raw)))]
         elif kind == "wrap":
-            wraps = [b"\xef\xbb\xbf%s", b"\xff\xfe%s", b"%s\0", b"\x1f\x8b%s", b"%s\x1a", b"PK\x03\x04%s", b"\n%s", b'"%s']
+            wraps = [
+                b"\xef\xbb\xbf%s",
+                b"\xff\xfe%s",
+                b"%s\0",
+                b"\x1f\x8b%s",
+                b"%s\x1a",
+                b"PK\x03\x04%s",
+                b"\n%s",
+                b'"%s',
+            ]
             raw = draw(st.sampled_from(wraps)).replace(b"%s", raw)
     return raw
 

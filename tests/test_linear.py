@@ -254,9 +254,7 @@ def test_a_run_fits_once_stores_and_loads(name, memory, tiny_dataset, tmp_path):
     again = model_class(name)(config, test_data._dataset)
     again.load_state_dict(model.state_dict())
     assert torch.equal(again.full_sort_predict(rows), model.full_sort_predict(rows))
-    assert torch.equal(
-        model.predict(rows), model.full_sort_predict(rows)[torch.arange(len(rows)), rows["item_id"]]
-    )
+    assert torch.equal(model.predict(rows), model.full_sort_predict(rows)[torch.arange(len(rows)), rows["item_id"]])
     trainer.tensorboard.close()
 
 

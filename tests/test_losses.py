@@ -18,9 +18,9 @@ from recbole_pref.scoring import weighted_sum
 
 CASES = {
     case["id"]: case
-    for case in json.loads(
-        (pathlib.Path(__file__).parent / "data" / "golden.json").read_text(encoding="utf-8")
-    )["cases"]
+    for case in json.loads((pathlib.Path(__file__).parent / "data" / "golden.json").read_text(encoding="utf-8"))[
+        "cases"
+    ]
 }
 quick = settings(max_examples=40, deadline=None)
 
@@ -85,9 +85,7 @@ def golden_dynamicpo(g):
 
 
 def golden_weights(g, neg):
-    return losses.rank_weights(
-        neg, tau=g.p["tau"], tawin_anchor=g.p["anchor_rank0"], tawin_window=g.p["k"]
-    )
+    return losses.rank_weights(neg, tau=g.p["tau"], tawin_anchor=g.p["anchor_rank0"], tawin_window=g.p["k"])
 
 
 def golden_tawin(g):
@@ -300,9 +298,7 @@ def loop_tawin(w, ls, rw, rls, tau, tawin_anchor, tawin_window, clip_eps, kl_wei
     centre = mean(rewards)
     spread = sum((r - centre) ** 2 for r in rewards) / (len(rewards) - rest["advantage_ddof"])
     total = []
-    for r, weight, now, ref in zip(
-        rewards, [1.0] + [scale * v for v in weights], [w, *ls], [rw, *rls]
-    ):
+    for r, weight, now, ref in zip(rewards, [1.0] + [scale * v for v in weights], [w, *ls], [rw, *rls]):
         advantage = (r - centre) / math.sqrt(spread)
         rho = math.exp(now - ref) if rest["old_policy"] == "reference" else 1.0
         clipped = min(max(rho, 1 - clip_eps), 1 + clip_eps)
@@ -353,16 +349,12 @@ LOOPS = [
     ("dpo", loop_dpo, {**SMOOTH, "dpo_loss": "ipo"}),
     (
         "sdpo",
-        lambda w, ls, rw, rls, beta: share(
-            0.0, [beta * ((x - r) - (w - rw)) for x, r in zip(ls, rls)]
-        ),
+        lambda w, ls, rw, rls, beta: share(0.0, [beta * ((x - r) - (w - rw)) for x, r in zip(ls, rls)]),
         {"beta": 0.7},
     ),
     (
         "dmpo",
-        lambda w, ls, rw, rls, beta: sp(
-            -(beta * (w - rw) - mean(beta * (x - r) for x, r in zip(ls, rls)))
-        ),
+        lambda w, ls, rw, rls, beta: sp(-(beta * (w - rw) - mean(beta * (x - r) for x, r in zip(ls, rls)))),
         {"beta": 0.7},
     ),
     (
@@ -384,10 +376,7 @@ LOOPS = [
     ("tawin", loop_tawin, {**TAWIN, "kl_weight": 0.0, "advantage_ddof": 0, "tawin_anchor": 9}),
     ("tawin", loop_tawin, {**TAWIN, "old_policy": "current", "tawin_window": 20}),
 ]
-LOOP_IDS = [
-    "-".join([name, *(str(v) for v in chosen.values() if isinstance(v, str))])
-    for name, _, chosen in LOOPS
-]
+LOOP_IDS = ["-".join([name, *(str(v) for v in chosen.values() if isinstance(v, str))]) for name, _, chosen in LOOPS]
 
 
 def random_batch(rows=9, k=6, seed=0, dtype=torch.float64):
@@ -564,9 +553,7 @@ def test_gradcheck_of_the_clipped_objective_and_kl():
     pos, neg, ref_pos, ref_neg = random_batch(rows=3, k=4, seed=5)
     leaves = [pos.clone().requires_grad_(), neg.clone().requires_grad_()]
     chosen = {**TAWIN, "kl_weight": 0.7}
-    assert torch.autograd.gradcheck(
-        lambda *xs: losses.tawin(*xs, ref_pos, ref_neg, **chosen), leaves
-    )
+    assert torch.autograd.gradcheck(lambda *xs: losses.tawin(*xs, ref_pos, ref_neg, **chosen), leaves)
 
 
 def test_ipo_by_pencil():
@@ -672,9 +659,7 @@ def test_top_cluster_by_pencil():
     # {3}, {2, 1.8}, {0, -0.2, 0.1}; two twins on top; ties 3 2 1 0 go to the smallest top cluster.
     values = torch.tensor([[0.0, 2.0, 3.0, 1.8, -0.2, 0.1], [5.0, 1.0, 5.0, 0.0, 1.0, 0.9]])
     assert losses.top_cluster(values).nonzero().tolist() == [[0, 2], [1, 0], [1, 2]]
-    assert losses.top_cluster(torch.tensor([[1.0, 3.0, 0.0, 2.0]])).tolist() == [
-        [False, True, False, False]
-    ]
+    assert losses.top_cluster(torch.tensor([[1.0, 3.0, 0.0, 2.0]])).tolist() == [[False, True, False, False]]
     assert losses.top_cluster(torch.full((2, 4), 7.0)).all()
 
 
@@ -820,7 +805,6 @@ def test_tawin_clips_by_the_sign_of_the_advantage():
 # -- reduction, diagnostics, mistakes -----------------------------------------------------------
 
 
-
 def test_diagnostics_by_pencil():
     pos, neg = torch.tensor([2.0], requires_grad=True), torch.tensor([[1.0, 2.0, 3.0, -2.0]])
     ref_pos, ref_neg = torch.tensor([1.0]), torch.tensor([[1.0, 1.0, 1.0, 1.0]])
@@ -839,9 +823,7 @@ def test_diagnostics_by_pencil():
 def test_diagnostics_against_a_loop():
     batch = random_batch()
     accuracy = losses.diagnostics(*batch)["reward_accuracy"].tolist()
-    assert accuracy == pytest.approx(
-        [wins(w, ls) for w, ls in zip(*map(torch.Tensor.tolist, batch[:2]))]
-    )
+    assert accuracy == pytest.approx([wins(w, ls) for w, ls in zip(*map(torch.Tensor.tolist, batch[:2]))])
 
 
 @pytest.mark.parametrize(
@@ -887,7 +869,9 @@ def test_neighbour_profiles_equal_a_loop():
     profiles = losses.neighbour_profiles(vectors, top=3, chunk=2)
     for item in range(1, 9):
         cosines = [
-            torch.cosine_similarity(vectors[item], vectors[other], dim=0).item() for other in range(1, 9) if other != item
+            torch.cosine_similarity(vectors[item], vectors[other], dim=0).item()
+            for other in range(1, 9)
+            if other != item
         ]
         top = sorted(cosines, reverse=True)[:3]
         expected = [math.exp(x) / sum(map(math.exp, top)) for x in top]

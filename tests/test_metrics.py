@@ -64,7 +64,11 @@ def test_metrics_are_shown_as_documents_write_them(key, shown):
 
 def test_keys_have_a_group_a_name_and_a_cutoff():
     metrics.register()
-    assert metrics.parse_key("TailNDCG@10") == ("tail", "ndcg", 10) == metrics.parse_key(metrics.group_key("tail", "ndcg@10"))
+    assert (
+        metrics.parse_key("TailNDCG@10")
+        == ("tail", "ndcg", 10)
+        == metrics.parse_key(metrics.group_key("tail", "ndcg@10"))
+    )
     assert metrics.parse_key("tailpercentage@5") == (None, "tailpercentage", 5)  # RecBole's, of no group
     assert metrics.parse_key("gauc") == (None, "gauc", None)
     assert metrics.smaller_is_better("giniindex@10") and not metrics.smaller_is_better("tailndcg@10")
@@ -113,10 +117,7 @@ def make_users(seed, users=30, items=40, listed=5):
     """Random lists and target sets: [U, K] item ids, list of sets, tail flags [items]."""
     rng = np.random.default_rng(seed)
     lists = np.stack([rng.permutation(np.arange(1, items))[:listed] for _ in range(users)])
-    targets = [
-        set(rng.choice(np.arange(1, items), rng.integers(1, 9), False).tolist())
-        for _ in range(users)
-    ]
+    targets = [set(rng.choice(np.arange(1, items), rng.integers(1, 9), False).tolist()) for _ in range(users)]
     return lists, targets, rng.random(items) < 0.5
 
 
@@ -187,11 +188,7 @@ def wpauc_by_pairs(positive, negative, k):
     """The pair definition: the window's negatives by descending score, missing ones beaten."""
     negative = sorted(negative, reverse=True)
     ranks = range(max(k - len(positive), 0) + 1, k + 1)
-    pairs = [
-        float(rank > len(negative) or score > negative[rank - 1])
-        for score in positive
-        for rank in ranks
-    ]
+    pairs = [float(rank > len(negative) or score > negative[rank - 1]) for score in positive for rank in ranks]
     return sum(pairs) / len(pairs)
 
 
@@ -264,18 +261,13 @@ def ranked_batch(seed, rows=40, items=30, most=6, levels=None):
     else:
         scores = torch.randn(rows, items, generator=generator)
     scores[:, 0] = -torch.inf
-    chosen = [
-        (torch.randperm(items - 1, generator=generator)[: 1 + row % most] + 1)
-        for row in range(rows)
-    ]
+    chosen = [(torch.randperm(items - 1, generator=generator)[: 1 + row % most] + 1) for row in range(rows)]
     positive_u = torch.cat([torch.full_like(ids, row) for row, ids in enumerate(chosen)])
     return scores, positive_u, torch.cat(chosen)
 
 
 def test_distinct_targets_drops_repetitions_and_sees_single_targets():
-    rows, items, single = distinct_targets(
-        torch.tensor([0, 0, 0, 1]), torch.tensor([5, 2, 5, 7]), 2, 10
-    )
+    rows, items, single = distinct_targets(torch.tensor([0, 0, 0, 1]), torch.tensor([5, 2, 5, 7]), 2, 10)
     assert (rows.tolist(), items.tolist(), single) == ([0, 0, 1], [2, 5, 7], False)
     rows, items, single = distinct_targets(torch.arange(3), torch.tensor([4, 4, 1]), 3, 10)
     assert (rows.tolist(), items.tolist(), single) == ([0, 1, 2], [4, 4, 1], True)
@@ -299,11 +291,7 @@ def test_negatives_above_against_a_walk_down_the_ranking(levels, most):
         if item in line:
             count = sum(other not in positives for other in line[: line.index(item)])
         else:
-            count = sum(
-                scores[row, other] >= scores[row, item]
-                for other in range(num_items)
-                if other not in positives
-            )
+            count = sum(scores[row, other] >= scores[row, item] for other in range(num_items) if other not in positives)
         expected.append(min(int(count), k))
     assert above.tolist() == expected
     outside = [item not in listed[row] for row, item in zip(rows, items, strict=True)]
@@ -321,8 +309,7 @@ def test_mean_ranks_average_over_ties(levels, most):
     for row in range(len(scores)):
         line, positives = scores[row].tolist(), items[rows == row].tolist()
         ranks = [
-            sum(other > line[item] for other in line)
-            + (sum(other == line[item] for other in line) + 1) / 2
+            sum(other > line[item] for other in line) + (sum(other == line[item] for other in line) + 1) / 2
             for item in positives
         ]
         length = sum(other > -np.inf for other in line)
@@ -370,7 +357,5 @@ def test_register_is_idempotent_and_complete():
 
 
 def test_group_metrics_in_does_not_count_recboles_tail_percentage():
-    asked = metrics.group_metrics_in(
-        config(metrics=["hit", "TailPercentage", "tailNDCG", "HeadHit"])
-    )
+    asked = metrics.group_metrics_in(config(metrics=["hit", "TailPercentage", "tailNDCG", "HeadHit"]))
     assert asked == {"tail": ["TailNDCG"], "head": ["HeadHit"]}

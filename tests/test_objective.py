@@ -35,7 +35,9 @@ def test_results_within_the_bound_win_and_outside_the_smaller_violation_wins():
 
 def test_a_metric_that_is_not_a_number_violates_its_bound():
     objective = Objective({"TailNDCG@10": 1.0}, {"NDCG@10": 0.1})
-    assert objective.score({"ndcg@10": float("nan"), "tailndcg@10": 0.9}) < objective.score({"ndcg@10": 0.01, "tailndcg@10": 0.0})
+    assert objective.score({"ndcg@10": float("nan"), "tailndcg@10": 0.9}) < objective.score(
+        {"ndcg@10": 0.01, "tailndcg@10": 0.0}
+    )
 
 
 def test_bounds_win_over_metrics_above_one():

@@ -98,7 +98,13 @@ def write_comparison(folder, labels=tuple(LEVELS)[:4], seeds=(2020, 2021, 2022))
     metrics = list(records[0]["test_result"])
     for label in labels:
         own = [record["test_result"] for record in records if record["label"] == label]
-        row = {"label": label, "seeds": len(own), "seconds_per_epoch": 2.5, "epochs_to_best": 9.0, "peak_memory_mb": 640.0}
+        row = {
+            "label": label,
+            "seeds": len(own),
+            "seconds_per_epoch": 2.5,
+            "epochs_to_best": 9.0,
+            "peak_memory_mb": 640.0,
+        }
         for place, key in enumerate(metrics):
             values = [result[key] for result in own]
             first = label == labels[0]
@@ -322,7 +328,9 @@ def test_the_collapse_benchmark_trains_each_seed_and_keeps_to_its_settings(tmp_p
     assert trained == [("A", 1, 1), ("A", 3, 1), ("A", 1, 2), ("A", 3, 2)]
     assert len(plots.read_collapse(tmp_path / "collapse.csv")) == 4
     for setting in ("dataset=yelp", "epochs=30", "learning_rate=0.01"):
-        with pytest.raises(PrefError, match=f"collapse.csv' holds rows with {setting.partition('=')[0]}=.* another one"):
+        with pytest.raises(
+            PrefError, match=f"collapse.csv' holds rows with {setting.partition('=')[0]}=.* another one"
+        ):
             run(f"--{setting}", "--seed=1")
     (tmp_path / "collapse.csv").write_text("model,K,seed,best,last,loss\nA,1,1,1,1,1\n")  # as it was once written
     with pytest.raises(PrefError, match="rows with dataset=None, not ml-100k"):
@@ -473,7 +481,11 @@ def test_only_what_all_runs_have_in_common_is_named():
     assert plots.scope(runs, tail=True) == plots.scope(runs) == "d"
     named = "tail: all but the most popular items with 80% of the interactions"
     assert plots.tail_definition(runs[:1]) == named and plots.scope(runs[:1], tail=True) == f"d; {named}"
-    assert plots.scope([plots.Run("A", {}, config=config), *runs], tail=True) == plots.scope([plots.Run("A", {})], tail=True) == ""
+    assert (
+        plots.scope([plots.Run("A", {}, config=config), *runs], tail=True)
+        == plots.scope([plots.Run("A", {})], tail=True)
+        == ""
+    )
 
 
 def test_collapse_averages_seeds_over_a_log_axis():

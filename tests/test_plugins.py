@@ -167,7 +167,9 @@ def test_a_method_that_cannot_work_is_refused(name, loss, defaults, match):
 
 def test_settings_that_exist_are_not_redefined():
     with pytest.raises(PrefError, match="name 'beta', which exists already and accepts a number above 0"):
-        plugins.add_method("Own", lambda pos, neg, *, beta: pos, "title", {"beta": 1}, {"beta": Setting(float, low=0.5)})
+        plugins.add_method(
+            "Own", lambda pos, neg, *, beta: pos, "title", {"beta": 1}, {"beta": Setting(float, low=0.5)}
+        )
 
 
 def test_a_signature_may_hold_the_defaults_and_an_optional_reference():

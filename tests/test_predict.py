@@ -194,9 +194,9 @@ def test_histories_have_the_order_of_training_and_of_exact_times(tiny_dataset, t
     # RecBole alone rounds times to 32 bits, here to multiples of 64.
     lines = [f"{user}\t{item}\t{881250900 + 25 * int(place)}" for user, item, place in cells]
     file.write_text("\n".join([header, *lines, ""]))
-    path = run_recbole_pref(
-        "CESASRec", config_dict={**tiny_dataset, "epochs": 1, "data_path": str(tmp_path / "data")}
-    )["checkpoint"]
+    path = run_recbole_pref("CESASRec", config_dict={**tiny_dataset, "epochs": 1, "data_path": str(tmp_path / "data")})[
+        "checkpoint"
+    ]
     dataset, test_data = (load_data_and_model(path)[place] for place in (2, 5))
     histories = Recommender(path)._histories
     rows = test_data._dataset.inter_feat

@@ -167,9 +167,7 @@ def test_two_processes_train_it_once(tiny_dataset, tmp_path):
     Path(tiny_dataset["checkpoint_dir"]).mkdir()
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     text = json.dumps({**tiny_dataset, "reference_epochs": 6})
-    both = [
-        subprocess.Popen([sys.executable, "-c", code, text], env=environment) for _ in range(2)
-    ]
+    both = [subprocess.Popen([sys.executable, "-c", code, text], env=environment) for _ in range(2)]
     assert [process.wait() for process in both] == [0, 0]
     assert (Path(tiny_dataset["checkpoint_dir"]) / "trained").read_text() == "x"
 
@@ -186,7 +184,9 @@ def train_and_offer(model, settings, **more):
     return held
 
 
-@pytest.mark.parametrize("ends", [{"epochs": 3, "reference_epochs": 3}, {"epochs": 40, "reference_epochs": 30, "stopping_step": 1}])
+@pytest.mark.parametrize(
+    "ends", [{"epochs": 3, "reference_epochs": 3}, {"epochs": 40, "reference_epochs": 30, "stopping_step": 1}]
+)
 def test_a_run_of_cross_entropy_is_the_reference_bit_for_bit(tiny_dataset, tmp_path, ends):
     settings = {**tiny_dataset, **ends, "eval_step": 1, "learning_rate": 0.02, "repeat_bias": True}
     assert len(train_and_offer("CESASRec", settings)) == 1  # the others wait

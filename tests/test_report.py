@@ -275,7 +275,9 @@ def test_a_table_that_cannot_be_drawn_is_reported_in_the_page(tmp_path, capsys):
 # -- in a browser
 
 CHROMIUM = os.environ.get("CHROME_PATH") or next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome"))),
+    filter(
+        None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome"))
+    ),
     None,
 )
 # What the page made of itself, written into it: charts, tables that are wider than their place, what was asked for.

@@ -28,10 +28,7 @@ from recbole_pref.samplers import (
     skip_excluded,
 )
 
-GOLDEN = {
-    case["id"]: case
-    for case in json.loads((Path(__file__).parent / "data/golden.json").read_text())["cases"]
-}
+GOLDEN = {case["id"]: case for case in json.loads((Path(__file__).parent / "data/golden.json").read_text())["cases"]}
 N = 9  # items with padding
 ROWS = 40_000
 
@@ -286,9 +283,7 @@ def test_sampling_probabilities_of_equation_14_are_the_golden_case():
         ("logit", "pi_over_head_pos_removed"),
     ):
         torch.manual_seed(6)
-        sampler = make(
-            "gumbel", head=head, neg_candidates="head", num_negatives=1, sampler_space=space
-        )
+        sampler = make("gumbel", head=head, neg_candidates="head", num_negatives=1, sampler_space=space)
         drawn = draw(sampler, torch.full((ROWS,), positive), scores.repeat(ROWS, 1))
         left = [i for i in head if i != positive]
         assert_law(drawn, {(i,): chance for i, chance in zip(left, case["aux"][key])})
@@ -384,9 +379,7 @@ def test_never_the_positive_padding_history_or_a_stranger(data):
     assert torch.equal(scores, before)
     assert drawn.shape == (rows, k) and drawn.dtype == torch.int64
     allowed = set({"all": range(1, n), "head": head, "tail": range(11, n)}[which])
-    for b, (row, positive, seen) in enumerate(
-        zip(drawn.tolist(), positives.tolist(), history.tolist())
-    ):
+    for b, (row, positive, seen) in enumerate(zip(drawn.tolist(), positives.tolist(), history.tolist())):
         left = allowed - {positive, *(seen if exclude else [])}
         assert set(row) <= left
         if name == "topk":
@@ -452,9 +445,7 @@ def test_many_negatives_of_few_candidates():
     scores = torch.randn(6, n)
     for name in ("uniform", "fixed", "gumbel", "topk", "pool"):
         for space in ("probability", "logit"):
-            sampler = make(
-                name, head=[1], counts=counts, num_negatives=300, pool_size=305, sampler_space=space
-            )
+            sampler = make(name, head=[1], counts=counts, num_negatives=300, pool_size=305, sampler_space=space)
             drawn = draw(sampler, torch.arange(1, 7), scores)
             assert all(len(set(row)) == 300 for row in drawn.tolist())
             assert not (drawn == torch.arange(1, 7).unsqueeze(1)).any()

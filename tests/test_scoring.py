@@ -84,12 +84,8 @@ def test_padding_leaves_the_normalizer():
 
 def test_item_scores_are_dot_products():
     hidden, item_emb, _, negatives, _ = _case()
-    expected = torch.stack(
-        [torch.stack([item_emb[i] @ hidden[b] for i in row]) for b, row in enumerate(negatives)]
-    )
-    torch.testing.assert_close(
-        scoring.item_scores(hidden, item_emb, negatives), expected.float(), rtol=1e-5, atol=1e-6
-    )
+    expected = torch.stack([torch.stack([item_emb[i] @ hidden[b] for i in row]) for b, row in enumerate(negatives)])
+    torch.testing.assert_close(scoring.item_scores(hidden, item_emb, negatives), expected.float(), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("gathered", [1, 150, 2**18])  # one row, five rows and all rows at a time
@@ -129,9 +125,7 @@ def test_item_scores_without_rows_in_half_precision_and_without_gradient():
 
 def test_sampling_sees_every_row_once_in_order():
     hidden, item_emb, _, _, _ = _case(dtype=torch.float32)
-    got = scoring.sample_over_catalogue(
-        hidden, item_emb, lambda rows, scores: scores.topk(3, 1).indices, 6
-    )
+    got = scoring.sample_over_catalogue(hidden, item_emb, lambda rows, scores: scores.topk(3, 1).indices, 6)
     assert torch.equal(got, (hidden @ item_emb.t()).topk(3, 1).indices)
 
 

@@ -89,6 +89,7 @@ def test_studies_share_their_runs_and_keep_tables_of_their_own(tmp_path, monkeyp
         reported[folder.name] = list(plots.by_label(plots.load_runs(folder)))
 
     monkeypatch.setattr(run_module, "run_missing", run_missing)
+
     def drawn(folder, refused):
         raise PrefError("matplotlib is missing")
 
@@ -163,7 +164,9 @@ def test_the_masked_table_chooses_the_weight_of_a_prior_again(tiny_dataset, tmp_
     table = study.with_masked_history(tmp_path, labels, tiny_dataset["data_path"]).splitlines()
     rows = {cells[1].strip(): cells for cells in (line.split("|") for line in table[2:])}
     # The same numbers by a run that masks the history itself; the network is trained alike.
-    masked = compare.compare(entries[1:2], "tiny", "2", output=tmp_path / "masked", config_dict=own | {"mask_history": True})
+    masked = compare.compare(
+        entries[1:2], "tiny", "2", output=tmp_path / "masked", config_dict=own | {"mask_history": True}
+    )
     for cell, metric in zip(rows["CE prior=TALE SASRec"][3:], study.METRICS):
         assert cell.split("±")[0].strip() == f"{masked.rows[0][metric]['mean']:.4f}", metric
 
@@ -174,9 +177,7 @@ def test_the_masked_table_chooses_the_weight_of_a_prior_again(tiny_dataset, tmp_
 class ThreeItems:
     """Scores .3, .1, 0 for items seen 3, 1 and 0 times: log(1 + count) is 1.386, .693 and 0."""
 
-    step = SimpleNamespace(
-        train_count=torch.tensor([0, 3, 1, 0]), head_mask=torch.tensor([False, True, False, False])
-    )
+    step = SimpleNamespace(train_count=torch.tensor([0, 3, 1, 0]), head_mask=torch.tensor([False, True, False, False]))
 
     def full_sort_predict(self, interaction):
         return torch.tensor([[9.0, 0.3, 0.1, 0.0]]).repeat(len(interaction), 1)

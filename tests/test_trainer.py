@@ -78,7 +78,13 @@ def test_nothing_changed_means_stock_recbole_bit_for_bit(tiny_dataset, backbone)
 
 @pytest.mark.parametrize("model", ["SASRec", "CESASRec", "CEGRU4Rec"])
 def test_losses_per_row_do_not_depend_on_the_size_of_a_step(tiny_dataset, model):
-    settings = {**tiny_dataset, "learning_rate": 1e-12, "hidden_dropout_prob": 0, "attn_dropout_prob": 0, "dropout_prob": 0}
+    settings = {
+        **tiny_dataset,
+        "learning_rate": 1e-12,
+        "hidden_dropout_prob": 0,
+        "attn_dropout_prob": 0,
+        "dropout_prob": 0,
+    }
     losses = []
     for size in (16, 64, 10_000):
         run = build_run(Config(model, config_dict={**settings, "train_batch_size": size}), log=False)
@@ -264,8 +270,9 @@ def test_only_the_named_run_continues(tiny_dataset):
     result = run_recbole_pref("LPOSASRec", config_dict={**named, "resume": True})
     assert result["epochs"] == 3 and Path(result["checkpoint"]).name == "first-best.pth"
     assert set(stored(folder)) - set(stored(folder, "first")) == others
-    assert checkpoint.load(Path(folder, "first-last-3.pth"))["epoch_times"][:2] == (
-        checkpoint.load(Path(folder, "first-last-2.pth"))["epoch_times"]
+    assert (
+        checkpoint.load(Path(folder, "first-last-3.pth"))["epoch_times"][:2]
+        == (checkpoint.load(Path(folder, "first-last-2.pth"))["epoch_times"])
     )
     before = stored(folder)
     run_recbole_pref("LPOSASRec", config_dict={**named, "run_stem": "second", "resume": True})
@@ -303,13 +310,22 @@ def test_a_run_does_not_resume_without_its_best_checkpoint(tiny_dataset, tmp_pat
     alone = tmp_path / "alone"
     alone.mkdir()
     shutil.copy(Path(tiny_dataset["checkpoint_dir"], "run-last-2.pth"), alone)
-    with pytest.raises(PrefError, match="needs the best checkpoint of its run in the same folder, run-best.pth: copy it there"):
+    with pytest.raises(
+        PrefError, match="needs the best checkpoint of its run in the same folder, run-best.pth: copy it there"
+    ):
         run_recbole_pref("CESASRec", config_dict={**tiny_dataset, "epochs": 5, "resume": str(alone / "run-last-2.pth")})
     assert [path.name for path in alone.iterdir()] == ["run-last-2.pth"]
 
 
 def test_all_optimizers_of_a_trainer_continue(tiny_dataset, tmp_path):
-    settings = {**tiny_dataset, "seed": 1, "n_enc_epochs": 2, "n_dec_epochs": 1, "hidden_dimension": 8, "latent_dimension": 4}
+    settings = {
+        **tiny_dataset,
+        "seed": 1,
+        "n_enc_epochs": 2,
+        "n_dec_epochs": 1,
+        "hidden_dimension": 8,
+        "latent_dimension": 4,
+    }
     whole, broken = str(tmp_path / "whole"), str(tmp_path / "broken")
     run_recbole_pref("RecVAE", config_dict={**settings, "epochs": 4, "checkpoint_dir": whole})
     run_recbole_pref("RecVAE", config_dict={**settings, "epochs": 2, "checkpoint_dir": broken})
@@ -519,7 +535,9 @@ def test_a_finished_run_keeps_one_last_checkpoint_unless_more_are_asked_for(tiny
     caplog.set_level("INFO")
     folder = Path(tiny_dataset["checkpoint_dir"])
     for more, kept in (({}, [3]), ({"keep_last": 2}, [2, 3])):
-        run_recbole_pref("CESASRec", config_dict={**tiny_dataset, "epochs": 3, "state": "INFO", "run_stem": "run", **more})
+        run_recbole_pref(
+            "CESASRec", config_dict={**tiny_dataset, "epochs": 3, "state": "INFO", "run_stem": "run", **more}
+        )
         assert sorted(folder.glob("run-last-*.pth")) == [folder / f"run-last-{epoch}.pth" for epoch in kept]
     caplog.clear()
     again = {**tiny_dataset, "epochs": 4, "state": "INFO", "run_stem": "run", "resume": True}
@@ -612,6 +630,12 @@ def test_wandb_gets_flat_settings_and_the_curves(tiny_dataset, monkeypatch):
     assert config["hidden_size"] == 16 and config["model"] == "SDPOSASRec" and config["eval_args.order"] == "TO"
     assert not any(isinstance(value, dict) for value in config.values())
     curves = {name for metrics in logged for name in metrics}
-    assert {"train/train_loss" , "valid/ndcg@10", "valid/tailndcg@10", "valid/learning_rate", "valid/reward_margin"} <= curves
+    assert {
+        "train/train_loss",
+        "valid/ndcg@10",
+        "valid/tailndcg@10",
+        "valid/learning_rate",
+        "valid/reward_margin",
+    } <= curves
     # The reference, which trained for two epochs as well, has no curves here.
     assert sum("train/train_loss" in metrics for metrics in logged) == 2

@@ -34,8 +34,8 @@ from recbole_pref.tune import (
     tune,
 )
 from recbole_pref.tune.algorithms import make_scheduler, make_searcher
-from recbole_pref.tune.results import finish
 from recbole_pref.tune.memory_check import check as check_memory
+from recbole_pref.tune.results import finish
 from recbole_pref.tune.space import SCHEDULERS, Domain, as_setting, read_plan
 from recbole_pref.tune.trial import _train
 
@@ -161,11 +161,19 @@ def settings(tiny_dataset):
         ({}, {"eval_args": {"split": {"RS": [8, 0, 2]}}}, "leaves no validation rows"),
         ({"space": {"eval_step": {"choice": [1, 9]}}}, {}, "with .'eval_step': 9.: .*never validates"),
         ({"space": {**SPACE, "tau": -1}}, {}, "tau=-1 is not accepted"),
-        ({"space": {"dropout_prob": {"uniform": [0.1, 0.5]}}}, {}, "LPOSASRec has no setting dropout_prob.*attn_dropout_prob"),
+        (
+            {"space": {"dropout_prob": {"uniform": [0.1, 0.5]}}},
+            {},
+            "LPOSASRec has no setting dropout_prob.*attn_dropout_prob",
+        ),
         ({"space": {"gamma": {"uniform": [0.1, 1]}}}, {}, "^tune: space: LPOSASRec has no setting gamma"),
         ({"space": {"hidden_size": {"choice": [8, 16]}}, "scheduler": "pbt"}, {}, "'pbt' .* if hidden_size differs"),
         ({"space": {"learner": {"choice": ["adam", "sgd"]}}, "scheduler": "pbt"}, {}, "'pbt' .* if learner differs"),
-        ({"space": {"model": {"choice": ["LPOSASRec", "CESASRec"]}}}, {}, "model is the same for all trials.*--compare"),
+        (
+            {"space": {"model": {"choice": ["LPOSASRec", "CESASRec"]}}},
+            {},
+            "model is the same for all trials.*--compare",
+        ),
         ({"space": {"objective": {"choice": ["NDCG@10", "Hit@10"]}}}, {}, "objective is the same for all trials"),
         ({"space": {"gpu_id": {"choice": [0, 1]}}}, {}, "gpu_id is the same for all trials.*--gpus_per_trial"),
         ({"objective": KEPT}, {"ce_weight": 0}, "objective: baseline: .*ce_weight"),
@@ -178,12 +186,18 @@ def settings(tiny_dataset):
         ({"objective": {**KEPT, "percent_below": 100}}, {}, "percent_below=100 .* below 100"),
         ({"objective": {**KEPT, "keep": "NDCG"}}, {}, "^tune: objective='NDCG' .* write NDCG@5"),
         (
-            {"objective": "NDCG", "space": {"MAX_ITEM_LIST_LENGTH": {"choice": [4, 8]}}}, {},
+            {"objective": "NDCG", "space": {"MAX_ITEM_LIST_LENGTH": {"choice": [4, 8]}}},
+            {},
             "^tune: objective='NDCG' .* write NDCG@5",
         ),
-        ({"space": {"valid_metric": {"choice": ["NDCG@10", "Hit@10"]}}}, {}, "valid_metric is the same .* set objective"),
         (
-            {"scheduler": "asha", "space": {"prior": {"choice": ["none", "TALE"]}}}, {},
+            {"space": {"valid_metric": {"choice": ["NDCG@10", "Hit@10"]}}},
+            {},
+            "valid_metric is the same .* set objective",
+        ),
+        (
+            {"scheduler": "asha", "space": {"prior": {"choice": ["none", "TALE"]}}},
+            {},
             "'asha' would compare trials before prior='TALE' is added .* set scheduler: none",
         ),
     ],
@@ -428,7 +442,9 @@ def test_several_gpus_and_settings_of_other_models_on_the_command_line(settings,
         raise PrefError("started")
 
     monkeypatch.setattr("recbole_pref.tune._start_ray", started)
-    monkeypatch.setattr("recbole_pref.tune._store_or_compare", lambda path, inputs, resumed: seen.append(inputs["settings"]))
+    monkeypatch.setattr(
+        "recbole_pref.tune._store_or_compare", lambda path, inputs, resumed: seen.append(inputs["settings"])
+    )
     assert cli.main([*words, "--gpu_id=0,1,2,3"]) == 2
     assert "started" in capsys.readouterr().err and seen[0]["gpu_id"] == [0, 1, 2, 3]
     assert cli.main([*words, "--lpo_space=logit"]) == 2
@@ -617,9 +633,7 @@ def start(settings, storage, epochs=30, **more):
     }  # fmt: skip
     paths = [str(Path(__file__).resolve().parents[1]), *filter(None, sys.path)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, json.dumps(given)], env=environment, start_new_session=True
-    )
+    return subprocess.Popen([sys.executable, "-c", SCRIPT, json.dumps(given)], env=environment, start_new_session=True)
 
 
 def wait_for(condition, seconds=300):

@@ -74,8 +74,7 @@ def to_plain(value: Any, other: Callable[[Any], Any] | None = None, where: str =
         return value.isoformat()
     if isinstance(value, Mapping):
         return {
-            _plain_key(key, other, where): to_plain(item, other, f"{where}[{key!r}]")
-            for key, item in value.items()
+            _plain_key(key, other, where): to_plain(item, other, f"{where}[{key!r}]") for key, item in value.items()
         }
     if isinstance(value, (set, frozenset)):
         return to_plain(sorted(value, key=repr), other, where)

@@ -59,9 +59,7 @@ def set_rng_state(state: Mapping[str, Any]) -> None:
     python, numpy = state["python"], state["numpy"]
     random.setstate((python["version"], tuple(python["state"].tolist()), python["gauss"]))
     key = numpy["key"].cpu().numpy().astype(np.uint32)
-    np.random.set_state(
-        (numpy["bit_generator"], key, numpy["pos"], numpy["has_gauss"], numpy["gauss"])
-    )
+    np.random.set_state((numpy["bit_generator"], key, numpy["pos"], numpy["has_gauss"], numpy["gauss"]))
     # map_location may have moved the states with the rest of the checkpoint.
     torch.set_rng_state(state["torch"].cpu())
     devices = torch.cuda.device_count() if torch.cuda.is_available() else 0

@@ -110,16 +110,12 @@ def _open(path: str | os.PathLike, setting: str) -> IO[bytes]:
             hint = f" There is no folder '{folder}'."
         else:
             hint = suggest(name, (n for n in os.listdir(folder) if not n.startswith(".")))
-        raise PrefError(
-            f"{setting}='{path}' does not exist: give the path of a checkpoint.{hint}"
-        ) from None
+        raise PrefError(f"{setting}='{path}' does not exist: give the path of a checkpoint.{hint}") from None
     except PrefError:
         raise
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         reason = getattr(error, "strerror", None) or error
-        raise PrefError(
-            f"{setting}='{path}' cannot be opened ({reason}): give a file you may read."
-        ) from error
+        raise PrefError(f"{setting}='{path}' cannot be opened ({reason}): give a file you may read.") from error
 
 
 def _check_file(file: IO[bytes], path: str | os.PathLike, setting: str) -> bool:

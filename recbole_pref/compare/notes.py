@@ -87,8 +87,7 @@ def split_notes(runs: Runs, of_baseline: dict[int, Run], metrics: list[str]) -> 
     if not any(map(group_of, metrics)):
         return []
     return [
-        f"{label} has other head and tail items, because its training counts differ: its rows for head and tail "
-        "differ."
+        f"{label} has other head and tail items, because its training counts differ: its rows for head and tail differ."
         for label, by_seed in runs.items()
         if not all(same_groups(*pair) for pair in _pairs(by_seed, of_baseline) if same_rows(*pair))
     ]

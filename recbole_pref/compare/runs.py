@@ -289,8 +289,7 @@ def _train_and_record(task: Task, folder: Path, report: Report | None = None) ->
     config = Config(task.model, task.dataset, config_dict=settings)
     if digest_of_defaults(config) != task.defaults:
         raise PrefError(
-            "a property file or plugin was edited after the comparison began: run the same command again for "
-            "new runs."
+            "a property file or plugin was edited after the comparison began: run the same command again for new runs."
         )
     run = build_run(config)
     trainer = run.trainer

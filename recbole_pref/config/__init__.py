@@ -128,9 +128,7 @@ class Config(RecBoleConfig):
             if not os.path.isfile(file):
                 folder = Path(file).parent
                 candidates = [str(path) for path in folder.glob("*.y*ml")] if folder.is_dir() else []
-                raise PrefError(
-                    f"config_files names {file!r}, which does not exist.{suggest(file, candidates)}"
-                )
+                raise PrefError(f"config_files names {file!r}, which does not exist.{suggest(file, candidates)}")
             try:
                 with open(file, encoding="utf-8") as stream:
                     content = yaml.load(stream.read(), Loader=self.yaml_loader)

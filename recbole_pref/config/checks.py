@@ -233,9 +233,7 @@ def transform_is_possible(config: "Config") -> None:
     final = config.final_config_dict
     transform, needed = final.get("transform"), config.internal_config_dict.get("transform")
     if needed and transform != needed:
-        raise PrefError(
-            f"transform={shown(transform)} is not possible with {config.model}: leave it at {needed!r}."
-        )
+        raise PrefError(f"transform={shown(transform)} is not possible with {config.model}: leave it at {needed!r}.")
     if transform == "mask_itemseq":
         ratio, length = final.get("mask_ratio"), final["MAX_ITEM_LIST_LENGTH"]
         if ratio is None or int(ratio * length) < 1:
@@ -425,9 +423,7 @@ def _check_cutoff(config: "Config", key: str, metric: str) -> None:
     has_cutoffs = any(need.startswith(_CUTOFF_INPUTS) for need in needs)
     if has_cutoffs and k not in map(str, topk):
         more = f"add {k} to it or " if k.isdigit() else ""
-        raise PrefError(
-            f"{key}={shown(metric)} is not measured: topk is {shown(topk)}, {more}write {name}@{topk[0]}."
-        )
+        raise PrefError(f"{key}={shown(metric)} is not measured: topk is {shown(topk)}, {more}write {name}@{topk[0]}.")
     if at and not has_cutoffs:
         raise PrefError(f"{key}={shown(metric)} is not measured: {name} has no cut-offs, write {name}.")
 

@@ -57,9 +57,7 @@ def check_atomic_files(data_path: str | os.PathLike[str], dataset: str, config: 
     names = [f"{dataset}.{part}.inter" for part in parts] if parts else [f"{dataset}.inter"]
     columns = config["load_col"]
     if columns is not None and not columns.get("inter"):
-        raise PrefError(
-            "load_col names no columns of the interaction file: add inter: [user_id, item_id, timestamp]."
-        )
+        raise PrefError("load_col names no columns of the interaction file: add inter: [user_id, item_id, timestamp].")
     reading.release()
     notes: list[str] = []
     frames: list[pd.DataFrame] = []
@@ -157,8 +155,7 @@ def check_split(train: int, valid: int, test: int, n_items: int) -> None:
             )
     if n_items < 3:
         raise PrefError(
-            f"only {n_items - 1} item is left after filtering: loosen item_inter_num_interval or "
-            "val_interval."
+            f"only {n_items - 1} item is left after filtering: loosen item_inter_num_interval or val_interval."
         )
 
 
@@ -559,9 +556,7 @@ def _check_ids(path: Path, frame: pd.DataFrame, field: str) -> None:
         # RecBole removes rows without an id, and wrong rows if both users and items have missing ids.
         text = frame[field].iloc[at[0]]
         problem = f"is {text!r}, which RecBole reads as missing" if text else "is empty"
-        raise PrefError(
-            f"{path}, line {at[0] + 2}: {shown(field)} {problem}; give it another id or remove the line."
-        )
+        raise PrefError(f"{path}, line {at[0] + 2}: {shown(field)} {problem}; give it another id or remove the line.")
 
 
 def _notes(path: Path, frame: pd.DataFrame, config: Config, sequential: bool) -> list[str]:
@@ -572,8 +567,7 @@ def _notes(path: Path, frame: pd.DataFrame, config: Config, sequential: bool) ->
     single = int((counts == 1).sum())
     if sequential and single == len(counts):
         raise PrefError(
-            f"{path}: each of the {len(counts)} users has a single interaction, so there is no "
-            "sequence to learn from."
+            f"{path}: each of the {len(counts)} users has a single interaction, so there is no sequence to learn from."
         )
     if sequential and single:
         notes.append(f"{single} of {len(counts)} users have a single interaction and are not used in training")

@@ -101,9 +101,7 @@ def convert(
     from recbole_pref.data.tables import existing_file
 
     if format not in READERS:
-        raise PrefError(
-            f"format={format!r} does not exist: use one of {', '.join(FORMATS)}.{suggest(format, FORMATS)}"
-        )
+        raise PrefError(f"format={format!r} does not exist: use one of {', '.join(FORMATS)}.{suggest(format, FORMATS)}")
     check_name("name", name, written=not dry_run)
     if table and format != "table":
         option = next(iter(table))

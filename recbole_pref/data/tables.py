@@ -155,9 +155,7 @@ def text_parts(
         except pd.errors.EmptyDataError:
             raise PrefError(f"{path} is empty.") from None
         except pd.errors.ParserWarning:
-            raise PrefError(
-                f"{path}: the rows have more cells than the first line; name all columns there."
-            ) from None
+            raise PrefError(f"{path}: the rows have more cells than the first line; name all columns there.") from None
         except (pd.errors.ParserError, csv.Error) as error:
             raise PrefError(f"{path} cannot be read as a table: {' '.join(str(error).split())}") from None
 

@@ -277,8 +277,7 @@ def read(dataset: Any, fields: str | list[str]) -> list[Feature]:
             if field not in loaded:
                 hint = suggest(field, loaded) or f" Loaded: {', '.join(loaded) or 'none'}."
                 raise PrefError(
-                    f"mm_fields names {field!r}, which is not loaded as an item feature: add it to "
-                    f"load_col.{hint}"
+                    f"mm_fields names {field!r}, which is not loaded as an item feature: add it to load_col.{hint}"
                 )
         loaded = {field: loaded[field] for field in as_list(fields)}
     if not loaded:

@@ -200,9 +200,7 @@ class ExpertFusion(nn.Module):
         super().__init__()
         n_experts, top_k = settings["moe_experts"], settings["moe_top_k"]
         if top_k > n_experts:
-            raise PrefError(
-                f"moe_top_k={top_k} is above moe_experts={n_experts}: lower moe_top_k."
-            )
+            raise PrefError(f"moe_top_k={top_k} is above moe_experts={n_experts}: lower moe_top_k.")
         hidden, joint = settings["moe_hidden"] or 2 * width, n_modalities * width
         self.top_k, self.n_experts = top_k, n_experts
         self.norm = nn.LayerNorm(joint)

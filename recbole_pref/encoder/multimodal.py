@@ -34,9 +34,7 @@ class Multimodal(_Backbone):
         super().__init__(config, dataset)
         embedding = self._single_item_embedding()
         modalities = features.read(dataset, config["mm_fields"])
-        self.item_embedding = ItemTable(
-            embedding, modalities, self._items_with_id(config, dataset), config
-        )
+        self.item_embedding = ItemTable(embedding, modalities, self._items_with_id(config, dataset), config)
 
     @staticmethod
     def prepare_config(config: Any) -> None:

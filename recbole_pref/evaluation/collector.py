@@ -183,9 +183,7 @@ def mean_ranks(scores: torch.Tensor, positive_u: torch.Tensor, positive_i: torch
         equal = (scores == targets).sum(1)
         rank_sum = greater + (equal + 1) * 0.5
     else:
-        targets, slot = pad_by_row(
-            scores[positive_u, positive_i], positive_u, num_rows, torch.inf
-        )  # [B, widest]
+        targets, slot = pad_by_row(scores[positive_u, positive_i], positive_u, num_rows, torch.inf)  # [B, widest]
         ascending = -scores.sort(dim=1, descending=True).values
         greater = torch.searchsorted(ascending, -targets)
         at_least = torch.searchsorted(ascending, -targets, right=True)
@@ -411,8 +409,7 @@ class PrefCollector(Collector):
         """
         if not self.rows:
             raise PrefError(
-                "collect_users=False stores no values per user: set collect_users: True and "
-                "evaluate again."
+                "collect_users=False stores no values per user: set collect_users: True and evaluate again."
             )
         last = max(self.topk)
         listed = np.minimum(self.rows["rank"], last + 1)

@@ -157,10 +157,7 @@ class WPAUC(TopkMetric):
         """Return ``{'wpauc@k': value}``."""
         above = _table(dataobject, "rec.above", "WPAUC").numpy()
         _, num_targets = self.used_info(dataobject)
-        return {
-            f"wpauc@{k}": round(wpauc(above, num_targets, k).mean(), self.decimal_place)
-            for k in self.topk
-        }
+        return {f"wpauc@{k}": round(wpauc(above, num_targets, k).mean(), self.decimal_place) for k in self.topk}
 
 
 def _lookup(counts: Mapping[int, int], item_matrix: np.ndarray) -> np.ndarray:

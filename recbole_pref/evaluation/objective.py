@@ -137,8 +137,6 @@ def check_measured(metric: str, metrics: Sequence[str], topk: Sequence[int], set
     name, at, k = str(metric).partition("@")
     measured = [str(measured).lower() for measured in metrics]
     if name.lower() not in measured:
-        raise PrefError(
-            f"{setting}={metric!r} is not measured: add {name} to metrics.{suggest(name, measured)}"
-        )
+        raise PrefError(f"{setting}={metric!r} is not measured: add {name} to metrics.{suggest(name, measured)}")
     if at and (not k.isdigit() or int(k) not in topk):
         raise PrefError(f"{setting}={metric!r} is not measured: topk is {topk}, add {k} to it.")

@@ -31,11 +31,7 @@ def sequential_models() -> dict[str, type]:
     models = {}
     for module in pkgutil.iter_modules(package.__path__):
         for name, member in vars(importlib.import_module(f"{SEQUENTIAL}.{module.name}")).items():
-            if (
-                isinstance(member, type)
-                and issubclass(member, SequentialRecommender)
-                and name.lower() == module.name
-            ):
+            if isinstance(member, type) and issubclass(member, SequentialRecommender) and name.lower() == module.name:
                 models[module.name] = member
     return models
 

@@ -54,8 +54,7 @@ def learning_curves(runs: list[Run], metric: str = "ndcg@10") -> Figure:
     keys = [key for key in (metric, group_key("tail", metric)) if key in measured]
     if not keys:
         raise PrefError(
-            f"metric '{metric}' is in no run's validation history: add it to 'metrics' and 'topk' and run "
-            "again."
+            f"metric '{metric}' is in no run's validation history: add it to 'metrics' and 'topk' and run again."
         )
     figure, axes = panels(4.3 * len(keys), 3.4, columns=len(keys))
     add_scope(figure, scope(runs, tail=len(keys) > 1))

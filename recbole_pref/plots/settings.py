@@ -111,8 +111,7 @@ def sensitivity(runs: list[Run], setting: str, metric: str = "ndcg@10") -> Figur
     for axis, key in zip(axes, keys):
         for name, cells in lines.items():
             points = {
-                position[value]: [run.test_result.get(key, math.nan) for run in group]
-                for value, group in cells.items()
+                position[value]: [run.test_result.get(key, math.nan) for run in group] for value, group in cells.items()
             }
             draw_cells(axis, points, look[name], name)
         axis.set_ylabel(f"test {display_name(key)}")

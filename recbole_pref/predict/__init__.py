@@ -1,6 +1,6 @@
 """Recommendations from a checkpoint.
 
-    recbole-pref predict saved/NAME-best.pth --input=sequences.csv --output=top.csv --k=10
+recbole-pref predict saved/NAME-best.pth --input=sequences.csv --output=top.csv --k=10
 """
 
 from recbole_pref.predict.files import PIECE_ROWS, Predicted, predict_file

@@ -95,9 +95,10 @@ def predict_file(
     options = {"k": k, "exclude_seen": exclude_seen, "unknown": unknown}
     if ray_address is not None:
         cluster.connect(ray_address, log_to_driver=True)
-    with _parts(target, command) as parts, tqdm(
-        total=table.count(), unit=" sequences", file=sys.stderr, delay=_PROGRESS_AFTER
-    ) as progress:
+    with (
+        _parts(target, command) as parts,
+        tqdm(total=table.count(), unit=" sequences", file=sys.stderr, delay=_PROGRESS_AFTER) as progress,
+    ):
         pieces = table.pieces()
         for piece in islice(pieces, len(parts.pieces)):
             progress.update(len(piece.names))

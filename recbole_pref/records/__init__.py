@@ -86,9 +86,7 @@ class Run:
         """
         path = run_path(folder, self.id)
         arrays: dict[str, Any] = self.arrays
-        write_atomically(
-            path.with_suffix(".npz"), lambda file: np.savez_compressed(file, **arrays), "output"
-        )
+        write_atomically(path.with_suffix(".npz"), lambda file: np.savez_compressed(file, **arrays), "output")
         record = {name: value for name, value in asdict(self).items() if name != "arrays"}
         write_result(path, record, "output")
 

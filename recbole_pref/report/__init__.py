@@ -268,10 +268,7 @@ def differing_settings(runs: list[Run]) -> dict[str, dict[str, str]]:
 def _joined(records: list[dict[str, Any]]) -> dict[str, str]:
     """Merge several dicts to ``{key: text}``; distinct values are joined by commas."""
     keys = dict.fromkeys(key for record in records for key in record)
-    return {
-        key: ", ".join(dict.fromkeys(_text(record[key]) for record in records if key in record))
-        for key in keys
-    }
+    return {key: ", ".join(dict.fromkeys(_text(record[key]) for record in records if key in record)) for key in keys}
 
 
 def _text(value: Any) -> str:

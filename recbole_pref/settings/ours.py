@@ -83,9 +83,7 @@ SETTINGS: dict[str, Setting] = {
     "window_stride": Setting(int, low=1, choices=("auto",), shapes_reference=True),
     "logits_memory_mb": positive(nullable=True, free_on_resume=True),
     "lr_scheduler": one_of("recbole_pref.schedule", "SCHEDULES", in_reference="none", of_our_models=True, off="none"),
-    "warmup_ratio": Setting(
-        float, low=0.0, high=1.0, open_high=True, in_reference=0.0, of_our_models=True, off=0
-    ),
+    "warmup_ratio": Setting(float, low=0.0, high=1.0, open_high=True, in_reference=0.0, of_our_models=True, off=0),
     "max_nan_steps": Setting(int, low=0, of_our_models=True, off=0),
     "matmul_precision": words("highest", "high", "medium", shapes_reference=True),
     "amp_dtype": words("auto", "bfloat16", "float16", shapes_reference=True),
@@ -108,7 +106,13 @@ SETTINGS: dict[str, Setting] = {
     ),
     # runs
     "init_from": Setting(
-        str, nullable=True, path=True, derived=True, shapes_reference=True, of_our_models=True, off=None,
+        str,
+        nullable=True,
+        path=True,
+        derived=True,
+        shapes_reference=True,
+        of_our_models=True,
+        off=None,
         free_on_resume=True,
     ),
     "resume": Setting(
@@ -116,8 +120,6 @@ SETTINGS: dict[str, Setting] = {
     ),
     "keep_last": count(scope="run"),
     "run_stem": Setting(str, nullable=True, scope="run", set_by=("comparison", "sweep")),
-    "result_file": Setting(
-        str, nullable=True, scope="run", path=True, derived=True, set_by=("comparison", "sweep")
-    ),
+    "result_file": Setting(str, nullable=True, scope="run", path=True, derived=True, set_by=("comparison", "sweep")),
     "strict_config": flag(free_on_resume=True),
 }

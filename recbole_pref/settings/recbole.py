@@ -45,9 +45,7 @@ RECBOLE_SETTINGS: dict[str, Setting] = {
     "worker": Setting(int, low=0, high=1024, scope="run"),
     "reproducibility": flag(),
     "show_progress": flag(scope="run"),
-    "state": words(
-        "debug", "info", "warning", "error", "critical", nullable=True, any_case=True, scope="run"
-    ),
+    "state": words("debug", "info", "warning", "error", "critical", nullable=True, any_case=True, scope="run"),
     "data_path": Setting(str, scope="run", path=True, reloads_data=True),
     "checkpoint_dir": text(scope="run", path=True, set_by=("comparison", "sweep")),
     "dataset_save_path": Setting(str, nullable=True, scope="run", path=True),
@@ -98,9 +96,7 @@ RECBOLE_SETTINGS: dict[str, Setting] = {
         scope="evaluation", shapes_reference=True, shared_by_trials="set objective at the top level of the sweep file"
     ),
     "eval_batch_size": count(scope="evaluation", free_on_resume=True),
-    "metric_decimal_place": Setting(
-        int, low=0, high=17, scope="evaluation", shapes_reference=True, same_in_table=True
-    ),
+    "metric_decimal_place": Setting(int, low=0, high=17, scope="evaluation", shapes_reference=True, same_in_table=True),
     "tail_ratio": Setting(scope="evaluation", shapes_reference=True, same_in_table=True),
     "repeatable": flag(scope="evaluation"),
     # data
@@ -291,9 +287,7 @@ def check_columns(key: str, columns: dict[str, Any]) -> None:
 def _check_parts(key: str, args: dict[str, Any], parts: Collection[str]) -> None:
     for part in args:
         if part not in parts:
-            raise PrefError(
-                f"{key} has no part {shown(part)}: it may hold {', '.join(parts)}.{suggest(part, parts)}"
-            )
+            raise PrefError(f"{key} has no part {shown(part)}: it may hold {', '.join(parts)}.{suggest(part, parts)}")
 
 
 def _refuse_part(

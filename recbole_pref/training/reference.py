@@ -178,8 +178,7 @@ def locked(path: Path, timeout: float = -1) -> BaseFileLock:
         raise
     except OSError as error:
         raise PrefError(
-            f"reference_dir={str(path.parent)!r} cannot be written ({error.strerror}): name a writable "
-            "folder."
+            f"reference_dir={str(path.parent)!r} cannot be written ({error.strerror}): name a writable folder."
         ) from None
 
 
@@ -247,16 +246,10 @@ def load_reference(path: str | Path, config: Any, model: Any, fingerprint: dict[
         PrefError: missing or damaged, or trained on other data or sizes; the message names the
             values that differ.
     """
-    state = checkpoint.load(
-        path, trust_pickle=bool(config["trust_checkpoint"]), setting="reference"
-    )
+    state = checkpoint.load(path, trust_pickle=bool(config["trust_checkpoint"]), setting="reference")
     if not isinstance(state, dict) or "state_dict" not in state:
         raise PrefError(f"reference={path!r} holds no state_dict: name a checkpoint of a trained model.")
-    expected = {
-        name: tensor
-        for name, tensor in model.state_dict().items()
-        if not name.startswith(_NOT_COMPARED)
-    }
+    expected = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(_NOT_COMPARED)}
     stored = {k: v for k, v in state["state_dict"].items() if not k.startswith(_NOT_COMPARED)}
     differences = [
         f"{name}: {_shape(stored.get(name))} != {_shape(expected.get(name))}"

@@ -96,9 +96,7 @@ class TrainerMixin(EvaluationMixin):
         self._saving = saved
         self.start(train_data, valid_data)
         with self._catching_signals():
-            result = super().fit(
-                train_data, valid_data, verbose, saved, show_progress, callback_fn
-            )
+            result = super().fit(train_data, valid_data, verbose, saved, show_progress, callback_fn)
         # A resumed run that was already finished does not change its files.
         if saved and (self._resumed is None or self.start_epoch < self.epochs):
             done = min(len(self.epoch_times), self.epochs)  # some of RecBole's trainers have several passes per epoch
@@ -405,8 +403,7 @@ class TrainerMixin(EvaluationMixin):
         if self._nan_steps > self.config["max_nan_steps"]:
             hint = f" The last good checkpoint is {self.store.last()}." if self.store.last() else ""
             raise PrefError(
-                f"{where}; lower learning_rate or set clip_grad_norm, or allow skipped steps with "
-                f"max_nan_steps.{hint}"
+                f"{where}; lower learning_rate or set clip_grad_norm, or allow skipped steps with max_nan_steps.{hint}"
             )
         self.optimizer.zero_grad()
         self.logger.warning(f"{where}; the step is skipped")

@@ -90,9 +90,7 @@ def make_searcher(plan: Plan, seed: int) -> Any:
         if plan.search == "hyperopt":
             from ray.tune.search.hyperopt import HyperOptSearch
 
-            return HyperOptSearch(
-                random_state_seed=seed, n_initial_points=int(options["n_initial_points"]), **_BEST
-            )
+            return HyperOptSearch(random_state_seed=seed, n_initial_points=int(options["n_initial_points"]), **_BEST)
         if plan.search == "bohb":
             from ray.tune.search.bohb import TuneBOHB
 

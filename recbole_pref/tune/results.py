@@ -88,9 +88,7 @@ def finish(grid: ResultGrid, folder: Path, plan: Plan, config: Config, settings:
     write_result(folder / "trials.json", {"objective": settings["objective"], "trials": rows})
     _write_csv(folder / "trials.csv", rows)
     text = table(rows, plan, config, settings)
-    checkpoint.write_atomically(
-        folder / "table.md", lambda file: file.write(f"{text}\n".encode()), "storage_path"
-    )
+    checkpoint.write_atomically(folder / "table.md", lambda file: file.write(f"{text}\n".encode()), "storage_path")
     print(text)
     # The best successful trial is the first row.
     if not rows or rows[0]["state"] == "failed" or rows[0]["score"] is None:
@@ -201,9 +199,7 @@ def export(result: Result, folder: Path, config: Config, plan: Plan) -> dict[str
     winner = {"model": state["model"], "dataset": state["config"]["dataset"], **settings}
     text = f"# Best of {plan.trials} trials; run it with --config_files={target.with_suffix('.yaml').name}\n"
     text += yaml.safe_dump(json.loads(json.dumps(winner)), sort_keys=False, allow_unicode=True)
-    checkpoint.write_atomically(
-        folder / "best.yaml", lambda file: file.write(text.encode()), "storage_path"
-    )
+    checkpoint.write_atomically(folder / "best.yaml", lambda file: file.write(text.encode()), "storage_path")
     test = _test(state, target, settings, folder)
     write_result(
         folder / "best.json",

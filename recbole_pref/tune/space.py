@@ -121,8 +121,7 @@ def read_plan(source: str | os.PathLike[str] | dict[str, Any], num_samples: int 
     unknown = sorted(set(content) - set(TOP_KEYS))
     if unknown:
         raise PrefError(
-            f"tune: {unknown[0]!r} is not a key of a sweep file ({', '.join(TOP_KEYS)})."
-            f"{suggest(unknown[0], TOP_KEYS)}"
+            f"tune: {unknown[0]!r} is not a key of a sweep file ({', '.join(TOP_KEYS)}).{suggest(unknown[0], TOP_KEYS)}"
         )
     if not isinstance(content.get("space"), dict) or not content["space"]:
         raise PrefError("tune: space is empty: write a line such as 'tau: {loguniform: [0.05, 2.0]}'.")
@@ -151,9 +150,7 @@ def read_plan(source: str | os.PathLike[str] | dict[str, Any], num_samples: int 
         if not whole and not (value is None and key == "max_concurrent"):
             raise PrefError(f"tune: {key}={value!r} is not accepted: set it to a whole number >= {least}.")
         counts[key] = value
-    return Plan(
-        space, content.get("objective"), search, search_options, scheduler, scheduler_options, **counts
-    )
+    return Plan(space, content.get("objective"), search, search_options, scheduler, scheduler_options, **counts)
 
 
 def _read(source: str | os.PathLike[str]) -> dict[str, Any]:
@@ -247,9 +244,7 @@ def _check_range(key: str, kind: str, values: Any) -> None:
         raise PrefError(f"tune: {key}: loguniform needs a low end above 0, not {low!r}.")
     if kind == "quniform" and not 0 < values[2] <= high - low:
         raise PrefError(f"tune: {key}: quniform needs a step above 0, within the range, not {values[2]!r}.")
-    if kind == "quniform" and any(
-        not math.isclose(end / values[2], round(end / values[2])) for end in (low, high)
-    ):
+    if kind == "quniform" and any(not math.isclose(end / values[2], round(end / values[2])) for end in (low, high)):
         raise PrefError(f"tune: {key}: quniform {list(values)!r} needs ends that are multiples of the step.")
     if kind == "randint" and any(value != int(value) for value in values):
         raise PrefError(f"tune: {key}: randint takes whole numbers, not {list(values)!r}.")
