@@ -626,7 +626,7 @@ if __name__ == "__main__":
 CRASH_SWEEP = {"space": {"tau": {"grid": [0.1, 0.5, 1.0]}}, "num_samples": 1}
 
 
-def start(settings, storage, epochs=30, **more):
+def start(settings, storage, epochs=15, **more):
     given = {
         "sweep": CRASH_SWEEP, "name": "s", "storage_path": str(storage),
         "config_dict": {**settings, "epochs": epochs, "stopping_step": epochs}, **more,
