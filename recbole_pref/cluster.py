@@ -68,6 +68,26 @@ def capacity(cpus: float, gpus: float) -> int:
     return sum(min(int(node.get(kind, 0) / number) for kind, number in needs) for node in nodes)
 
 
+def check_numbers(workers: int, cpus: float, gpus: float) -> None:
+    """Refuse numbers that no cluster can satisfy.
+
+    Args:
+        workers: number of workers.
+        cpus, gpus: CPUs and GPUs of a worker.
+
+    Raises:
+        PrefError: a number is too small.
+    """
+    bounds = {
+        "--num_workers must be at least 1.": workers >= 1,
+        "--cpus_per_worker must be above 0.": cpus > 0,
+        "--gpus_per_worker must be 0 or more.": gpus >= 0,
+    }
+    for sentence, holds in bounds.items():
+        if not holds:
+            raise PrefError(sentence)
+
+
 def check_capacity(workers: int, cpus: float, gpus: float) -> None:
     """Refuse more workers than the machines of the cluster can hold: Ray would wait forever.
 
@@ -250,8 +270,7 @@ def shared_map(
     """
     import ray
 
-    if cpus <= 0 or gpus < 0:
-        raise PrefError("--cpus_per_worker must be above 0 and --gpus_per_worker 0 or more.")
+    check_numbers(1, cpus, gpus)
     most = capacity(cpus, gpus)
     if not most:
         raise PrefError(

@@ -272,11 +272,9 @@ def run_on_cluster(
     Raises:
         PrefError: settings or data are not valid, or the cluster has no room for the workers.
     """
-    if num_workers < 1 or cpus_per_worker <= 0 or gpus_per_worker < 0 or max_failures < 0:
-        raise PrefError(
-            "--num_workers must be at least 1, --cpus_per_worker above 0, --gpus_per_worker and --max_failures 0 or "
-            "more."
-        )
+    cluster.check_numbers(num_workers, cpus_per_worker, gpus_per_worker)
+    if max_failures < 0:
+        raise PrefError("--max_failures must be 0 or more.")
     config = Config(model, dataset, config_file_list, config_dict)
     refuse_stock_model(config, f"num_workers={num_workers}")
     if isinstance(config["resume"], str):

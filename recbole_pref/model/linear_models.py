@@ -5,6 +5,7 @@ the sequence of a row. So it is evaluated on the same rows as the other sequenti
 new sequences.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -61,6 +62,9 @@ class LinearRecommender(SequentialRecommender):
 
     The trainer calls ``fit`` once. Until then, or until a checkpoint is loaded, all scores are 0.
 
+    Attributes:
+        linear_settings: a subclass's static method, the ``LinearSettings`` of a configuration.
+
     Args:
         config: RecBole's configuration.
         dataset: RecBole's training split; only the number of items is read here.
@@ -69,6 +73,7 @@ class LinearRecommender(SequentialRecommender):
     input_type = InputType.POINTWISE
     own_settings = LINEAR_SETTINGS
     backbone = None  # whole scores, not products of a representation and item vectors
+    linear_settings: Callable[[Any], LinearSettings]
 
     def __init__(self, config: Config, dataset: SequentialDataset) -> None:
         super().__init__(config, dataset)
@@ -76,11 +81,6 @@ class LinearRecommender(SequentialRecommender):
         self.linear = LinearModel(self.n_items, config["tau_inf"])
         self.settings = self.linear_settings(config)
         self.unused = torch.nn.Parameter(torch.zeros(1))  # RecBole's optimizer needs a parameter
-
-    @staticmethod
-    def linear_settings(config: Config) -> LinearSettings:
-        """Return the ``LinearSettings`` of a configuration."""
-        raise NotImplementedError
 
     def fit(self, dataset: SequentialDataset) -> None:
         """Fit the model to a training split; see ``LinearModel.fit``."""

@@ -109,10 +109,7 @@ def tune(
     resources = (cpus_per_trial, gpus_per_trial, 1)
     if num_workers is not None:
         resources = (cpus_per_worker, gpus_per_worker, num_workers)
-        if num_workers < 1 or cpus_per_worker <= 0 or gpus_per_worker < 0:
-            raise PrefError(
-                "--num_workers must be at least 1, --cpus_per_worker above 0 and --gpus_per_worker 0 or more."
-            )
+        cluster.check_numbers(num_workers, cpus_per_worker, gpus_per_worker)
     for key in sorted(settings_set_by("sweep")):
         if key in plan.space:
             raise PrefError(f"tune: {key} is set by the sweep: remove it from space.")
