@@ -128,24 +128,26 @@ def main():
     if arguments.case:
         print(json.dumps(measure(*json.loads(arguments.case))))
         return
+    sizes = [int(size) for size in arguments.sizes.split(",")]
+    if arguments.write:
+        if len(sizes) > 1:
+            parser.error("--write needs one size in --sizes")
+        data = interactions(sizes[0], arguments.users or sizes[0] // 25, arguments.items)
+        arguments.write.mkdir(parents=True)
+        generated_data(arguments.write, *data)
+        np.savetxt(arguments.write / "users.csv", np.unique(data[0]), "%d", header="user", comments="")
+        return
     rows = []
-    for size in map(int, arguments.sizes.split(",")):
-        data = interactions(size, arguments.users or size // 25, arguments.items)
-        if arguments.write:
-            arguments.write.mkdir(parents=True)
-            generated_data(arguments.write, *data)
-            np.savetxt(arguments.write / "users.csv", np.unique(data[0]), "%d", header="user", comments="")
-            continue
+    for size in sizes:
         with tempfile.TemporaryDirectory() as folder:
-            settings = generated_data(folder, *data)
+            settings = generated_data(folder, *interactions(size, arguments.users or size // 25, arguments.items))
             for way in arguments.ways.split(","):
                 if way == "RecBole" and size > arguments.stock_max:
                     continue
                 measured = result_of((size, way), __file__, f"--case={json.dumps([way, settings])}")
                 rows.append({"interactions": size, "way": way, **measured})
                 print(rows[-1], file=sys.stderr)
-    if rows:
-        print(table(rows))
+    print(table(rows))
     if arguments.output:
         write_rows(f"{arguments.output}.csv", rows)
         draw(rows, arguments.output)

@@ -31,14 +31,15 @@ KEPT = 0.99  # share of the overall metric to keep
 def ranks_by_strength(model, loader, control):
     """Return the arrays that ``evidence.user_values`` reads, for each strength of a control."""
     popularity = torch.log1p(model.step.train_count.float())  # [n_items]
+    if control == "norm":
+        vectors = model.item_embedding.weight
+        norm = vectors.norm(dim=1)
+        shorter = norm[1:].mean() / norm.clamp_min(torch.finfo(norm.dtype).tiny)  # [n_items]
     ranks, targets = [], []
     for interaction, _, rows, items in loader:
         scores = model.full_sort_predict(interaction).view(len(interaction), -1)[rows]  # [P, n_items]
         scores[:, 0] = -torch.inf  # padding
         if control == "norm":
-            vectors = model.item_embedding.weight
-            norm = vectors.norm(dim=1)
-            shorter = norm[1:].mean() / norm.clamp_min(torch.finfo(norm.dtype).tiny)  # [n_items]
             product = (model.encode(interaction) @ vectors.t())[rows]
             changes = (product * (shorter**c - 1) for c in STRENGTHS[control])
         else:

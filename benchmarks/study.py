@@ -79,7 +79,6 @@ ENTRIES = {
     "SLIST": ("SLIST", {}),
     "SeqEASE": ("SeqEASE", {}),
 }
-LINEAR = ("TALE", "SLIST", "SeqEASE")
 RECOMMENDED = "LPO recommended"  # entries with this prefix use the property file
 ALONE = ("CE", "LPO", "ORPO")  # methods that start from random weights
 FIRST, PARTS = "CE,CE repeat bias,LPO recommended", "CE,CE reweighted,LPO,LPO log-probability"
@@ -171,6 +170,7 @@ def entries_for(backbone, names):
 
     from recbole_pref.compare import Entry, split_text
     from recbole_pref.errors import PrefError, suggest
+    from recbole_pref.model.linear_models import LINEAR_MODELS
     from recbole_pref.settings.files import parse_value, properties_dir
 
     found = []
@@ -187,7 +187,7 @@ def entries_for(backbone, names):
             settings = {**yaml.safe_load(file.read_text(encoding="utf-8")), **settings}
         own = (word.partition("=") for word in words if "=" in word)
         settings = {**settings, **{key: parse_value(value) for key, _, value in own}}
-        name_of = [] if method in LINEAR else [backbone]
+        name_of = [] if method.lower() in LINEAR_MODELS else [backbone]
         found.append(Entry(" ".join([*words, *name_of]), "".join([method, *name_of]), settings))
     return found
 
