@@ -1,6 +1,7 @@
-"""Time and peak memory of full-ranking evaluation against the size of the catalogue, ours and RecBole's.
+"""Time and peak memory of evaluation against the size of the catalogue, ours and RecBole's.
 
     python benchmarks/evaluation.py --items=10000,100000,1000000
+    python benchmarks/evaluation.py --items=10000 --mode=uni100
 
 The data are generated sequences in which every item occurs once. The test targets of all users are ranked with random
 weights of SASRec. Each case runs in its own process. The peak is that of the process after the data were generated;
@@ -22,7 +23,7 @@ from tabulate import tabulate
 LENGTH = 10
 
 
-def measure(kind, users, items, threads):
+def measure(kind, users, items, threads, mode):
     """Return seconds, peak MiB, MiB above the start and metrics of one case, in this process."""
     torch.set_num_threads(threads)
     from recbole.trainer import Trainer
@@ -38,6 +39,7 @@ def measure(kind, users, items, threads):
         settings = generated_data(folder, order * users // items, np.random.default_rng(0).permutation(items), order)
         settings |= {
             "MAX_ITEM_LIST_LENGTH": LENGTH,
+            "eval_args": {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": mode},
             "metrics": ["NDCG", "MRR"], "topk": [100], "valid_metric": "NDCG@100", "metric_decimal_place": 8,
         }  # fmt: skip
         name = "CESASRec" if kind == "ours" else "SASRec"
@@ -61,6 +63,7 @@ def main():
     parser.add_argument("--items", default="10000,100000,1000000")
     parser.add_argument("--users", type=int, default=2000)
     parser.add_argument("--stock_max_items", type=int, default=100_000)
+    parser.add_argument("--mode", default="full", help="as in eval_args: full, or uni100 for sampled candidates")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--case", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -72,7 +75,10 @@ def main():
         for kind in ("RecBole", "ours"):
             if kind == "RecBole" and items > arguments.stock_max_items:
                 continue
-            case = {"kind": kind, "users": arguments.users, "items": items, "threads": arguments.threads}
+            case = {key: getattr(arguments, key) for key in ("users", "threads", "mode")} | {
+                "kind": kind,
+                "items": items,
+            }
             got = result_of(case, __file__, f"--case={json.dumps(case)}")
             metrics = ", ".join(f"{name} {value}" for name, value in got["metrics"].items())
             numbers = [f"{got['seconds']:.2f}", f"{got['more']:.0f}", f"{got['peak']:.0f}"]
