@@ -138,7 +138,7 @@ def on_tiny(block):
     return block
 
 
-@pytest.mark.parametrize("name", ["predicting", "checkpoints", "metrics"])
+@pytest.mark.parametrize("name", ["predicting", "serving", "checkpoints", "metrics"])
 def test_python_blocks_run(name, tiny_dataset):
     write_atomic("dataset", "tiny", tiny_sequences())
     own = {"data_path": "dataset", "checkpoint_dir": "saved", "run_stem": "NAME", "epochs": 1}
