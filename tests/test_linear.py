@@ -24,8 +24,10 @@ from recbole_pref.model.linear import (
     Sequences,
     normal_equations,
     regularization,
+    regularized_inverse,
     solve_dense,
     solve_sparse,
+    target_excess,
 )
 from recbole_pref.model.linear_models import training_sequences
 from recbole_pref.model.names import model_class
@@ -53,8 +55,11 @@ def joined(sequences):
     return Sequences(items, np.cumsum([0, *(len(s) for s, _ in sequences)]), times)
 
 
-def loop_equations(sequences, settings):
-    """Return S'S and S'T row by row, as the docstrings of linear.py state them."""
+def loop_equations(sequences, settings, left_out=None):
+    """Return S'S and S'T row by row, as the docstrings of linear.py state them.
+
+    The row (number of its sequence, position of its target) ``left_out`` is missing.
+    """
     counts = np.bincount(np.concatenate([items for items, _ in sequences]), minlength=N_ITEMS)
     gaps = np.concatenate([np.diff(times) for _, times in sequences])
     unit = np.median(gaps[gaps > 0])
@@ -67,12 +72,14 @@ def loop_equations(sequences, settings):
             for j, y in target:
                 cross[i, j] += weight * x * y
 
-    for items, times in sequences:
+    for number, (items, times) in enumerate(sequences):
         when = times / unit if settings.use_times else np.arange(len(items))
         popular = [float(counts[item]) ** settings.beta for item in items]
         if settings.whole:
             add([(i, 1.0) for i in items], [(i, 1.0) for i in items], settings.whole)
         for p in range(1, len(items)) if settings.targets != "none" else ():
+            if (number, p) == left_out:
+                continue
             decay = lambda q, p=p, when=when: math.exp(-abs(when[p] - when[q]) / settings.tau_train)  # noqa: E731
             before = range(max(0, p - settings.window), p)
             after = range(p, p + 1 if settings.targets == "next" else min(len(items), p + settings.window))
@@ -91,13 +98,41 @@ def test_equations_and_weights_equal_a_loop(settings, monkeypatch):
     gram, cross = normal_equations(joined(sequences), N_ITEMS, settings)
     np.testing.assert_allclose(gram.toarray(), expected_gram, rtol=1e-12, atol=1e-12)
     np.testing.assert_allclose(cross.toarray(), expected_cross, rtol=1e-12, atol=1e-12)
-    weights = solve_dense(gram, cross, 2.0, settings.zero_diagonal)
+    weights = solve_dense(regularized_inverse(gram, 2.0), cross, settings.zero_diagonal)
     for target in range(N_ITEMS):  # one regression per target, without itself where it must not predict itself
         kept = [i for i in range(N_ITEMS) if i != target or not settings.zero_diagonal]
         system = expected_gram[np.ix_(kept, kept)] + 2.0 * np.eye(len(kept))
         expected = np.zeros(N_ITEMS)
         expected[kept] = np.linalg.solve(system, expected_cross[kept, target])
         np.testing.assert_allclose(weights[:, target], expected, atol=1e-10)
+
+
+@pytest.mark.parametrize("tau_inf", [None, 1.5])
+@pytest.mark.parametrize("settings", [TALE, replace(TALE, use_times=True, window=3)], ids=["positions", "times"])
+def test_the_excess_is_the_difference_to_a_fit_without_the_row(settings, tau_inf, monkeypatch):
+    monkeypatch.setattr("recbole_pref.model.linear._CHUNK_ENTRIES", 40)  # several chunks and parts
+    sequences, reg = some_sequences(), 2.0 * np.eye(N_ITEMS)
+    gram, cross = normal_equations(joined(sequences), N_ITEMS, settings)
+    inverse = regularized_inverse(gram, 2.0)
+    weights = solve_dense(inverse, cross)
+    expected = []
+    for number, (items, _) in enumerate(sequences):
+        expected.append(0.0)  # the first item of a sequence is not a target
+        for position in range(1, len(items)):
+            gram, cross = loop_equations(sequences, settings, left_out=(number, position))
+            gain = weights - np.linalg.solve(gram + reg, cross)
+            history = items[max(0, position - settings.window) : position]
+            decay = [1.0 if tau_inf is None else math.exp(-age / tau_inf) for age in range(len(history))]
+            expected.append(sum(x * gain[item, items[position]] for x, item in zip(decay, history[::-1])))
+    got = target_excess(inverse, weights, joined(sequences), settings, tau_inf)
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-7)
+    assert np.ptp(expected) > 0.01
+
+
+def test_only_rows_with_one_target_and_dense_weights_have_an_excess():
+    for settings in (SLIST, EASE_SETTINGS, replace(TALE, memory_mb=0.0)):
+        assert LinearModel(N_ITEMS).fit(joined(some_sequences()), settings, with_excess=True) is None
+    assert LinearModel(N_ITEMS).fit(joined(some_sequences()), TALE) is None
 
 
 def test_times_one_apart_are_positions():
@@ -131,7 +166,7 @@ def test_sparse_form_with_all_sources_is_the_dense_one():
     rows = rng.random((30, N_ITEMS))
     gram, cross = sp.csr_array(rows.T @ rows), sp.csr_array(rows.T @ rng.random((30, N_ITEMS)))
     for zero_diagonal in (False, True):
-        dense = solve_dense(gram, cross, 2.0, zero_diagonal)
+        dense = solve_dense(regularized_inverse(gram, 2.0), cross, zero_diagonal)
         sparse = solve_sparse(gram, cross, 2.0, zero_diagonal)
         np.testing.assert_allclose(sparse.toarray(), dense, atol=1e-6)
 
@@ -192,7 +227,7 @@ def test_what_cannot_be_fitted_is_refused():
         model.fit(Sequences(np.array([1, 2]), np.array([0, 2])), replace(TALE, use_times=True))
     singular = sp.csr_array(np.ones((3, 3)))
     with pytest.raises(PrefError, match="reg_weight=1e-30"):
-        solve_dense(singular, singular, 1e-30)
+        regularized_inverse(singular, 1e-30)
 
 
 def build(name, settings):
@@ -222,6 +257,9 @@ def test_sequences_are_those_of_the_training_split(tiny_dataset, more, without):
         assert list(tokens[start:stop]) == expected[: stop - start]
         assert list(found.times[start:stop]) == list(range(stop - start))
     assert len(found.items) == len(dataset.inter_feat) + len(in_training)
+    is_target = found.rows >= 0
+    assert sorted(found.rows[is_target]) == list(range(len(dataset.inter_feat)))
+    assert (dataset.inter_feat[dataset.iid_field].numpy()[found.rows[is_target]] == found.items[is_target]).all()
 
 
 def test_whole_histories_give_recboles_ease(tiny_dataset):

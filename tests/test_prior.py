@@ -1,5 +1,6 @@
 """The linear prior: scores and gradients, its three weights, checkpoints, resume, refusals."""
 
+from pathlib import Path
 from unittest import mock
 
 import numpy as np
@@ -9,12 +10,14 @@ import torch
 from recbole_pref import checkpoint, scoring
 from recbole_pref.config import Config
 from recbole_pref.errors import PrefError
-from recbole_pref.model.linear import LinearModel
+from recbole_pref.model.linear import LinearModel, normal_equations
+from recbole_pref.model.linear_models import training_sequences
 from recbole_pref.model.prior import OfPrior, Prior
 from recbole_pref.predict import Recommender
 from recbole_pref.quick_start import build_run, load_data_and_model, run_recbole_pref
 from recbole_pref.training import prior as prior_of_a_run
-from tests.test_models import NO_DROPOUT, all_rows
+from tests.conftest import tiny_sequences
+from tests.test_models import NO_DROPOUT, all_rows, numbered
 
 IN_TRAINING = {"prior": "TALE", "prior_in_training": True, "prior_weight": "learned"}
 
@@ -65,6 +68,129 @@ def test_the_fused_loss_and_the_gradient_of_the_weight_equal_whole_scores():
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
     picked = scoring.item_scores(hidden, items, ids[:, :1], (scoring.Term(weight, OfPrior(prior, rows)),))
     torch.testing.assert_close(picked, scores.gather(1, ids[:, :1]), rtol=1e-5, atol=1e-5)
+
+
+def test_the_excess_is_taken_from_the_targets_of_the_fused_loss_and_of_single_items():
+    torch.manual_seed(0)
+    prior, rows = made_prior(), histories()
+    hidden, items = (torch.randn(n, 5, requires_grad=True) for n in (9, 12))
+    weight = torch.tensor(0.7, requires_grad=True)
+    targets, excess = torch.randint(1, 12, (9,)), torch.randn(9)
+    ids, uniform = torch.stack([targets, torch.zeros_like(targets)], 1), torch.full((9,), 1 / 9)
+    decay = torch.exp((torch.arange(6) - (rows > 0).sum(1, keepdim=True) + 1).double() / 3.0)
+    fixed = (decay[:, :, None] * prior.linear.weights.double()[rows]).sum(1)
+    fixed[torch.arange(9), targets] -= excess.double()
+    fixed /= fixed[:, 1:].std(dim=1, correction=0, keepdim=True)
+    scores = hidden.double() @ items.double().t() + weight.double() * fixed
+    plain = torch.nn.functional.cross_entropy(scores, targets)
+    terms = (scoring.Term(weight, OfPrior(prior, rows, targets, excess)),)
+    fused = scoring.catalogue_loss(
+        hidden, items, lambda part, chosen, log_z, picked: log_z - picked[:, 0], lambda part, s, z: ids[part], uniform,
+        4, terms,
+    )  # fmt: skip
+    torch.testing.assert_close(fused.double(), plain, rtol=1e-5, atol=1e-6)
+    leaves = [hidden, items, weight]
+    for mine, theirs in zip(torch.autograd.grad(fused, leaves), torch.autograd.grad(plain, leaves, retain_graph=True)):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
+    ids = torch.stack([targets, torch.arange(1, 10)], 1)
+    picked = scoring.item_scores(hidden[3:], items, ids[3:], terms, slice(3, None))
+    torch.testing.assert_close(picked.double(), scores.gather(1, ids)[3:], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("args", [None, {"group_by": None, "split": {"RS": [0.6, 0.2, 0.2]}}, "file"])
+def test_the_excess_is_that_of_recboles_training_rows(tiny_dataset, tmp_path, args):
+    settings = {**tiny_dataset, **IN_TRAINING, "prior_tau_inf": 2.0, "prior_beta": 0.0, "prior_reg_weight": 3.0}
+    if args == "file":
+        settings |= split_files(tmp_path)
+    elif args:
+        settings["eval_args"] = args
+    run = build_run(Config("CESASRec", config_dict=settings), log=False)
+    run.trainer.prepare(run.train_data)
+    linear, _ = prior_of_a_run.linear_settings(run.config)
+    sequences = training_sequences(run.train_data._dataset)
+    gram, cross = (part.toarray() for part in normal_equations(sequences, run.model.n_items, linear))
+    inverse = np.linalg.inv(gram + 3.0 * np.eye(len(gram)))
+    rows = numbered(run.train_data, run.model)
+    assert len(run.model.prior.excess) == len(rows)
+    for history, target, got in zip(rows.histories.numpy(), rows.targets.numpy(), run.model.prior.excess.numpy()):
+        s, x = np.zeros((2, len(gram)))
+        for age, item in enumerate(history[history > 0][::-1]):
+            s[item] += max(np.exp(-(age + 1) / linear.tau_train), linear.c)
+            x[item] += np.exp(-age / 2.0)
+        expected = x @ inverse @ s * (1 - s @ inverse @ cross[:, target]) / (1 - s @ inverse @ s)
+        assert got == pytest.approx(expected, rel=1e-4, abs=1e-6)
+
+
+def split_files(folder):
+    """Write pre-split files whose first prefix of a user has two items, and return their settings."""
+    header = "user_id:token\titem_id:token\ttimestamp:float\titem_id_list:token_seq\ttimestamp_list:float_seq\n"
+    lines = {"train": [], "valid": [], "test": []}
+    for user, sequence in enumerate(tiny_sequences()):
+        for position in range(2, len(sequence)):
+            part = {1: "test", 2: "valid"}.get(len(sequence) - position, "train")
+            before = range(position)
+            items, times = (" ".join(f"{kind}{value}" for value in values) for kind, values in (
+                ("i", [sequence[place] for place in before]), ("", before)
+            ))  # fmt: skip
+            lines[part].append(f"u{user}\ti{sequence[position]}\t{position}\t{items}\t{times}\n")
+    (folder / "split").mkdir()
+    for part, rows in lines.items():
+        (folder / "split" / f"split.{part}.inter").write_text(header + "".join(rows[::-1]))
+    columns = ["user_id", "item_id", "timestamp", "item_id_list", "timestamp_list"]
+    return {
+        "dataset": "split", "data_path": str(folder), "benchmark_filename": list(lines), "load_col": {"inter": columns},
+        "alias_of_item_id": ["item_id_list"],
+    }  # fmt: skip
+
+
+def test_the_excess_is_stored_beside_the_prior_and_only_used_in_training(tiny_dataset):
+    def obtained(settings):
+        run = build_run(Config("CESASRec", config_dict={**tiny_dataset, **settings}), log=False)
+        return prior_of_a_run.obtain(run.config, run.train_data._dataset)
+
+    after = obtained({"prior": "TALE"})
+    (path,) = (Path(tiny_dataset["checkpoint_dir"]) / "reference").glob("*-prior-TALE-*.pth")
+    assert after.excess is None and "excess" not in checkpoint.load(path)
+    fitted, stored = obtained(IN_TRAINING), obtained(IN_TRAINING)  # the stored one lacked it
+    assert fitted.excess.abs().max() > 0 and torch.equal(fitted.excess, stored.excess)
+    assert torch.equal(fitted.linear.weights, after.linear.weights)
+    assert obtained({"prior": "TALE"}).excess is None
+    assert not any("excess" in name for name in stored.state_dict())
+    for other in ({"prior": "SLIST"}, {"prior_linear_memory_mb": 0}):
+        assert obtained({**IN_TRAINING, **other}).excess is None
+
+
+def test_a_batch_without_numbers_of_its_rows_is_refused(tiny_dataset):
+    run = build_run(Config("CESASRec", config_dict={**tiny_dataset, **IN_TRAINING}), log=False)
+    run.trainer.prepare(run.train_data)
+    with pytest.raises(PrefError, match="prior_in_training=True needs the numbers of the training rows"):
+        run.model.calculate_loss(all_rows(run.train_data))
+    run.model.calculate_loss(numbered(run.train_data, run.model))
+
+
+@pytest.mark.parametrize("cache", [True, False])
+@pytest.mark.parametrize("model", ["SDPOSASRec", "TAWinSASRec"])
+def test_the_reference_has_the_same_scores_in_training(tiny_dataset, model, cache):
+    settings = {**tiny_dataset, **NO_DROPOUT, **IN_TRAINING, "reference": "auto", "reference_cache": cache}
+    if model == "TAWinSASRec":
+        settings["kl_weight"] = 0.1
+    run = build_run(Config(model, config_dict=settings), log=False)
+    run.trainer.start(run.train_data, run.valid_data)
+    policy, reference = run.model.eval(), run.model.step.reference
+    batch = next(iter(run.trainer._loader))
+    ids = torch.stack([batch.targets, batch.targets % 30 + 1], 1)
+    terms = policy.terms(batch.histories, batch.targets, batch.rows)
+    hidden, items = batch.encode(policy), policy.item_embedding.weight
+    expected = scoring.item_scores(hidden, items, ids, terms)
+    assert reference.normalized == (model == "TAWinSASRec")
+    if reference.normalized:
+        expected = expected - scoring.catalogue_log_z(hidden, items, 7, terms).unsqueeze(1)
+    of_batch = reference.scores(batch)
+    torch.testing.assert_close(of_batch.of(slice(None), ids), expected, rtol=1e-4, atol=1e-5)
+    of_rows = scoring.chunk_scores(hidden, items, slice(None), terms)
+    torch.testing.assert_close(of_batch.catalogue(slice(None)), of_rows, rtol=1e-4, atol=1e-5)
+    left_in = scoring.chunk_scores(hidden, items, slice(None), policy.terms(batch.histories))
+    assert (left_in - of_rows).abs().max() > 0.01
 
 
 def test_a_weight_of_zero_equals_no_prior_bit_for_bit(tiny_dataset):

@@ -107,13 +107,16 @@ class Reference:
     @torch.no_grad()
     def scores(self, batch: Batch) -> HiddenScores:
         """Return the scores of a batch, from the cache if there is one."""
-        terms = self.model.terms(batch.histories)
+        terms = self._terms(batch)
         if self.cache is not None:
             log_z = None if self.cache.log_z is None else self.cache.log_z[batch.rows]
             return HiddenScores(self.cache.hidden[batch.rows], self._items, log_z, terms)
         hidden = batch.encode(self.model).float()  # under autocast it may be half
         log_z = self._log_z(hidden, terms) if self.normalized else None
         return HiddenScores(hidden, self._items, log_z, terms)
+
+    def _terms(self, batch: Batch) -> scoring.Terms:
+        return self.model.terms(batch.histories, batch.targets, batch.rows)
 
     def _log_z(self, hidden: torch.Tensor, terms: scoring.Terms) -> torch.Tensor:
         chunk = scoring.chunk_rows(len(self._items), self.memory_mb, hidden.device.type)
@@ -136,5 +139,5 @@ class Reference:
                 cache = Cache(hidden.new_zeros(n_rows, hidden.shape[1]), log_z)
             cache.hidden[batch.rows] = hidden
             if cache.log_z is not None:
-                cache.log_z[batch.rows] = self._log_z(hidden, self.model.terms(batch.histories))
+                cache.log_z[batch.rows] = self._log_z(hidden, self._terms(batch))
         self.cache = cache

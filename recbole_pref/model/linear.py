@@ -41,11 +41,13 @@ class Sequences:
         items: [M] item ids, the latest of each sequence last.
         starts: [U + 1] where each sequence starts; the last entry is M.
         times: [M] time of each interaction.
+        rows: [M] number of the training row whose target each item is, -1 if it is the target of none.
     """
 
     items: np.ndarray
     starts: np.ndarray
     times: np.ndarray | None = None
+    rows: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -166,11 +168,8 @@ def regularization(gram: sp.csr_array, reg_weight: float | str) -> float:
     return _AUTO_REG * float(diagonal[in_training].mean()) if in_training.any() else 1.0
 
 
-def solve_dense(gram: sp.csr_array, cross: sp.csr_array, reg: float, zero_diagonal: bool = False) -> np.ndarray:
-    """Return B = (gram + reg I)^-1 cross, dense and C-ordered, in the dtype of ``gram``: [n, n].
-
-    With ``zero_diagonal`` it is the minimum under diag(B) = 0: column j loses P_:j B_jj / P_jj, where
-    P = (gram + reg I)^-1. For cross = gram this is EASE. At its peak it holds two dense matrices.
+def regularized_inverse(gram: sp.csr_array, reg: float) -> np.ndarray:
+    """Return P = (gram + reg I)^-1, dense, in the dtype of ``gram``: [n, n].
 
     Raises:
         PrefError: the matrix is not positive definite in this precision.
@@ -183,14 +182,22 @@ def solve_dense(gram: sp.csr_array, cross: sp.csr_array, reg: float, zero_diagon
         raise PrefError(f"reg_weight={reg:g} is too small for these data: raise it.")
     inverse = potri(inverse, lower=True, overwrite_c=True)[0]
     _mirror(inverse)
+    return inverse
+
+
+def solve_dense(inverse: np.ndarray, cross: sp.csr_array, zero_diagonal: bool = False) -> np.ndarray:
+    """Return B = P cross for P from ``regularized_inverse``, dense, in its dtype: [n, n].
+
+    With ``zero_diagonal`` it is the minimum under diag(B) = 0: column j loses P_:j B_jj / P_jj, and P is
+    overwritten. For cross = gram this is EASE.
+    """
     transposed = cross.T.tocsr() @ inverse.T  # [target, source]; the transposed inverse is C-ordered
     if zero_diagonal:
         excess = transposed.diagonal() / inverse.diagonal()
         inverse *= excess  # column j by excess_j
         transposed -= inverse.T
         np.fill_diagonal(transposed, 0.0)
-    del inverse
-    return np.ascontiguousarray(transposed.T)
+    return transposed.T
 
 
 def _mirror(matrix: np.ndarray, block: int = 1024) -> None:
@@ -200,6 +207,64 @@ def _mirror(matrix: np.ndarray, block: int = 1024) -> None:
         square = matrix[start:stop, start:stop]
         square[...] = np.tril(square) + np.tril(square, -1).T
         matrix[start:stop, stop:] = matrix[stop:, start:stop].T
+
+
+def target_excess(
+    inverse: np.ndarray, weights: np.ndarray, sequences: Sequences, settings: LinearSettings, tau_inf: float | None
+) -> np.ndarray:
+    """Return by how much each row of the fit raises the score that its history gives to its own target.
+
+    Without a row with source s and target value t at item j, the weights are exactly
+
+        B - P s (t e_j - B's)' / (1 - s'P s),    P = (S'S + lambda I)^-1.
+
+    The row's history x then scores j lower by the excess x'P s (t - s'B_j) / (1 - s'P s). It scores every other item
+    i higher by x'P s s'B_i / (1 - s'P s); that is small and left out. The weights by popularity stay those of all
+    rows. A row must have one target: SLIST's have several, and SeqEASE's are whole sequences. The sparse form has
+    no P.
+
+    Args:
+        inverse: P [n, n].
+        weights: B [n, n].
+        sequences, settings: of the fit, ``settings.targets`` being ``next``.
+        tau_inf: as in ``LinearModel``.
+
+    Returns:
+        ndarray: [M] float32 for each item as a target, 0 for the first one of a sequence.
+    """
+    items, n_items = sequences.items, len(inverse)
+    begin = sequences.starts[:-1].repeat(np.diff(sequences.starts))
+    positions = np.flatnonzero(np.arange(len(items)) > begin)
+    ages = np.arange(min(settings.window, int((positions - begin[positions]).max(initial=1))))
+    decay = np.ones(len(ages)) if tau_inf is None else np.exp(-ages / tau_inf)
+    excess = np.zeros(len(items), np.float32)
+    step, done = max(1, _CHUNK_ENTRIES // len(ages) ** 2), 0
+    for sources, targets in _prefix_rows(sequences, n_items, settings, inverse.dtype):
+        for start in range(0, sources.shape[0], step):
+            source, s = _padded(sources[start : start + step])  # [R, W]
+            target, t = targets.indices[start : start + step, None], targets.data[start : start + step]
+            position = positions[done : done + len(t)]
+            done += len(t)
+            place = position[:, None] - 1 - ages
+            x = np.where(place >= begin[position, None], decay, 0.0)  # [R, L]
+            history = items[np.maximum(place, 0)]
+            leverage = _bilinear(s, inverse[source[:, :, None], source[:, None]], s)
+            gain = _bilinear(x, inverse[history[:, :, None], source[:, None]], s)
+            excess[position] = gain * (t - (s * weights[source, target]).sum(axis=1)) / (1 - leverage)
+    return excess
+
+
+def _padded(rows: sp.csr_array) -> tuple[np.ndarray, np.ndarray]:
+    """Return the columns and the values of sparse rows [R, n], with values 0 as padding: two arrays [R, W]."""
+    count = np.diff(rows.indptr)[:, None]
+    inside = np.arange(count.max()) < count
+    place = np.where(inside, rows.indptr[:-1, None] + np.arange(count.max()), 0)
+    return rows.indices[place], rows.data[place] * inside
+
+
+def _bilinear(left: np.ndarray, matrices: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Return left_r' M_r right_r for [R, L], [R, L, W] and [R, W]: [R]."""
+    return (left * (matrices @ right[:, :, None])[:, :, 0]).sum(axis=1)
 
 
 def solve_sparse(
@@ -305,12 +370,16 @@ class LinearModel(torch.nn.Module):
         """Whether B is in the sparse form."""
         return len(self.weights) == 0
 
-    def fit(self, sequences: Sequences, settings: LinearSettings) -> None:
+    def fit(self, sequences: Sequences, settings: LinearSettings, with_excess: bool = False) -> np.ndarray | None:
         """Fit B to training sequences and store it.
 
         Args:
             sequences: of the training split alone.
             settings: as above.
+            with_excess: whether ``target_excess`` is needed.
+
+        Returns:
+            ndarray or None: ``target_excess``; None if it is not needed or these weights have none.
 
         Raises:
             PrefError: no training row, missing times, or a ``reg_weight`` that is too small.
@@ -321,10 +390,16 @@ class LinearModel(torch.nn.Module):
         if cross.nnz == 0:
             raise PrefError("a linear model needs sequences of at least two items: use other data.")
         reg = regularization(gram, settings.reg_weight)
+        excess = None
         dense_mb = 8 * self.n_items**2 / 2**20
         if dense_mb <= settings.memory_mb:
             getLogger().info(f"linear model: dense weights, reg_weight {reg:.4g}")
-            self.set_weights(solve_dense(gram, cross, reg, settings.zero_diagonal))
+            inverse = regularized_inverse(gram, reg)
+            weights = solve_dense(inverse, cross, settings.zero_diagonal)
+            if with_excess and settings.targets == "next":
+                excess = target_excess(inverse, weights, sequences, settings, self.tau_inf)
+            del inverse  # two dense matrices at a time
+            self.set_weights(weights)
         else:
             getLogger().info(
                 f"linear model: a dense solution for {self.n_items} items takes {dense_mb:.0f} MiB, more than "
@@ -332,6 +407,7 @@ class LinearModel(torch.nn.Module):
                 f"reg_weight {reg:.4g}"
             )
             self.set_weights(solve_sparse(gram, cross, reg, settings.zero_diagonal))
+        return excess
 
     def set_weights(self, matrix: np.ndarray | sp.csr_array) -> None:
         """Take B from a dense array or a scipy sparse array [n_items, n_items]."""
@@ -341,7 +417,7 @@ class LinearModel(torch.nn.Module):
             dense, rows = empty, matrix.tocsr()
         parts = {"weights": dense, "starts": rows.indptr, "columns": rows.indices, "values": rows.data}
         for name, part in parts.items():
-            setattr(self, name, torch.as_tensor(part).to(self._buffers[name]))
+            setattr(self, name, torch.as_tensor(part).to(self._buffers[name]).contiguous())
 
     def scores(self, item_lists: torch.Tensor, lengths: torch.Tensor, ages: torch.Tensor | None = None) -> torch.Tensor:
         """Return x B for a batch of histories.

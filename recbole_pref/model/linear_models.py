@@ -52,9 +52,10 @@ def training_sequences(dataset: SequentialDataset) -> Sequences:
         merged[~in_prefix] = last[order]
         return merged
 
-    return Sequences(
-        joined(dataset.iid_field, targets, np.int64), starts, joined(dataset.time_field, times, np.float64)
-    )
+    numbers = np.full(starts[-1], -1)
+    numbers[~in_prefix] = order
+    items, when = joined(dataset.iid_field, targets, np.int64), joined(dataset.time_field, times, np.float64)
+    return Sequences(items, starts, when, numbers)
 
 
 class LinearRecommender(SequentialRecommender):

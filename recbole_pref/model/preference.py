@@ -95,14 +95,32 @@ class PreferenceMixin(_Backbone):
         assert self.backbone is not None  # callers check
         return encode_last(self, self.backbone, interaction)
 
-    def terms(self, histories: torch.Tensor) -> scoring.Terms:
-        """Return the addends of the dot products of rows with these histories [R, L]."""
+    def terms(
+        self, histories: torch.Tensor, targets: torch.Tensor | None = None, rows: torch.Tensor | None = None
+    ) -> scoring.Terms:
+        """Return the addends of the dot products of rows.
+
+        Args:
+            histories: [R, L].
+            targets, rows: [R] of a training batch; the prior leaves each row out of its own target's score.
+
+        Raises:
+            PrefError: the prior needs the numbers of a training batch's rows, and they are unknown.
+        """
         terms: scoring.Terms = ()
         if self.repeat_bias is not None:
             source = scoring.OfHistory(scoring.distinct_items(histories))
             terms += (scoring.Term(_REPEAT_SCALE * self.repeat_bias, source),)
         if self.prior is not None:
-            terms += (scoring.Term(self.prior_weight, OfPrior(self.prior, histories)),)
+            of_rows: tuple[torch.Tensor, ...] = (histories,)
+            if targets is not None and self.prior.excess is not None:
+                if rows is None:
+                    raise PrefError(
+                        "prior_in_training=True needs the numbers of the training rows, and this batch has none: train "
+                        "with the trainer, or set it to False."
+                    )
+                of_rows += (targets, self.prior.excess[rows])
+            terms += (scoring.Term(self.prior_weight, OfPrior(self.prior, *of_rows)),)
         return terms
 
     def attach_prior(self, prior: Prior, weight: float = 1.0) -> None:

@@ -191,7 +191,7 @@ class TrainingStep(nn.Module):
 
     def _from_representations(self, model: Any, batch: Batch, weights: torch.Tensor) -> torch.Tensor:
         hidden, item_emb = batch.encode(model), model.item_embedding.weight
-        terms = model.terms(batch.histories)
+        terms = model.terms(batch.histories, batch.targets, batch.rows)
         reference = None if self.reference is None else self.reference.scores(batch)
         draw = self._begin_draw(batch)
         sample = partial(self._positive_and_negatives, batch.targets, draw, reference)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import yaml
 from recbole.utils import calculate_valid_score
 
@@ -18,7 +19,7 @@ from recbole_pref import checkpoint
 from recbole_pref.errors import PrefError
 from recbole_pref.model.linear import LinearModel, LinearSettings
 from recbole_pref.model.linear_models import LINEAR_MODELS, training_sequences
-from recbole_pref.model.prior import Prior
+from recbole_pref.model.prior import Prior, is_in_training
 from recbole_pref.settings import LINEAR_SETTINGS, PRIORS
 from recbole_pref.settings.files import properties_dir
 from recbole_pref.training.reference import fingerprint_of, locked, reference_folder
@@ -48,6 +49,9 @@ def linear_settings(config: Any) -> tuple[LinearSettings, float | None]:
 def obtain(config: Any, dataset: Any) -> Prior:
     """Return the prior of a run; fit and store it if it does not exist yet.
 
+    With ``prior_in_training``, TALE in the dense form has the excess of the training rows, stored beside the weights.
+    A stored prior without it is fitted again. Other priors have none; see ``linear.target_excess``.
+
     Args:
         config (Config): configuration of the run.
         dataset (SequentialDataset): the training split.
@@ -62,20 +66,31 @@ def obtain(config: Any, dataset: Any) -> Prior:
     key = checkpoint.to_plain({"data": fingerprint, "prior": vars(settings), "tau_inf": tau_inf}, other=str)
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
     path = reference_folder(config) / f"{config['dataset']}-prior-{config['prior']}-{digest}.pth"
+    in_training = is_in_training(config)
     lock = locked(path)
     try:
         if path.is_file():
             try:
-                prior = Prior(dataset.item_num)
-                prior.load_state_dict(checkpoint.load(path, setting="reference_dir")["state_dict"])
-                getLogger().info(f"prior {path}")
-                return prior
+                state = checkpoint.load(path, setting="reference_dir")
+                if "excess" in state or not in_training:
+                    prior = Prior(dataset.item_num)
+                    prior.load_state_dict(state["state_dict"])
+                    prior.excess = state["excess"] if in_training else None
+                    getLogger().info(f"prior {path}")
+                    return prior
             except checkpoint.CorruptCheckpoint as error:
                 getLogger().warning(f"{error} The prior is fitted again.")
         linear = LinearModel(dataset.item_num, tau_inf)
-        linear.fit(training_sequences(dataset), settings)
+        sequences = training_sequences(dataset)
+        excess = linear.fit(sequences, settings, with_excess=in_training)
         prior = Prior.of(linear)
-        checkpoint.save({"state_dict": prior.state_dict(), "key": key}, path)
+        state = {"state_dict": prior.state_dict(), "key": key}
+        if excess is not None and sequences.rows is not None:
+            is_target = sequences.rows >= 0
+            prior.excess = torch.from_numpy(excess[is_target][np.argsort(sequences.rows[is_target])])
+        if in_training:
+            state["excess"] = prior.excess
+        checkpoint.save(state, path)
         getLogger().info(f"prior {config['prior']} fitted and stored as {path}")
         return prior
     finally:

@@ -55,7 +55,9 @@ def _training_settings(config: Any) -> dict[str, Any]:
     start = settings.pop("init_from")
     if start:
         settings["init_from"] = checkpoint.file_digest(start)
-    if not prior.is_in_training(config):
+    if prior.is_in_training(config):
+        settings["prior_scores"] = "leave one out"  # those of earlier versions were of a fit with the row
+    else:
         settings = {key: value for key, value in settings.items() if not key.startswith("prior")}
     return settings
 
