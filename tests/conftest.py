@@ -21,6 +21,15 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+# Files that take longest. They run first, so that no process of pytest-xdist is left alone with one at the end.
+LONGEST = ("test_tune", "test_compare", "test_cluster", "test_lost_machines", "test_distributed", "test_machines")
+
+
+def pytest_collection_modifyitems(items):
+    """Run the longest files first."""
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
+
+
 def write_atomic(folder, name, sequences):
     """Write sequences of item numbers as RecBole's ``name/name.inter`` and return the file."""
     path = Path(folder, name, f"{name}.inter")

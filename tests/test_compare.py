@@ -19,7 +19,7 @@ import yaml
 from filelock import FileLock
 from scipy import stats
 
-from recbole_pref import compare, environment
+from recbole_pref import cli, compare, environment
 from recbole_pref.cli import main
 from recbole_pref.compare import notes, progress, tables
 from recbole_pref.compare import runs as run_module
@@ -687,7 +687,7 @@ def test_without_a_baseline_the_others_have_a_table(settings, tmp_path):
     assert "* differs from" not in done.text + write_report(folder).read_text(encoding="utf-8")
 
 
-def test_the_command_line_compares_and_reports_what_failed(settings, tmp_path, capsys):
+def test_the_command_line_compares_and_reports_what_failed(settings, tmp_path, capsys, monkeypatch):
     given = {**settings, "epochs": 1}
     words = [f"--{key}={value!r}" for key, value in given.items() if value != ""]
     models = "CESASRec,GRU4Rec,CESASRec learner=sgd learning_rate=1e30"
@@ -703,7 +703,9 @@ def test_the_command_line_compares_and_reports_what_failed(settings, tmp_path, c
     }  # fmt: skip
     saved = json.loads((tmp_path / "out" / "comparison.json").read_text())
     assert saved["baseline"] == "GRU4Rec" and len(saved["runs"]) == 4
-    assert main(["--compare=CESASRec,GRU4Rec", "--columns=Tail NDCG@10, seconds_per_epoch", *command]) == 0
+    with monkeypatch.context() as quick:
+        quick.setattr(cli, "_publish", lambda folder: None)
+        assert main(["--compare=CESASRec,GRU4Rec", "--columns=Tail NDCG@10, seconds_per_epoch", *command]) == 0
     table = capsys.readouterr().out
     assert "* differs from CESASRec" in table and "| model | seeds | Tail NDCG@10 | s / epoch |" in " ".join(
         table.split()
