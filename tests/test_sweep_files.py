@@ -25,6 +25,8 @@ from recbole_pref.tune.results import finish
 from recbole_pref.tune.space import Domain, as_setting, read_plan
 from recbole_pref.tune.trial import _train
 
+pytestmark = pytest.mark.usefixtures("no_memory_check")
+
 SPACE = {"tau": {"loguniform": [0.05, 2.0]}, "num_negatives": {"quniform": [1, 4, 1]}}
 
 # -- sweep files
