@@ -1,5 +1,7 @@
 """The linear prior: scores and gradients, its three weights, checkpoints, resume, refusals."""
 
+from unittest import mock
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from recbole_pref.model.linear import LinearModel
 from recbole_pref.model.prior import OfPrior, Prior
 from recbole_pref.predict import Recommender
 from recbole_pref.quick_start import build_run, load_data_and_model, run_recbole_pref
+from recbole_pref.training import prior as prior_of_a_run
 from tests.test_models import NO_DROPOUT, all_rows
 
 IN_TRAINING = {"prior": "TALE", "prior_in_training": True, "prior_weight": "learned"}
@@ -73,7 +76,24 @@ def test_a_weight_of_zero_equals_no_prior_bit_for_bit(tiny_dataset):
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
-def test_auto_chooses_the_best_weight_on_the_validation_set_and_stores_it(tiny_dataset):
+@pytest.mark.parametrize(
+    "metric, bigger, scores, chosen",
+    [
+        ("NDCG@10", True, [0.10, 0.20, 0.199, 0.197], 0.4),
+        ("NDCG@10", True, [0.20, 0.19, 0.10, 0.19], 0.0),
+        ("AveragePopularity@10", False, [2.0, 1.0, 1.01, 1.02], 0.4),
+        ("NDCG@10", True, [float("nan"), 0.1, float("nan"), 0.0], 0.2),
+    ],
+)
+def test_auto_takes_the_largest_of_equal_weights(metric, bigger, scores, chosen):
+    weights, results = (0.0, 0.2, 0.4, 0.8), iter(scores)
+    trainer = mock.Mock(valid_metric=metric.lower(), valid_metric_bigger=bigger)
+    trainer.evaluate.side_effect = lambda *_, **__: {metric.lower(): next(results)}
+    weight, result = prior_of_a_run.choose_weight(trainer, None, weights)
+    assert weight == chosen and result == {metric.lower(): scores[weights.index(chosen)]}
+
+
+def test_auto_chooses_a_weight_on_the_validation_set_and_stores_it(tiny_dataset):
     plain = run_recbole_pref("CESASRec", config_dict=tiny_dataset)
     settings = {**tiny_dataset, "prior": "TALE"}
     result = run_recbole_pref("CESASRec", config_dict=settings)

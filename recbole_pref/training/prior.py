@@ -10,8 +10,9 @@ from logging import getLogger
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 import yaml
+from recbole.utils import calculate_valid_score
 
 from recbole_pref import checkpoint
 from recbole_pref.errors import PrefError
@@ -22,8 +23,10 @@ from recbole_pref.settings import LINEAR_SETTINGS, PRIORS
 from recbole_pref.settings.files import properties_dir
 from recbole_pref.training.reference import fingerprint_of, locked, reference_folder
 
-# Weights that ``auto`` compares on the validation set.
-WEIGHTS = (0.0, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.4, 2.0, 2.8, 4.0)
+# Weights that ``auto`` compares on the validation set, in ascending order.
+WEIGHTS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.75, 1.0, 1.4, 2.0, 2.8, 4.0)
+# Validation scores count as equal up to this share of the best; see ``choose_weight``.
+_EQUAL = 0.01
 
 
 def linear_settings(config: Any) -> tuple[LinearSettings, float | None]:
@@ -100,28 +103,33 @@ def _from_checkpoint(config: Any, dataset: Any) -> Prior:
     return Prior.of(linear)
 
 
-def choose_weight(trainer: Any, valid_data: Any, weights: tuple[float, ...] = WEIGHTS) -> tuple[float, float, dict]:
-    """Compare weights of the prior on the validation set.
+def choose_weight(trainer: Any, valid_data: Any, weights: tuple[float, ...] = WEIGHTS) -> tuple[float, dict]:
+    """Choose the weight of the prior by ``valid_metric`` on the validation set.
 
-    Of equal scores the smaller weight wins.
+    The largest weight with at least 99% of the best score wins. The epoch of the network was chosen on the same rows,
+    so there the network alone scores better than on new rows, and the best weight is too small for them. An
+    ``objective`` chooses epochs, not this weight.
 
     Args:
         trainer (TrainerMixin): trainer of a model with a prior.
         valid_data: RecBole's loader.
-        weights: the weights to compare.
+        weights: the weights to compare, in ascending order.
 
     Returns:
-        tuple: the best weight, its validation score and its validation metrics.
+        tuple: the weight and its validation metrics.
+
+    Raises:
+        PrefError: no weight has a score.
     """
-    best: tuple[float, float, dict] | None = None
+    results, scores = [], []
     for weight in weights:
         trainer.model.set_prior_weight(weight)
-        result = trainer.evaluate(valid_data, load_best_model=False)
-        score = trainer.score_of(result)
-        getLogger().info(f"prior_weight {weight:g}: validation score {score:.4f}")
-        better = best is None or (score > best[1] if trainer.valid_metric_bigger else score < best[1])
-        if better:
-            best = weight, score, dict(result)
-    if best is None or torch.isnan(torch.tensor(best[1])):
+        results.append(dict(trainer.evaluate(valid_data, load_best_model=False)))
+        scores.append(calculate_valid_score(results[-1], trainer.valid_metric))
+        getLogger().info(f"prior_weight {weight:g}: validation {trainer.valid_metric} {scores[-1]:.4f}")
+    ranked = np.array(scores) if trainer.valid_metric_bigger else -np.array(scores)
+    if np.isnan(ranked).all():
         raise PrefError("prior_weight=auto found no score on the validation set: set it to a number.")
-    return best
+    best = np.nanmax(ranked)
+    chosen = int(np.flatnonzero(ranked >= best - _EQUAL * abs(best))[-1])
+    return weights[chosen], results[chosen]

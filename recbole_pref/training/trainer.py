@@ -117,10 +117,10 @@ class TrainerMixin(EvaluationMixin):
                 return state["best_valid_score"], state["best_valid_result"]
         self.model.attach_prior(prior.obtain(config, train_data._dataset))
         if config["prior_weight"] == "auto":
-            weight, score, metrics = prior.choose_weight(self, valid_data)
+            weight, self.best_valid_result = prior.choose_weight(self, valid_data)
             self.model.set_prior_weight(weight)
-            self.best_valid_score, self.best_valid_result = score, metrics
-            self.logger.info(f"prior_weight {weight:g} is the best on the validation set: {score:.4f}")
+            self.best_valid_score = self.score_of(self.best_valid_result)
+            self.logger.info(f"prior_weight {weight:g} was chosen on the validation set")
         else:
             self.model.set_prior_weight(config["prior_weight"])
             if valid_data:
