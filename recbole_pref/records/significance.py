@@ -3,7 +3,10 @@
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import stats
+
+from recbole_pref.late import LateModule
+
+stats = LateModule("scipy.stats")  # takes more than a second, in every process of a comparison or a sweep
 
 LEVEL = 0.05  # a corrected p value below this is significant
 _CHUNK = 2**24  # numbers per batch of the bootstrap
