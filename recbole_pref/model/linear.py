@@ -218,10 +218,13 @@ def target_excess(
 
         B - P s (t e_j - B's)' / (1 - s'P s),    P = (S'S + lambda I)^-1.
 
-    The row's history x then scores j lower by the excess x'P s (t - s'B_j) / (1 - s'P s). It scores every other item
-    i higher by x'P s s'B_i / (1 - s'P s); that is small and left out. The weights by popularity stay those of all
-    rows. A row must have one target: SLIST's have several, and SeqEASE's are whole sequences. The sparse form has
-    no P.
+    The row's history x, the items of s weighted by age, then scores j lower by the excess
+
+        x'P s (t - s'B_j) / (1 - s'P s).
+
+    It scores every other item i higher by x'P s s'B_i / (1 - s'P s); that is small and left out. The weights by
+    popularity stay those of all rows. A row must have one target: SLIST's have several, and SeqEASE's are whole
+    sequences. The sparse form has no P.
 
     Args:
         inverse: P [n, n].
@@ -246,11 +249,12 @@ def target_excess(
             position = positions[done : done + len(t)]
             done += len(t)
             place = position[:, None] - 1 - ages
-            x = np.where(place >= begin[position, None], decay, 0.0)  # [R, L]
-            history = items[np.maximum(place, 0)]
-            leverage = _bilinear(s, inverse[source[:, :, None], source[:, None]], s)
-            gain = _bilinear(x, inverse[history[:, :, None], source[:, None]], s)
-            excess[position] = gain * (t - (s * weights[source, target]).sum(axis=1)) / (1 - leverage)
+            row, column = (place >= begin[position, None]).nonzero()
+            history = _rows(row, items[place[row, column]], decay[column], len(t), n_items)
+            x = _padded(history)[1]  # [R, W], of the same items in the same order
+            inner = np.einsum("rij,rj->ri", inverse[source[:, :, None], source[:, None]], s)  # P s at these items
+            residual = t - (s * weights[source, target]).sum(axis=1)
+            excess[position] = (x * inner).sum(axis=1) * residual / (1 - (s * inner).sum(axis=1))
     return excess
 
 
@@ -260,11 +264,6 @@ def _padded(rows: sp.csr_array) -> tuple[np.ndarray, np.ndarray]:
     inside = np.arange(count.max()) < count
     place = np.where(inside, rows.indptr[:-1, None] + np.arange(count.max()), 0)
     return rows.indices[place], rows.data[place] * inside
-
-
-def _bilinear(left: np.ndarray, matrices: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Return left_r' M_r right_r for [R, L], [R, L, W] and [R, W]: [R]."""
-    return (left * (matrices @ right[:, :, None])[:, :, 0]).sum(axis=1)
 
 
 def solve_sparse(
@@ -396,7 +395,7 @@ class LinearModel(torch.nn.Module):
             getLogger().info(f"linear model: dense weights, reg_weight {reg:.4g}")
             inverse = regularized_inverse(gram, reg)
             weights = solve_dense(inverse, cross, settings.zero_diagonal)
-            if with_excess and settings.targets == "next":
+            if with_excess and settings.targets == "next" and not settings.zero_diagonal:
                 excess = target_excess(inverse, weights, sequences, settings, self.tau_inf)
             del inverse  # two dense matrices at a time
             self.set_weights(weights)
