@@ -58,6 +58,7 @@ def test_a_sweep_continues_when_a_machine_dies(settings, tmp_path, cluster, no_m
         wait_for(lambda: len({path.parent for path in tmp_path.glob("s/*/checkpoint_00000[1-9]*")}) == 2)
         cluster.remove_node(second, allow_graceful=False)
         training.result(timeout=300)
+    assert list(tmp_path.glob("s/*/error.txt"))  # of the trial that was lost
     rows = json.loads((tmp_path / "s" / "trials.json").read_text())["trials"]
     assert sorted(row["tau"] for row in rows) == [0.1, 0.5]
     assert {row["state"] for row in rows} == {"done"} and {row["epochs"] for row in rows} == {50}

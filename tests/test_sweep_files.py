@@ -51,10 +51,20 @@ def test_the_shipped_sweep_file_is_one():
     assert set(read_plan(file).space) == {"tau", "lambda", "alpha_tail", "num_negatives"}
 
 
-@pytest.mark.parametrize("backbone", ["SASRec", "GRU4Rec", "Caser"])
-def test_the_sweep_of_a_baseline_searches_what_its_backbone_has(backbone):
-    file, model = f"properties/tune/ce-{backbone}.yaml", f"CE{backbone}"
-    plan = read_plan(Path(__file__).resolve().parents[1] / file)
+BETA = ("DPO", "SDPO", "DMPO", "DynamicPO", "RoDPO", "HaNoRec", "SPRec", "SimPO", "MPPO")
+
+
+@pytest.mark.parametrize(
+    "model, name",
+    [
+        *((f"CE{backbone}", f"ce-{backbone}") for backbone in ("SASRec", "GRU4Rec", "Caser")),
+        *((f"{method}SASRec", "preference") for method in BETA),
+        ("TAWinSASRec", "tawin"),
+        ("ORPOSASRec", "orpo"),
+    ],
+)
+def test_the_sweep_of_a_model_searches_what_it_has(model, name):
+    plan = read_plan(Path(__file__).resolve().parents[1] / "properties" / "tune" / f"{name}.yaml")
     assert (plan.objective, plan.scheduler) == ("NDCG@10", "asha")
     assert set(plan.space) <= set(Config(model, "ml-100k").final_config_dict)
     _check_corners(Config(model, "ml-100k"), {}, plan)
