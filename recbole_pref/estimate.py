@@ -121,8 +121,7 @@ def estimate(
         run = build_run(Config(model, dataset, config_file_list, settings), log=False)
         trainer = run.trainer
         # The time of a step does not depend on whether the reference is trained.
-        trainer.obtain_reference = lambda *data: run.model.reference.state_dict()  # type: ignore[union-attr]
-        trainer._measure_reference = lambda *data: None
+        trainer._start_from_reference = lambda *data: None
         data_seconds, data_mb = time.perf_counter() - started, peak_mb()
         trainer.start(run.train_data, run.valid_data)
         loader = trainer._loader

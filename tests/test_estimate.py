@@ -14,7 +14,7 @@ def test_an_epoch_is_its_first_step_and_the_others():
     assert estimate.whole_epoch(2.5, 2.4, 4, 101) == 2.5
 
 
-@pytest.mark.parametrize("model, prior", [("SDPOSASRec", "EASE"), ("CECaser", "none")])
+@pytest.mark.parametrize("model, prior", [("SDPOSASRec", "EASE"), ("CECaser", "none"), ("SimPOSASRec", "none")])
 def test_nothing_is_trained_or_written(tiny_dataset, tmp_path, monkeypatch, model, prior):
     def refuse(*given, **named):
         raise AssertionError("an estimate trains no reference and saves nothing")
