@@ -234,7 +234,7 @@ def with_masked_history(folder, labels, data_path):
         trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
         trainer.eval_collector.data_collect(train_data)
         if is_added_after_training(config) and config["prior_weight"] == "auto":
-            model.set_prior_weight(choose_weight(trainer, valid_data)[0])
+            choose_weight(trainer, valid_data)
         result = trainer.evaluate(test_data, load_best_model=False)
         found[run.label].append([result[metric] for metric in METRICS])
     rows = []

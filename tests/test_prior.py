@@ -217,6 +217,7 @@ def test_auto_takes_the_largest_of_equal_weights(metric, bigger, scores, chosen)
     trainer.evaluate.side_effect = lambda *_, **__: {metric.lower(): next(results)}
     weight, result = prior_of_a_run.choose_weight(trainer, None, weights)
     assert weight == chosen and result == {metric.lower(): scores[weights.index(chosen)]}
+    assert trainer.model.set_prior_weight.call_args == mock.call(chosen)
 
 
 def test_auto_chooses_a_weight_on_the_validation_set_and_stores_it(tiny_dataset):

@@ -395,7 +395,7 @@ class LinearModel(torch.nn.Module):
             getLogger().info(f"linear model: dense weights, reg_weight {reg:.4g}")
             inverse = regularized_inverse(gram, reg)
             weights = solve_dense(inverse, cross, settings.zero_diagonal)
-            if with_excess and settings.targets == "next" and not settings.zero_diagonal:
+            if with_excess and settings.targets == "next" and not (settings.whole or settings.zero_diagonal):
                 excess = target_excess(inverse, weights, sequences, settings, self.tau_inf)
             del inverse  # two dense matrices at a time
             self.set_weights(weights)

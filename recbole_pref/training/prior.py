@@ -119,7 +119,7 @@ def _from_checkpoint(config: Any, dataset: Any) -> Prior:
 
 
 def choose_weight(trainer: Any, valid_data: Any, weights: tuple[float, ...] = WEIGHTS) -> tuple[float, dict]:
-    """Choose the weight of the prior by ``valid_metric`` on the validation set.
+    """Choose the weight of the prior by ``valid_metric`` on the validation set, and give it to the model.
 
     The largest weight with at least 99% of the best score wins. The epoch of the network was chosen on the same rows,
     so there the network alone scores better than on new rows, and the best weight is too small for them. An
@@ -147,4 +147,6 @@ def choose_weight(trainer: Any, valid_data: Any, weights: tuple[float, ...] = WE
         raise PrefError("prior_weight=auto found no score on the validation set: set it to a number.")
     best = np.nanmax(ranked)
     chosen = int(np.flatnonzero(ranked >= best - _EQUAL * abs(best))[-1])
+    trainer.model.set_prior_weight(weights[chosen])
+    getLogger().info(f"prior_weight {weights[chosen]:g} was chosen on the validation set")
     return weights[chosen], results[chosen]

@@ -117,15 +117,13 @@ class TrainerMixin(EvaluationMixin):
                 return state["best_valid_score"], state["best_valid_result"]
         self.model.attach_prior(prior.obtain(config, train_data._dataset))
         if config["prior_weight"] == "auto":
-            weight, self.best_valid_result = prior.choose_weight(self, valid_data)
-            self.model.set_prior_weight(weight)
-            self.best_valid_score = self.score_of(self.best_valid_result)
-            self.logger.info(f"prior_weight {weight:g} was chosen on the validation set")
+            _, self.best_valid_result = prior.choose_weight(self, valid_data)
         else:
             self.model.set_prior_weight(config["prior_weight"])
             if valid_data:
                 self.best_valid_result = dict(self.evaluate(valid_data, load_best_model=False))
-                self.best_valid_score = self.score_of(self.best_valid_result)
+        if self.best_valid_result is not None:
+            self.best_valid_score = self.score_of(self.best_valid_result)
         if state is not None:
             state |= {"best_valid_score": self.best_valid_score, "best_valid_result": self.best_valid_result}
             self.store.save_best({**state, "state_dict": self.model.state_dict()})
