@@ -8,7 +8,6 @@ import sys
 import threading
 import time
 from pathlib import Path
-from unittest import mock
 
 import psutil
 import pytest
@@ -47,7 +46,9 @@ def trained(tiny_dataset):
 @pytest.fixture(scope="module")
 def ray_here(workers_find_the_package):
     """A Ray with two CPUs and two GPUs, which only exist for Ray."""
-    with mock.patch.dict(os.environ, {"CUDA_VISIBLE_DEVICES": "0,1"}):  # an earlier run has set it to its gpu_id
+    # Restores this variable alone: Ray sets others, which this process needs until it ends.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CUDA_VISIBLE_DEVICES", "0,1")  # an earlier run has set it to its gpu_id
         ray.init("local", num_cpus=2, num_gpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield
     ray.shutdown()
