@@ -6,6 +6,7 @@ with the same batch, up to rounding and the random numbers of dropout and sample
 tests on all rows, so metrics are exact. The first process writes the files.
 """
 
+import multiprocessing
 import os
 import pickle
 import socket
@@ -21,11 +22,13 @@ import psutil
 import torch
 import torch.distributed as dist
 
+from recbole_pref import plugins
 from recbole_pref.environment import threads_per_process
 from recbole_pref.errors import PrefError
 
 _PORT = 5678  # the default port when several machines train together
 PATIENCE = timedelta(minutes=30)  # with processes that do not answer
+_LONGEST_FOLDER = 70  # of temporary files: the path of a socket in it has at most 107 characters
 _alone = False
 
 
@@ -106,6 +109,8 @@ def launch(
 ) -> Any:
     """Run ``function(**arguments)`` in ``nproc`` processes and return the first one's result.
 
+    With ``nproc`` 1 the function runs in this process.
+
     Args:
         function: an importable function with a picklable result.
         arguments: its keyword arguments.
@@ -128,15 +133,16 @@ def launch(
     if group_offset == 0:  # listens until all processes have ended
         store = open_store(ip, port)
         port = store.port
+    group_of_machine = (size, nproc, group_offset, ip, int(port))
+    if nproc == 1:  # needs no other process on this machine
+        return _take_part(0, function, arguments, *group_of_machine)
     # A file, because a pipe holds 64 KB and would have to be read while the processes run.
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "result")
+        context = (sys.orig_argv, dict(os.environ), file)
         try:
-            mp.spawn(
-                _entry,
-                args=(function, arguments, file, size, nproc, group_offset, ip, int(port), sys.orig_argv),
-                nprocs=nproc,
-                join=True,
+            mp.start_processes(
+                _entry, (context, function, arguments, *group_of_machine), nproc, start_method=_start_method()
             )
         except mp.ProcessRaisedException as error:
             lines = str(error).strip().splitlines()
@@ -150,6 +156,17 @@ def launch(
                 "stopped; continue with --resume=True."
             ) from error
         return pickle.loads(file.read_bytes()) if file.is_file() else None
+
+
+def _start_method() -> str:
+    """Return how processes start: as forks of a server that has imported RecBole and torch, where that is safe.
+
+    The processes share the memory of both.
+    """
+    if sys.platform != "linux" or len(tempfile.gettempdir()) > _LONGEST_FOLDER:
+        return "spawn"
+    multiprocessing.set_forkserver_preload(["recbole.trainer"])
+    return "forkserver"
 
 
 def open_store(ip: str, port: Any) -> dist.TCPStore:
@@ -180,28 +197,35 @@ def _reason(error: Exception) -> str:
     return " ".join(str(error).split())[:200]
 
 
-def _entry(
+def _entry(local_rank: int, context: tuple[list[str], dict[str, str], Path], *arguments: Any) -> None:
+    command, variables, file = context
+    sys.orig_argv = command  # the log of a run begins with it
+    os.environ.update(variables)  # a server that forks has those of its start
+    plugins.load()
+    result = _take_part(local_rank, *arguments)
+    if result is not None:
+        file.write_bytes(pickle.dumps(result))
+
+
+def _take_part(
     local_rank: int,
-    function: Any,
+    function: Callable[..., Any],
     arguments: dict[str, Any],
-    file: Path,
     size: int,
     nproc: int,
     offset: int,
     ip: str,
     port: int,
-    command: list[str],
-) -> None:
-    sys.orig_argv = command  # the log of a run begins with it
+) -> Any:
+    """Run the function as one of the processes; return the result in the first one."""
     cuda = torch.cuda.is_available() and torch.cuda.device_count() >= nproc
     if cuda:
         torch.cuda.set_device(local_rank)
     torch.set_num_threads(threads_per_process(nproc))
     with _explained(), group("nccl" if cuda else "gloo", ip, port, offset + local_rank, size):
         result = function(**arguments)
-        if is_first():
-            file.write_bytes(pickle.dumps(result))
         wait()
+        return result if is_first() else None
 
 
 @contextmanager

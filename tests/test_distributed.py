@@ -1,9 +1,12 @@
 """Two processes train the same model as one process; if one dies, the other ends."""
 
+import multiprocessing
+import os
 import re
 import socket
+import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
 import pytest
 import torch
@@ -13,7 +16,7 @@ from recbole_pref import checkpoint, distributed
 from recbole_pref.config import Config
 from recbole_pref.errors import PrefError
 from recbole_pref.quick_start import run, run_recbole_pref
-from tests.processes import long_list, second_dies, sum_over_processes
+from tests.processes import has_method, long_list, one_of_two_machines, second_dies, sum_over_processes
 
 EXACT = {
     "hidden_dropout_prob": 0.0, "attn_dropout_prob": 0.0, "dropout_prob": 0.0, "num_negatives": 2,
@@ -56,6 +59,26 @@ def test_a_result_may_be_longer_than_a_pipe_holds():
     assert distributed.launch(long_list, {"n": 200_000}, 2) == list(range(200_000))
 
 
+def test_processes_know_plugins_and_variables_of_now(tmp_path, monkeypatch):
+    assert distributed.launch(has_method, {"name": "Hinge"}, 2) is False  # the server that forks runs from here on
+    plugin = tmp_path / "hinge.py"
+    plugin.write_text(
+        "from recbole_pref.plugins import add_method\n"
+        "add_method('Hinge', lambda pos, neg, *, margin: (margin - pos + neg.mean(1)).relu(), 'hinge', {'margin': 1.0})\n"
+    )
+    monkeypatch.setenv("RECBOLE_PREF_PLUGINS", str(plugin))
+    assert distributed.launch(has_method, {"name": "Hinge"}, 2) is True
+
+
+def test_processes_start_where_the_path_of_temporary_files_is_long(tmp_path):
+    folder = tmp_path / ("x" * 100)
+    folder.mkdir()
+    code = "from recbole_pref import distributed; from tests.processes import long_list\n"
+    code += "if __name__ == '__main__': assert distributed.launch(long_list, {'n': 2}, 2) == [0, 1]"
+    environment = {**os.environ, "TMPDIR": str(folder), "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+
+
 def test_two_runs_on_one_machine_do_not_meet():
     with ThreadPoolExecutor(2) as pool:
         runs = [pool.submit(distributed.launch, sum_over_processes, {"n": n}, 2) for n in (1, 10)]
@@ -74,15 +97,12 @@ def test_a_port_in_use_is_named_with_its_option():
             distributed.launch(long_list, {"n": 1}, 2, port=port)
 
 
-def test_two_machines_meet_at_the_default_port(monkeypatch):
+def test_two_machines_meet_at_the_default_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        monkeypatch.setattr(distributed, "_PORT", probe.getsockname()[1])
-    with ThreadPoolExecutor(2) as pool:
-        machines = [
-            pool.submit(distributed.launch, sum_over_processes, {"n": 1}, 1, group_offset=offset, world_size=2)
-            for offset in (1, 0)
-        ]
+        port = probe.getsockname()[1]
+    with ProcessPoolExecutor(2, multiprocessing.get_context("forkserver")) as pool:
+        machines = [pool.submit(one_of_two_machines, offset, port) for offset in (1, 0)]
         assert [machine.result() for machine in machines] == [None, 2]
 
 
@@ -129,8 +149,10 @@ def test_the_first_process_writes_for_all(tiny_dataset, tmp_path, monkeypatch):
         assert sum(line.startswith(epoch) for line in lines) == 1
     assert sum(line.startswith("command") for line in lines) == 1
     assert not re.search(r"np\.float64|\b1 epochs|\d\.\d{9}", log.read_text())
-    for folder, n_epochs in (("*[!e]", 2), ("*-reference", 1)):  # of the run and of its reference
-        (curves,) = tmp_path.glob(f"log_tensorboard/{folder}")
+    of_reference, of_run = sorted(
+        tmp_path.glob("log_tensorboard/*"), key=lambda path: not path.name.endswith("-reference")
+    )
+    for curves, n_epochs in ((of_run, 2), (of_reference, 1)):
         events = EventAccumulator(str(curves)).Reload()
         assert {"Valid/ndcg@10", "Valid/tailndcg@10", "LearningRate"} <= set(events.Tags()["scalars"])
         assert ("Alignment/reward_margin" in events.Tags()["scalars"]) is (n_epochs == 2)
