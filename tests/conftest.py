@@ -4,11 +4,16 @@ import logging
 import os
 import signal
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
+
+from . import warm
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 # By default Ray gives trials a lower priority than other tests on the same cores.
@@ -16,6 +21,15 @@ os.environ.setdefault("RAY_worker_niceness", "0")
 # A shell that runs the tests in the background lets them ignore Ctrl-C, which some of them send.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+# Files that take longest. They run first, so that no process of pytest-xdist is left alone with one at the end.
+LONGEST = ("test_tune", "test_compare", "test_cluster", "test_lost_machines", "test_distributed", "test_machines")
+
+
+def pytest_collection_modifyitems(items):
+    """Run the longest files first."""
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
 
 
 def write_atomic(folder, name, sequences):
@@ -42,6 +56,27 @@ def tiny_sequences(n_users=60, n_items=40, seed=0):
             sequence.append(step if rng.random() < 0.4 else int(rng.choice(n_items, p=popularity)))
         sequences.append(sequence)
     return sequences
+
+
+def wait_for(condition, seconds=300):
+    """Return the first true value of ``condition()``."""
+    deadline = time.time() + seconds
+    while time.time() < deadline:
+        found = condition()
+        if found:
+            return found
+        time.sleep(0.05)
+    raise AssertionError("what the test waits for did not happen")
+
+
+def ray_processes(title):
+    """Return the processes of Ray below this one that have these words in their title."""
+    found = []
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if title in " ".join(child.cmdline()):
+                found.append(child)
+    return found
 
 
 @pytest.fixture(autouse=True)
@@ -94,6 +129,45 @@ def tiny_dataset(tiny_folder, tmp_path):
         "pool_size": 10,
         "gpu_id": "",
     }
+
+
+@pytest.fixture
+def settings(tiny_dataset):
+    """The settings that go with the data set and the folders of a comparison or a sweep."""
+    return {key: value for key, value in tiny_dataset.items() if key not in ("checkpoint_dir", "dataset")}
+
+
+@pytest.fixture(scope="module")
+def workers_find_the_package():
+    """The folder of this checkout on the path of Ray's processes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).resolve().parents[1]), *sys.path]))
+        yield
+
+
+@pytest.fixture(scope="session")
+def parent_of_workers():
+    parent = warm.Parent()
+    yield parent
+    parent.close()
+
+
+@pytest.fixture
+def warm_workers(monkeypatch, parent_of_workers):
+    """Start the worker server of comparisons without its imports, which take seconds."""
+    monkeypatch.setattr("recbole_pref.compare.runs.subprocess", parent_of_workers)
+
+
+@pytest.fixture
+def no_memory_check(monkeypatch):
+    """Start sweeps without the estimate of their memory, which takes seconds."""
+    monkeypatch.setattr("recbole_pref.tune.memory_check.check", lambda *arguments: None)
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """End sweeps without their pictures, which take seconds."""
+    monkeypatch.setattr("recbole_pref.tune.results._draw", lambda *arguments: None)
 
 
 @pytest.fixture(scope="session")

@@ -1,15 +1,12 @@
-"""Training and recommending on a Ray cluster: two workers train what one process trains, and a lost node is replaced."""
+"""Training and recommending on a Ray cluster: two workers train what one process trains."""
 
-import contextlib
 import json
 import os
 import re
-import sys
 import threading
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 import ray
 import torch
@@ -21,20 +18,8 @@ from recbole_pref.predict import predict_file
 from recbole_pref.quick_start import run, run_on_cluster
 from recbole_pref.tune import tune
 
+from .conftest import ray_processes, wait_for
 from .test_distributed import EXACT
-from .test_tune import wait_for
-
-
-@pytest.fixture(scope="module")
-def workers_find_the_package():
-    """The folder of this checkout on the path of Ray's processes."""
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).resolve().parents[1]), *sys.path])
-    yield
-    if before is None:
-        del os.environ["PYTHONPATH"]
-    else:
-        os.environ["PYTHONPATH"] = before
 
 
 @pytest.fixture
@@ -151,28 +136,16 @@ def test_a_worker_that_dies_unnoticed_ends_the_first(ray_here):
         in_a_trial(die)
 
 
-def other_workers():
-    """Ray's processes that train a trial together with its first worker."""
-    found = []
-    for child in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if "ray::_member" in " ".join(child.cmdline()):
-                found.append(child)
-    return found
-
-
 @pytest.mark.slow
-def test_trials_of_two_workers(tiny_dataset, tmp_path, ray_here, monkeypatch):
+def test_trials_of_two_workers(tiny_dataset, tmp_path, ray_here, no_memory_check, no_pictures):
     """There is room for one at a time. The first loses a worker, continues after the other and is stopped early."""
-    monkeypatch.setattr("recbole_pref.tune.memory_check.check", lambda *arguments: None)  # takes seconds
-    monkeypatch.setattr("recbole_pref.tune.results._draw", lambda *arguments: None)
     settings = {**tiny_dataset, **EXACT, "epochs": 10, "stopping_step": 10, "eval_step": 1}
     space = {"learning_rate": {"grid": [1e-9, 0.01]}}
     sweep = {"space": space, "num_samples": 1, "scheduler": {"name": "asha", "grace_epochs": 2}}
 
     def kill_one():
         wait_for(lambda: list(tmp_path.glob("s/*/checkpoint_*")))
-        other_workers()[0].kill()
+        ray_processes("ray::_member")[0].kill()
 
     killer = threading.Thread(target=kill_one)
     killer.start()
@@ -185,7 +158,7 @@ def test_trials_of_two_workers(tiny_dataset, tmp_path, ray_here, monkeypatch):
         reports = Path(result.path, "result.json").read_text().splitlines()
         assert [json.loads(report)["epoch"] for report in reports] == list(range(1, len(reports) + 1))
         assert len(reports) in fits
-    wait_for(lambda: not other_workers(), seconds=60)
+    wait_for(lambda: not ray_processes("ray::_member"), seconds=60)
     alone = run("LPOSASRec", config_dict={**settings, "learning_rate": 0.01})
     assert good.metrics["best_score"] == pytest.approx(alone["best_valid_score"], abs=0.02)
     (expected,) = tmp_path.glob("saved/*-last-10.pth")
@@ -252,32 +225,3 @@ def test_mistakes_of_a_prediction(trained, tmp_path, ray_here, capsys, words, me
     assert cli.main([*files, *words]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out.csv").exists()
-
-
-@pytest.mark.slow
-def test_training_continues_when_a_machine_dies(tiny_dataset, tmp_path, workers_find_the_package):
-    from ray.cluster_utils import Cluster
-
-    ray.shutdown()
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    settings = {**tiny_dataset, "epochs": 100, "stopping_step": 100, "state": "INFO", "eval_step": 25}
-    results = []
-    try:
-        ray.init(cluster.address, log_to_driver=False, logging_level="ERROR")
-        second = cluster.add_node(num_cpus=1)
-        training = threading.Thread(
-            target=lambda: results.append(run_on_cluster("LPOSASRec", config_dict=settings, num_workers=2))
-        )
-        training.start()
-        wait_for(lambda: list(tmp_path.glob("saved/*-last-[1-9]*.pth")))
-        cluster.remove_node(second, allow_graceful=False)
-        cluster.add_node(num_cpus=1)
-        training.join(timeout=300)
-    finally:
-        ray.shutdown()
-        cluster.shutdown()
-    (result,) = results
-    assert result["epochs"] == 100 and [row["epoch"] for row in result["history"]] == [24, 49, 74, 99]
-    logs = [path.read_text() for path in tmp_path.glob("log/LPOSASRec/*.log")]
-    (resumed,) = (text for text in logs if "resumed from" in text)
-    assert "command: " in resumed and len(re.findall(r"\bepoch \d+ training", resumed)) < 100

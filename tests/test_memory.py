@@ -50,7 +50,11 @@ def test_the_peak_is_that_of_the_process_alone():
     assert abs(float(alone) - float(other)) < 100
 
 
-def test_the_peak_holds_what_was_allocated():
+def test_the_peak_holds_what_was_allocated_since_it_restarted():
+    memory.restart_peak()
     before = memory.peak_mb()
-    block = torch.ones(int(before + 64) * 2**20, dtype=torch.uint8)
-    assert memory.peak_mb() >= block.numel() / 2**20 > before
+    block = torch.ones(256 * 2**20, dtype=torch.uint8)
+    assert memory.peak_mb() > before + 200
+    del block
+    memory.restart_peak()
+    assert memory.peak_mb() < before + 56

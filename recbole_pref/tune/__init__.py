@@ -6,12 +6,14 @@ Ray runs the trials, and ``tune`` writes the table, the pictures and the winner.
 
 from __future__ import annotations  # Ray is imported late
 
+import gc
 import json
 import logging
 import os
 import pickle
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -151,8 +153,14 @@ def tune(
     settings["objective"] = _objective(plan, config, settings, cross_entropy)
     shared = _shared(config, plan, settings, folder, resources)
     tuner = _tuner(plan, config, shared, storage, name, restorable, resources, quiet, algorithms)
-    with sigterm_as_ctrl_c():  # after Ray's start, which installs another handler
+    grid = None
+    with sigterm_as_ctrl_c(), suppress(KeyboardInterrupt):  # after Ray's start, which installs another handler
         grid = tuner.fit()
+    if grid is None:
+        # Ray's objects hold the trials and their CPUs, which a sweep in the same process would wait for. The traceback
+        # of the exception held these objects, so they can go only now.
+        gc.collect()
+        raise KeyboardInterrupt
     finish(grid, folder, plan, config, settings)
     return grid
 
@@ -427,6 +435,8 @@ def _tuner(
         tune_config=ray_tune.TuneConfig(
             num_samples=plan.num_samples, scheduler=scheduler, search_alg=searcher, max_concurrent_trials=limit,
             trial_name_creator=_trial_id, trial_dirname_creator=_trial_id,
+            # A process imports once for all its trials. The other workers of a trial end with its process.
+            reuse_actors=workers == 1,
         ),
         run_config=ray_tune.RunConfig(
             name=name, storage_path=storage, verbose=0,

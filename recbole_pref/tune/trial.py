@@ -1,5 +1,6 @@
 """One trial of a sweep: a run that reports every validation with a checkpoint, and can continue from one."""
 
+import gc
 import os
 import pickle
 import shutil
@@ -13,7 +14,7 @@ import torch
 from recbole_pref import checkpoint, cluster, distributed
 from recbole_pref.config import Config
 from recbole_pref.errors import PrefError
-from recbole_pref.memory import explained, peak_mb
+from recbole_pref.memory import explained, peak_mb, restart_peak
 from recbole_pref.model.prior import is_added_after_training
 from recbole_pref.quick_start import build_run, refuse_other_defaults
 from recbole_pref.tune.space import as_setting
@@ -36,6 +37,11 @@ def train_trial(params: dict[str, Any], shared: dict[str, Any]) -> None:
     """
     from ray import tune
 
+    # The process may have trained another trial before.
+    gc.collect()
+    restart_peak()
+    # Seconds that Ray waits for the thread of a stopped trial to end; if it takes longer, the next trial fails.
+    os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", "600")
     folder = _working_folder(tune.get_context().get_trial_id())
     reason = folder / REASON
     if reason.is_file():  # Ray restarts failed trials; do not train again
