@@ -8,7 +8,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 STAMP := $(VENV)/installed
 CODE := recbole_pref tests benchmarks tools examples run_recbole_pref.py
 TEXTS := README.md CONTRIBUTING.md CHANGELOG.md docs properties
-TEST := OMP_NUM_THREADS=1 RAY_USAGE_STATS_ENABLED=0 $(BIN)/python -m pytest -n 2
+TEST := OMP_NUM_THREADS=1 RAY_USAGE_STATS_ENABLED=0 $(BIN)/python -m pytest -n 3
+# The order of tests/conftest.py: the longest files first.
+BY_FILE := --dist=loadfile --no-loadscope-reorder
 # The mathematics, the settings and the tools: what most changes break first.
 QUICK := $(addprefix tests/test_,$(addsuffix .py,losses samplers scoring metrics popularity objective packing dropout \
 	settings config cli memory data_tool data_check docs))
@@ -32,11 +34,11 @@ check: lint
 	$(TEST) --dist=worksteal -m "not slow" $(QUICK)
 
 test: install
-	$(TEST) --dist=loadfile
+	$(TEST) $(BY_FILE)
 
 # On Python 3.12 and later sysmon makes coverage nearly free.
 coverage: install
-	COVERAGE_CORE=$(shell $(PYTHON) -c 'import sys; print("sysmon" if sys.version_info >= (3, 12) else "ctrace")') $(TEST) --dist=loadfile --cov=recbole_pref --cov-report=term:skip-covered
+	COVERAGE_CORE=$(shell $(PYTHON) -c 'import sys; print("sysmon" if sys.version_info >= (3, 12) else "ctrace")') $(TEST) $(BY_FILE) --cov=recbole_pref --cov-report=term:skip-covered
 
 lint: install docs
 	$(BIN)/ruff check $(CODE)

@@ -6,11 +6,13 @@ Importing torch and pandas takes most of the start of a process, and a fork does
 import os
 import sys
 import warnings
-from multiprocessing import get_context, set_start_method
+from multiprocessing import forkserver, get_context, set_start_method
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from unittest import mock
 
-_SERVER = get_context("forkserver")
+# Not the server that a process has by itself: recbole_pref.distributed starts that one, with RecBole.
+_SERVER = forkserver.ForkServer()
 _SERVER.set_forkserver_preload(["torch", "pandas", "scipy.sparse"])
 
 
@@ -28,7 +30,8 @@ def run(code, folder="."):
     """Execute code in a fresh process with this working folder; return its exit code, output and errors."""
     with TemporaryDirectory() as temporary:
         output = f"{temporary}/output"
-        process = _SERVER.Process(target=_execute, args=(code, output, os.path.abspath(folder)))
-        process.start()
+        process = get_context("forkserver").Process(target=_execute, args=(code, output, os.path.abspath(folder)))
+        with mock.patch.object(forkserver, "connect_to_new_process", _SERVER.connect_to_new_process):
+            process.start()
         process.join(120)
         return process.exitcode, *(Path(f"{output}.{ending}").read_text() for ending in ("out", "err"))

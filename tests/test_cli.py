@@ -3,15 +3,17 @@
 import os
 import subprocess
 import sys
-import textwrap
 import time
 from pathlib import Path
+from textwrap import dedent
 
 import pytest
 
 from recbole_pref import cli, cores, startup
 from recbole_pref.errors import PrefError
 from recbole_pref.model.names import sequential_model_names, sequential_models
+
+from . import fresh
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = {
@@ -28,7 +30,7 @@ COMMANDS = {
 def in_new_process(code, **environment):
     """Run code in a process of its own; return its exit code, output and errors."""
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False,
+        [sys.executable, "-W", "ignore", "-c", dedent(code)], capture_output=True, text=True, check=False,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment},
     )  # fmt: skip
     return done.returncode, done.stdout, done.stderr
@@ -72,7 +74,7 @@ IMPORTS = {
 @pytest.mark.parametrize("first", IMPORTS.values(), ids=list(IMPORTS))
 def test_plain_recbole_trains_our_models(first, tiny_folder, tmp_path):
     code = first + TRAIN.format(folder=str(tmp_path), data=str(tiny_folder)) + CHECK
-    code, _, error = in_new_process(code)
+    code, _, error = fresh.run(code)
     assert code == 0, error[-2000:]
 
 
@@ -117,7 +119,8 @@ def test_recbole_is_prepared_again_after_a_failure():
     import recbole
     assert compat.applied()
     """
-    assert in_new_process(code)[0] == 0
+    code, _, error = fresh.run(dedent(code))
+    assert code == 0, error
 
 
 def test_scikit_learn_is_imported_when_a_value_metric_is_computed():
@@ -128,7 +131,8 @@ def test_scikit_learn_is_imported_when_a_value_metric_is_computed():
     assert metrics.sk_auc([0.0, 0.5, 1.0], [0.0, 1.0, 1.0]) == 0.75
     from sklearn.metrics import auc, f1_score
     """
-    assert in_new_process(code)[0] == 0
+    code, _, error = fresh.run(dedent(code))
+    assert code == 0, error
 
 
 def test_optimizers_compute_the_same_without_dynamo():
@@ -153,7 +157,7 @@ def test_optimizers_compute_the_same_without_dynamo():
     assert all(torch.equal(mine, trained(cls, lambda build: build())) for cls, mine in zip(kinds, ours))
     assert "torch._dynamo" in sys.modules
     """
-    code, _, error = in_new_process(code)
+    code, _, error = fresh.run(dedent(code))
     assert code == 0, error
 
 
@@ -301,5 +305,5 @@ def test_a_refused_run_leaves_nothing_behind(tiny_dataset, tmp_path, words):
     ]
     code = f"import sys, recbole_pref.cli as tool; sys.exit(tool.main({arguments!r}))"
     before = sorted(tmp_path.rglob("*"))
-    assert in_new_process(code)[0] == 2
+    assert fresh.run(code)[0] == 2
     assert sorted(tmp_path.rglob("*")) == before

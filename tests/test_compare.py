@@ -8,8 +8,9 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
+from functools import partial
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ import yaml
 from filelock import FileLock
 from scipy import stats
 
-from recbole_pref import compare, environment
+from recbole_pref import cli, compare, environment
 from recbole_pref.cli import main
 from recbole_pref.compare import notes, progress, tables
 from recbole_pref.compare import runs as run_module
@@ -32,6 +33,10 @@ from recbole_pref.records.summary import COSTS, summarize, table_metrics
 from recbole_pref.report import write_report
 from recbole_pref.settings import files
 
+from . import fresh
+from .conftest import wait_for
+
+pytestmark = pytest.mark.usefixtures("warm_workers")
 SPLIT = {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"}
 
 # -- reading the request
@@ -489,8 +494,8 @@ def test_progress_shows_score_time_left_and_log(tmp_path, monkeypatch, capsys):
     )
 
 
-def test_the_process_that_forks_runs_only_imports(tmp_path):
-    script = (
+def test_the_process_that_forks_runs_only_imports():
+    code, calls, error = fresh.run(
         "import json, torch.cuda\n"
         "calls = []\n"
         "for name in ('is_available', 'device_count', '_lazy_init'):\n"
@@ -499,21 +504,13 @@ def test_the_process_that_forks_runs_only_imports(tmp_path):
         "runs.preload()\n"
         "print(json.dumps(calls))"
     )
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path)}
-    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout.splitlines()[-1]) == []  # CUDA that is in use does not survive a fork
+    assert (code, json.loads(calls.splitlines()[-1])) == (0, []), error  # CUDA that is in use does not survive a fork
 
 
 def test_runs_fail_with_a_reason_where_none_can_be_started(settings, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(PrefError, match="the process that starts the runs has ended"):
         compare.compare("CESASRec", "tiny", 2, config_dict=settings, output=tmp_path)
-
-
-@pytest.fixture
-def settings(tiny_dataset):
-    keys = set(tiny_dataset) - {"checkpoint_dir", "dataset"}
-    return {key: tiny_dataset[key] for key in keys}
 
 
 def test_a_comparison_runs_once_and_agrees_with_the_evaluator(settings, tmp_path):
@@ -634,34 +631,40 @@ def test_ranking_among_candidates_is_noted_and_names_its_users(settings, tmp_pat
     assert listed.min() >= 2 and listed.max() == 6
 
 
-@pytest.mark.parametrize("how", ["SIGKILL", "SIGTERM", "SIGINT"])
-def test_a_killed_comparison_continues(settings, tmp_path, how):
+def test_a_killed_comparison_continues(settings, tmp_path):
+    """It is killed, stopped by Ctrl-C at a terminal and then by SIGTERM, and continues each time."""
     folder = tmp_path / "out"
-    text = json.dumps({**settings, "epochs": 40, "stopping_step": 100, "state": "INFO"})
-    script = (
-        "import json, sys; from recbole_pref.compare import compare; "
-        f"compare('LPOSASRec', 'tiny', 1, config_dict=json.loads({text!r}), output={str(folder)!r}, processes=2)"
-    )
+    given = {
+        "models": "LPOSASRec", "dataset": "tiny", "seeds": 1, "output": str(folder), "processes": 2,
+        "config_dict": {**settings, "epochs": 60, "stopping_step": 100, "state": "INFO"},
+    }  # fmt: skip
+    script = "import json, sys; from recbole_pref.compare import compare; compare(**json.loads(sys.argv[1]))"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([sys.executable, "-c", script], env=environment, start_new_session=True)
-    deadline = time.time() + 60
-    while time.time() < deadline and not list(folder.glob("checkpoints/*/*-last-3.pth")):
-        time.sleep(0.01)
-    if how == "SIGKILL":
-        os.killpg(process.pid, signal.SIGKILL)
-    elif how == "SIGINT":
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does it
-    else:
-        process.terminate()  # its runs store their state and end with it
-    process.wait()
-    assert not list(folder.glob("runs/*.json"))
-    done = compare.compare("LPOSASRec", "tiny", 1, config_dict=json.loads(text), output=folder, processes=2)
-    assert not done.failed
+
+    def last():
+        return max((int(path.stem.rpartition("-")[2]) for path in folder.glob("checkpoints/*/*-last-*.pth")), default=0)
+
+    def end_with(number, send):
+        before = last()
+        wait_for(lambda: last() > before + 2, seconds=60)
+        send(number)
+
+    for number in (signal.SIGKILL, signal.SIGINT):
+        command = [sys.executable, "-c", script, json.dumps(given)]
+        with subprocess.Popen(command, env=environment, start_new_session=True) as process:
+            end_with(number, partial(os.killpg, process.pid))
+        assert not list(folder.glob("runs/*.json"))
     (log,) = (folder / "logs").glob("LPOSASRec-*")
-    assert "resumed from" in log.read_text()
-    assert how == "SIGKILL" or "SIGTERM stopped the run" in log.read_text()
+    assert log.read_text().count("SIGTERM stopped the run") == 1  # which Ctrl-C sends to the runs
+    Thread(target=end_with, args=(signal.SIGTERM, partial(os.kill, os.getpid()))).start()
+    with pytest.raises(KeyboardInterrupt):
+        compare.compare(**given)
+    assert not list(folder.glob("runs/*.json"))
+    done = compare.compare(**given)
+    assert not done.failed
+    assert log.read_text().count("resumed from") == 3 and log.read_text().count("SIGTERM stopped the run") == 2
     (record,) = folder.glob("runs/*.json")
-    assert json.loads(record.read_text())["epochs"] == 40
+    assert json.loads(record.read_text())["epochs"] == 60
 
 
 def test_a_failing_run_does_not_end_the_others(settings, tmp_path):
@@ -684,7 +687,7 @@ def test_without_a_baseline_the_others_have_a_table(settings, tmp_path):
     assert "* differs from" not in done.text + write_report(folder).read_text(encoding="utf-8")
 
 
-def test_the_command_line_compares_and_reports_what_failed(settings, tmp_path, capsys):
+def test_the_command_line_compares_and_reports_what_failed(settings, tmp_path, capsys, monkeypatch):
     given = {**settings, "epochs": 1}
     words = [f"--{key}={value!r}" for key, value in given.items() if value != ""]
     models = "CESASRec,GRU4Rec,CESASRec learner=sgd learning_rate=1e30"
@@ -700,7 +703,9 @@ def test_the_command_line_compares_and_reports_what_failed(settings, tmp_path, c
     }  # fmt: skip
     saved = json.loads((tmp_path / "out" / "comparison.json").read_text())
     assert saved["baseline"] == "GRU4Rec" and len(saved["runs"]) == 4
-    assert main(["--compare=CESASRec,GRU4Rec", "--columns=Tail NDCG@10, seconds_per_epoch", *command]) == 0
+    with monkeypatch.context() as quick:
+        quick.setattr(cli, "_publish", lambda folder: None)
+        assert main(["--compare=CESASRec,GRU4Rec", "--columns=Tail NDCG@10, seconds_per_epoch", *command]) == 0
     table = capsys.readouterr().out
     assert "* differs from CESASRec" in table and "| model | seeds | Tail NDCG@10 | s / epoch |" in " ".join(
         table.split()

@@ -42,6 +42,12 @@ def blocks(page, *languages):
     return [re.sub(f"^{indent}", "", body, flags=re.M) for indent, language, body in found if language in languages]
 
 
+def _repeat(loop):
+    """Return the body of a shell loop after an assignment of each value of its variable."""
+    name, values, body = loop.groups()
+    return "\n".join(f"{name}={value}\n{body}" for value in values.split())
+
+
 def commands(page):
     """Return the commands of a page: list of lists of words, shell variables of their block replaced."""
     found = []
@@ -49,9 +55,10 @@ def commands(page):
         variables = {}
         # Lines that end with a backslash, or with an open quotation mark, continue.
         block = re.sub(r"\\\n\s*", lambda cut: "" if block[: cut.start()].endswith(",") else " ", block)
+        block = re.sub(r"for (\w+) in ([^;\n]*); do\n(.*?)\ndone", _repeat, block, flags=re.S)
         for line in block.splitlines():
             for name, value in variables.items():
-                line = line.replace(f"${name}", value)
+                line = line.replace(f"${{{name}}}", value).replace(f"${name}", value)
             assignment = re.match(r'([A-Z]+)="?([^"]*)"?$', line)
             if assignment:
                 variables[assignment[1]] = assignment[2]

@@ -47,7 +47,7 @@ def test_own_data_ends_in_recommendations(example, tiny_dataset, tmp_path, capsy
 
 
 @pytest.mark.slow
-def test_compare_models_publishes(example, tiny_dataset):
+def test_compare_models_publishes(example, tiny_dataset, warm_workers):
     settings = without(tiny_dataset, "epochs", "checkpoint_dir")
     folder = example("compare_models").main("CESASRec,LPOSASRec", "tiny", seeds=1, epochs=1, **settings)
     assert (folder / "report.html").is_file()

@@ -297,7 +297,8 @@ def test_two_processes_start_like_one(started, tmp_path):
 
 
 @pytest.mark.slow
-def test_compare_and_estimate_take_it(started, tmp_path):
+def test_compare_and_estimate_take_it(started, tmp_path, warm_workers, monkeypatch):
+    monkeypatch.setattr(cli, "_publish", lambda folder: None)  # charts and report take seconds
     path, settings = started
     relative = str(Path(path).relative_to(tmp_path))
     small = ("data_path", "MAX_ITEM_LIST_LENGTH", "epochs", "reference_epochs", "n_layers", "n_heads", "hidden_size",

@@ -1,8 +1,7 @@
 """Reference models: trained once, shared, checked, and refused if they do not fit."""
 
-import os
-import subprocess
-import sys
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from recbole_pref.quick_start import build_run, run_recbole_pref
 from recbole_pref.training import reference
 
 from .conftest import tiny_sequences, write_atomic
+from .processes import train_and_count_references
 
 
 def fit(model, settings, **more):
@@ -150,25 +150,11 @@ def test_a_damaged_reference_is_trained_again(tiny_dataset):
     assert all(torch.equal(good[name], again[name]) for name in good)
 
 
-def test_two_processes_train_it_once(tiny_dataset, tmp_path):
-    code = (
-        "import json, sys; s = json.loads(sys.argv[1])\n"
-        "import torch; torch.set_num_threads(1)\n"
-        "from recbole_pref import trainer\n"
-        "original = trainer.train_reference\n"
-        "def counted(*a):\n"
-        "    open(s['checkpoint_dir'] + '/trained', 'a').write('x'); return original(*a)\n"
-        "trainer.train_reference = counted\n"
-        "from recbole_pref.quick_start import run_recbole_pref\n"
-        "run_recbole_pref('SDPOSASRec', config_dict=s)\n"
-    )
-    import json
-
+def test_two_processes_train_it_once(tiny_dataset):
     Path(tiny_dataset["checkpoint_dir"]).mkdir()
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    text = json.dumps({**tiny_dataset, "reference_epochs": 6})
-    both = [subprocess.Popen([sys.executable, "-c", code, text], env=environment) for _ in range(2)]
-    assert [process.wait() for process in both] == [0, 0]
+    settings = {**tiny_dataset, "reference_epochs": 6}
+    with ProcessPoolExecutor(2, multiprocessing.get_context("forkserver")) as pool:
+        list(pool.map(train_and_count_references, [settings] * 2))
     assert (Path(tiny_dataset["checkpoint_dir"]) / "trained").read_text() == "x"
 
 

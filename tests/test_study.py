@@ -1,4 +1,4 @@
-"""The studies of docs/results.md: entries, folders, readings of the tail, the popularity control and the front."""
+"""The studies of docs/results.md: entries, folders, readings of the tail, the popularity control and the fronts."""
 
 import csv
 import json
@@ -19,7 +19,7 @@ from recbole_pref.records import run_path
 from tests.test_plots import benchmark, make_run, write_run
 
 with mock.patch.object(sys, "path", [str(Path(__file__).parents[1] / "benchmarks"), *sys.path]):
-    study, control, front = map(benchmark, ("study", "popularity_control", "front"))
+    study, control, front, prior_front = map(benchmark, ("study", "popularity_control", "front", "prior_front"))
     from common import exit_code_of
 
 
@@ -153,22 +153,36 @@ def test_by_tail_worked_by_hand(tmp_path):
     assert cells == ["CE SASRec", "2", "0.3125 / 0.3750 (4)", "0.2500 / 0.2500 (2)", "0.2500 / 0.3333 (3)"]
 
 
-def test_the_masked_table_chooses_the_weight_of_a_prior_again(tiny_dataset, tmp_path):
+def test_finished_runs_are_measured_again(tiny_dataset, tmp_path, warm_workers, monkeypatch, capsys):
     own = {key: value for key, value in tiny_dataset.items() if key not in ("dataset", "data_path", "checkpoint_dir")}
     own |= {"epochs": 1, "data_path": tiny_dataset["data_path"]}
     entries = study.entries_for("SASRec", "CE,CE prior=TALE,TALE")
     assert [(entry.label, entry.model) for entry in entries][2] == ("TALE", "TALE")
     labels = [entry.label for entry in entries]
-    done = compare.compare(entries, "tiny", "2", output=tmp_path, config_dict=own)
+    done = compare.compare(entries, "tiny", "2021,", output=tmp_path, config_dict=own)
     assert not done.failed
     table = study.with_masked_history(tmp_path, labels, tiny_dataset["data_path"]).splitlines()
     rows = {cells[1].strip(): cells for cells in (line.split("|") for line in table[2:])}
     # The same numbers by a run that masks the history itself; the network is trained alike.
     masked = compare.compare(
-        entries[1:2], "tiny", "2", output=tmp_path / "masked", config_dict=own | {"mask_history": True}
+        entries[1:2], "tiny", "2021,", output=tmp_path / "masked", config_dict=own | {"mask_history": True}
     )
     for cell, metric in zip(rows["CE prior=TALE SASRec"][3:], study.METRICS):
         assert cell.split("±")[0].strip() == f"{masked.rows[0][metric]['mean']:.4f}", metric
+    # The front without a prior, and the control without a penalty, are the run of cross-entropy itself.
+    plain = {metric: f"{done.rows[0][metric]['mean']:.4f}" for metric in study.METRICS}
+    shared = [f"--folder={tmp_path}", f"--data_path={tiny_dataset['data_path']}"]
+    names = ["--entries=CE prior=TALE SASRec", "--baseline=CE SASRec", "--settings=prior_tau_train=4"]
+    monkeypatch.setattr(sys, "argv", ["prior_front.py", *shared, *names])
+    assert exit_code_of(prior_front.main) == 0
+    first, *rest = [line.split("|")[1:] for line in capsys.readouterr().out.splitlines() if "| CE prior" in line]
+    assert [cell.strip() for cell in first[3:6]] == [f"{plain[metric]} (+0.0%)" for metric in prior_front.SHOWN]
+    assert sum(cells[2].strip().startswith(">") for cells in rest) == 1 and rest[-1][3:6] != first[3:6]
+    names = ["--entry=CE SASRec", "--against=CE prior=TALE SASRec"]
+    monkeypatch.setattr(sys, "argv", ["popularity_control.py", *shared, *names])
+    assert exit_code_of(control.main) == 0
+    unchanged = capsys.readouterr().out.splitlines()[3].split("|")
+    assert [float(cell) for cell in unchanged[3:8]] == pytest.approx([float(v) for v in plain.values()], abs=2e-4)
 
 
 # -- the control
@@ -177,7 +191,7 @@ def test_the_masked_table_chooses_the_weight_of_a_prior_again(tiny_dataset, tmp_
 class ThreeItems:
     """Scores .3, .1, 0 for items seen 3, 1 and 0 times: log(1 + count) is 1.386, .693 and 0."""
 
-    step = SimpleNamespace(train_count=torch.tensor([0, 3, 1, 0]), head_mask=torch.tensor([False, True, False, False]))
+    items = torch.tensor([0, 3, 1, 0]), torch.tensor([True, False, True, True])  # counts, tail
 
     def full_sort_predict(self, interaction):
         return torch.tensor([[9.0, 0.3, 0.1, 0.0]]).repeat(len(interaction), 1)
@@ -187,7 +201,7 @@ def test_ranks_less_the_penalty_worked_by_hand():
     # Two users, the first with two targets; item 1 falls behind 3 at c = .3 / 1.386 = .216, behind 2 at .289,
     # item 2 behind 3 at .144.
     loader = [(range(2), None, torch.tensor([0, 0, 1]), torch.tensor([3, 1, 2]))]
-    found = control.ranks_by_strength(ThreeItems(), loader, "popularity")
+    found = control.ranks_by_strength(ThreeItems(), loader, "popularity", *ThreeItems.items)
     strengths = control.STRENGTHS["popularity"]
     assert len(found) == len(strengths)
     for c, arrays in zip(strengths, found):
@@ -210,7 +224,7 @@ def test_ranks_by_norm_worked_by_hand():
         len(interaction), 1
     )
     loader = [(range(1), None, torch.tensor([0, 0]), torch.tensor([1, 2]))]
-    found = control.ranks_by_strength(model, loader, "norm")
+    found = control.ranks_by_strength(model, loader, "norm", *model.items)
     for c, arrays in zip(control.STRENGTHS["norm"], found, strict=True):
         first = 2**-c > 0.6 + 0.25 * 2**c
         assert arrays["rank"].tolist() == ([1, 2] if first else [2, 1]), c
@@ -232,12 +246,12 @@ def test_the_control_names_what_it_does_not_find(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["popularity_control.py", f"--folder={tmp_path}"])
     assert exit_code_of(control.main) == 2
     assert "holds no comparison.json" in capsys.readouterr().err
-    record, arrays = make_run("CE repeat bias SASRec", 1, 0.05, 0.03)
+    record, arrays = make_run("CE trained SASRec", 1, 0.05, 0.03)
     table = {"runs": [write_run(tmp_path, record, arrays).stem], "rows": [{"label": record["label"]}]}
     (tmp_path / "comparison.json").write_text(json.dumps(table))
-    monkeypatch.setattr(sys, "argv", ["popularity_control.py", f"--folder={tmp_path}", "--entry=CE repeat bais SASRec"])
+    monkeypatch.setattr(sys, "argv", ["popularity_control.py", f"--folder={tmp_path}", "--entry=CE traind SASRec"])
     assert exit_code_of(control.main) == 2
-    assert "Did you mean 'CE repeat bias SASRec'?" in capsys.readouterr().err
+    assert "Did you mean 'CE trained SASRec'?" in capsys.readouterr().err
 
 
 # -- the front

@@ -10,8 +10,10 @@ import subprocess
 import sys
 import time
 import types
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 import recbole
 import torch
@@ -27,13 +29,41 @@ from recbole_pref.quick_start import build_run, run_recbole_pref
 from recbole_pref.training import trainer
 from recbole_pref.training.trainer import TrainerMixin
 
-SCRIPT = """
-import json, sys
-settings = json.loads(sys.argv[1])
-import torch; torch.set_num_threads(1)
+from .conftest import wait_for
+
+TRAINING_SERVER = """
+import json, os, sys, torch
+import torch._dynamo, torch.utils.tensorboard
 from recbole_pref.quick_start import run_recbole_pref
-run_recbole_pref(settings.pop("model"), config_dict=settings)
+
+torch.set_num_threads(1)
+for line in sys.stdin:
+    settings = json.loads(line)
+    pid = os.fork()
+    if pid == 0:
+        run_recbole_pref(settings.pop("model"), config_dict=settings)
+        os._exit(0)
+    print(pid, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 """
+
+
+@pytest.fixture(scope="module")
+def start():
+    """Starts a run in a process of its own, forked from one that has imported all modules; returns its ID.
+
+    The standard output of the server then holds its exit code.
+    """
+    with subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", TRAINING_SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
+    ) as server:  # fmt: skip
+
+        def start(settings):
+            print(json.dumps(settings), file=server.stdin, flush=True)
+            return int(server.stdout.readline()), server.stdout
+
+        yield start
 
 
 def final_state(folder):
@@ -113,38 +143,24 @@ def test_a_stored_reference_gives_the_same_run_as_a_fresh_one(tiny_dataset, tmp_
 
 
 @pytest.mark.parametrize("model", ["LPOSASRec", "SDPOSASRec"])
-def test_killed_and_resumed_is_bit_identical(tiny_dataset, tmp_path, model):
-    settings = {**tiny_dataset, "epochs": 8, "stopping_step": 20, "model": model}
-    settings |= {"lr_scheduler": "cosine", "warmup_ratio": 0.2}
-    whole, broken = str(tmp_path / "whole"), str(tmp_path / "broken")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    environment["PYTHONPATH"] = os.pathsep.join(sys.path)
-
-    def start(folder, **more):
-        text = json.dumps({**settings, "checkpoint_dir": folder, **more})
-        return subprocess.Popen([sys.executable, "-c", SCRIPT, text], env=environment)
-
-    assert start(whole).wait() == 0
+def test_killed_and_resumed_is_bit_identical(tiny_dataset, tmp_path, start, model):
+    settings = {**tiny_dataset, "epochs": 8, "stopping_step": 20, "lr_scheduler": "cosine", "warmup_ratio": 0.2}
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    run_recbole_pref(model, config_dict={**settings, "checkpoint_dir": str(whole)})
     chance = random.Random(7)
-    kills = 0
-    for _ in range(12):
-        process = start(broken, resume=True)
-        # Wait until training continues, then kill at any moment of the epochs that follow.
-        known = set(Path(broken).glob("*-last-*.pth"))
-        deadline = time.time() + 60
-        while process.poll() is None and time.time() < deadline:
-            if set(Path(broken).glob("*-last-*.pth")) - known:
-                break
-            time.sleep(0.005)
-        time.sleep(chance.uniform(0, 0.15))
-        if process.poll() is None:
-            process.send_signal(signal.SIGKILL)
-            kills += 1
-        if process.wait() == 0:
-            break
-    else:
-        assert start(broken, resume=True).wait() == 0
-    assert kills >= 2
+    codes = []
+    while 0 not in codes:
+        known = set(broken.glob("*-last-*.pth"))
+        process, exit_code = start({**settings, "model": model, "checkpoint_dir": str(broken), "resume": True})
+        if len(codes) < 12:
+            # Wait until training continues, then kill at any moment of the epochs that follow.
+            wait_for(lambda: set(broken.glob("*-last-*.pth")) - known or not psutil.pid_exists(process), seconds=60)
+            time.sleep(chance.uniform(0, 0.15))
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        codes.append(int(exit_code.readline()))
+        assert codes[-1] in (0, -signal.SIGKILL)
+    assert len(codes) > 2
     assert_equal_states(final_state(whole), final_state(broken))
 
 
