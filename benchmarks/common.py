@@ -73,6 +73,23 @@ def compared_runs(folder):
     return [load_record(folder, name) for name in comparison["runs"]]
 
 
+def trained(checkpoint, **settings):
+    """Return the trainer of a finished run, and the loaders of its training, validation and test set.
+
+    Args:
+        checkpoint (str): its best checkpoint.
+        **settings: replace those in the checkpoint.
+    """
+    from recbole.utils import get_trainer
+
+    from recbole_pref.quick_start import load_data_and_model
+
+    config, model, _, *loaders = load_data_and_model(checkpoint, state="ERROR", **settings)
+    trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
+    trainer.eval_collector.data_collect(loaders[0])
+    return trainer, *loaders
+
+
 def read_rows(path, same):
     """Return the rows of an existing table as texts; empty if the file does not exist.
 

@@ -10,7 +10,7 @@ keep this share of the reference's NDCG@10 on the validation set, or the nearest
 these epochs (mean over the seeds), their differences from the reference, and the p-values of the paired t-test over
 users (Holm correction over the rows of these settings). OUTPUT.csv keeps the rows of other --settings; OUTPUT.png, .pdf
 and .svg show all rows. With the --reference_dir of a study on the same data, the reference models are those of its
-entry "CE repeat bias".
+entry "CE trained".
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Controls for methods that favour the tail: the baseline's scores, changed by one number after training.
 
-    python benchmarks/popularity_control.py --folder=study/ml-100k-SASRec --entry="CE repeat bias SASRec" \\
+    python benchmarks/popularity_control.py --folder=study/ml-100k-SASRec --entry="CE trained SASRec" \\
         --against="LPO recommended SASRec"
     python benchmarks/popularity_control.py --folder=study/recommended-ml-100k-SASRec    # run by study.py --studies
 
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import METRICS, OVERALL, TAIL, compared_runs, exit_code_of
+from common import METRICS, OVERALL, TAIL, compared_runs, exit_code_of, trained
 from tabulate import tabulate
 
 # What c is compared for each control.
@@ -28,9 +28,17 @@ KEPT = 0.99  # share of the overall metric to keep
 
 
 @torch.no_grad()
-def ranks_by_strength(model, loader, control):
-    """Return the arrays that ``evidence.user_values`` reads, for each strength of a control."""
-    popularity = torch.log1p(model.step.train_count.float())  # [n_items]
+def ranks_by_strength(model, loader, control, train_count, tail_mask):
+    """Return the arrays that ``evidence.user_values`` reads, for each strength of a control.
+
+    Args:
+        model: gives the scores.
+        loader: RecBole's loader of the users and their targets.
+        control (str): of ``STRENGTHS``.
+        train_count (Tensor): [n_items] number of training interactions.
+        tail_mask (Tensor): [n_items] True for tail items.
+    """
+    popularity = torch.log1p(train_count.float())
     if control == "norm":
         vectors = model.item_embedding.weight
         norm = vectors.norm(dim=1)
@@ -47,7 +55,7 @@ def ranks_by_strength(model, loader, control):
         changed = (scores + change for change in changes)
         ranks.append(torch.stack([(new > new.gather(1, items.unsqueeze(1))).sum(1) + 1 for new in changed]))  # [C, P]
         targets.append(items)
-    shared = {"target": torch.cat(targets).numpy(), "tail": ~model.step.head_mask.numpy()}
+    shared = {"target": torch.cat(targets).numpy(), "tail": tail_mask.numpy()}
     return [{**shared, "rank": rank} for rank in torch.cat(ranks, dim=1).numpy()]
 
 
@@ -73,12 +81,11 @@ def main():
     """
     from recbole_pref.errors import PrefError, suggest
     from recbole_pref.evaluation.evidence import user_values
-    from recbole_pref.quick_start import load_data_and_model
     from recbole_pref.records.significance import paired_t
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--folder", required=True, type=Path)
-    parser.add_argument("--entry", default="CE repeat bias SASRec")
+    parser.add_argument("--entry", default="CE trained SASRec")
     parser.add_argument("--against", default="LPO recommended SASRec")
     parser.add_argument("--control", choices=STRENGTHS, default="popularity")
     parser.add_argument("--data_path", default="dataset/")
@@ -94,12 +101,15 @@ def main():
     for run in runs:
         if run.label != arguments.entry:
             continue
-        _, model, *_, valid_data, test_data = load_data_and_model(
-            str(arguments.folder / run.checkpoint), data_path=arguments.data_path, state="ERROR"
+        trainer, _, valid_data, test_data = trained(
+            str(arguments.folder / run.checkpoint), data_path=arguments.data_path
         )
-        model.eval()
-        number = chosen(ranks_by_strength(model, valid_data, arguments.control))
-        test = ranks_by_strength(model, test_data, arguments.control)
+        items = trainer.eval_collector.train_count, trainer.eval_collector.tail_mask
+        trainer.model.eval()
+        valid, test = (
+            ranks_by_strength(trainer.model, loader, arguments.control, *items) for loader in (valid_data, test_data)
+        )
+        number = chosen(valid)
         taken.append(STRENGTHS[arguments.control][number])
         adjusted[run.seed] = test[number]
         found = (test[0], test[number], others.get(run.seed))
