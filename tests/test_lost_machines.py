@@ -11,7 +11,7 @@ from ray.cluster_utils import Cluster
 from recbole_pref.quick_start import run_on_cluster
 from recbole_pref.tune import tune
 
-from .conftest import wait_for
+from .conftest import ray_processes, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -33,7 +33,7 @@ def cluster(workers_find_the_package):
 
 
 def test_a_sweep_continues_when_a_machine_dies(settings, tmp_path, cluster, no_memory_check, no_pictures):
-    settings |= {"epochs": 50, "stopping_step": 50, "eval_step": 1}
+    settings |= {"epochs": 20, "stopping_step": 20, "eval_step": 1}
     sweep = {"space": {"tau": {"grid": [0.1, 0.5]}}, "num_samples": 1}
     with ThreadPoolExecutor() as pool:
         training = pool.submit(
@@ -41,15 +41,20 @@ def test_a_sweep_continues_when_a_machine_dies(settings, tmp_path, cluster, no_m
         )
         # Only now, so that the sweep itself runs on the machine that stays.
         wait_for(lambda: list(tmp_path.glob("s/*/checkpoint_*")))
+        (first_trial,) = ray_processes("ray::ImplicitFunc")
+        first_trial.suspend()  # keeps its CPU, so that the other trial starts on the second machine
         second = cluster.add_node(num_cpus=1)
-        # A trial on each machine is on its way.
-        wait_for(lambda: len({path.parent for path in tmp_path.glob("s/*/checkpoint_00000[1-9]*")}) == 2)
+        wait_for(lambda: len({path.parent for path in tmp_path.glob("s/*/checkpoint_*")}) == 2)
+        (second_trial,) = set(ray_processes("ray::ImplicitFunc")) - {first_trial}
+        second_trial.suspend()  # or it could end before the machine does
         cluster.remove_node(second, allow_graceful=False)
+        second_trial.kill()
+        first_trial.resume()
         training.result(timeout=300)
     assert list(tmp_path.glob("s/*/error.txt"))  # of the trial that was lost
     rows = json.loads((tmp_path / "s" / "trials.json").read_text())["trials"]
     assert sorted(row["tau"] for row in rows) == [0.1, 0.5]
-    assert {row["state"] for row in rows} == {"done"} and {row["epochs"] for row in rows} == {50}
+    assert {row["state"] for row in rows} == {"done"} and {row["epochs"] for row in rows} == {20}
 
 
 def test_training_continues_when_a_machine_dies(tiny_dataset, tmp_path, cluster):
