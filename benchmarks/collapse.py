@@ -18,8 +18,8 @@ SAME = ("dataset", "epochs", "reference_epochs", "learning_rate")  # options tha
 
 def train(model, k, arguments):
     """Train one model with K negatives; return a row of the table."""
+    from recbole_pref.build import build_run
     from recbole_pref.config import Config
-    from recbole_pref.quick_start import build_run
 
     settings = {
         "num_negatives": k,

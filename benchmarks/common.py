@@ -141,8 +141,8 @@ def ready_run(config, dataset=None):
     ``dataset`` is one that was prepared before, if any. ``run.trainer.train_epoch(number)`` then trains exactly one
     epoch.
     """
-    from recbole_pref import quick_start
+    from recbole_pref.build import build_run
 
-    run = quick_start.build_run(config, log=False, dataset=dataset)
+    run = build_run(config, log=False, dataset=dataset)
     run.trainer.start(run.train_data, run.valid_data)
     return run

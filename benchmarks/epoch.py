@@ -30,7 +30,7 @@ def measure(case, model_name, options):
     from recbole.trainer import Trainer
     from recbole.utils import get_model
 
-    from recbole_pref import quick_start
+    from recbole_pref.build import prepare_data
     from recbole_pref.config import Config
     from recbole_pref.memory import peak_mb
 
@@ -55,7 +55,7 @@ def measure(case, model_name, options):
         evaluation = min(seconds_of(evaluate) for _ in range(options["epochs"]))
         rows = len(train_data._dataset)
     else:
-        dataset, loaders = quick_start.prepare_data(config, log=False)
+        dataset, loaders = prepare_data(config, log=False)
         model = get_model(model_name)(config, loaders[0]._dataset).to(config["device"])
         trainer, train_data = Trainer(config, model), loaders[0]
         torch.autograd.set_detect_anomaly(case == "stock")

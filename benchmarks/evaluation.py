@@ -29,10 +29,10 @@ def measure(kind, users, items, threads, mode):
     from recbole.trainer import Trainer
     from recbole.utils import get_model, get_trainer, init_seed
 
+    from recbole_pref.build import prepare_data
     from recbole_pref.config import Config
     from recbole_pref.memory import peak_mb
     from recbole_pref.model.names import model_class
-    from recbole_pref.quick_start import prepare_data
 
     with tempfile.TemporaryDirectory() as folder:
         order = np.arange(items)  # a random order of the items, cut into one sequence per user

@@ -39,9 +39,9 @@ def measured_epochs(seed, arguments, folder):
     Returns:
         list of tuple: dict of float, and arrays as ``evidence.user_values`` reads them; the reference first.
     """
+    from recbole_pref.build import build_run
     from recbole_pref.config import Config
     from recbole_pref.evaluation import evidence
-    from recbole_pref.quick_start import build_run
 
     (entry,) = entries_for(arguments.backbone, f"{RECOMMENDED} objective={OBJECTIVE} {arguments.settings}")
     settings = {

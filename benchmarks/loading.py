@@ -55,8 +55,8 @@ def measure(way, settings):
     if way == "ours":
         from common import ready_run
 
+        from recbole_pref.build import prepare_data
         from recbole_pref.config import Config
-        from recbole_pref.quick_start import prepare_data
     else:
         from recbole.config import Config
         from recbole.data import create_dataset, data_preparation

@@ -30,8 +30,8 @@ def measure_cost(options, settings):
     """Print evaluation times of untrained models."""
     import torch
 
+    from recbole_pref.build import build_run
     from recbole_pref.config import Config
-    from recbole_pref.quick_start import build_run
 
     runs = {}
     for case in CASES:

@@ -26,3 +26,15 @@ def suggest(word: object, options: Iterable[object]) -> str:
     by_lower = {str(option).lower(): str(option) for option in options}
     match = get_close_matches(str(word).lower(), by_lower, n=1, cutoff=0.6)
     return f" Did you mean '{by_lower[match[0]]}'?" if match else ""
+
+
+def reason_of(error: BaseException) -> str:
+    """Return the reason in an exception of another library, on one line of bounded length."""
+    text = " ".join(str(error).split())
+    if isinstance(error, MemoryError) or "allocate memory" in text or "Unable to allocate" in text:
+        return "they need more memory than available; lower sizes such as MAX_ITEM_LIST_LENGTH or hidden_size"
+    if text.startswith("Some feat is empty"):
+        return "user_inter_num_interval, item_inter_num_interval and val_interval leave no interactions; loosen them"
+    if isinstance(error, ValueError) and text:
+        return text if len(text) <= 300 else text[:300] + "..."
+    return f"{type(error).__name__} {text[:300]}".strip()

@@ -14,12 +14,12 @@ import torch
 from recbole.data.dataloader import FullSortEvalDataLoader
 from tabulate import tabulate
 
+from recbole_pref.build import build_run
 from recbole_pref.config import Config
 from recbole_pref.errors import PrefError
 from recbole_pref.memory import peak_mb
 from recbole_pref.methods import method_of
 from recbole_pref.model import prior
-from recbole_pref.quick_start import build_run
 
 _STEPS = 5  # timed after the first
 

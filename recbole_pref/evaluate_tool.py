@@ -20,6 +20,7 @@ from recbole.evaluator import Evaluator
 from recbole.utils import EvaluatorType
 
 from recbole_pref import cli
+from recbole_pref.build import prepare_data
 from recbole_pref.checkpoint import to_plain
 from recbole_pref.compare.tables import result_table
 from recbole_pref.config import Config
@@ -30,8 +31,8 @@ from recbole_pref.evaluation import evidence
 from recbole_pref.evaluation.collector import TOP, PrefCollector
 from recbole_pref.evaluation.ranking import cut_pairs, history_is_masked
 from recbole_pref.predict.reading import table_ending
-from recbole_pref.quick_start import prepare_data, settings_of
 from recbole_pref.records import LISTS, Run, read_comparison, read_runs
+from recbole_pref.restore import settings_of
 from recbole_pref.scoring import chunk_rows
 from recbole_pref.settings import settings_with
 from recbole_pref.training.reference import fingerprint_of

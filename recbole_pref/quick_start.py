@@ -7,39 +7,27 @@ return RecBole's results.
 import logging
 import os
 import pickle
-import shlex
 import shutil
 import sys
-import tempfile
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from functools import partial
 from logging import getLogger
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
-import recbole.data.dataset
 import torch
-from recbole.data import create_dataset, data_preparation
-from recbole.data.dataset import Dataset
-from recbole.utils import ModelType, get_trainer, init_logger, init_seed, set_color
+from recbole.utils import set_color
 
 from recbole_pref import checkpoint, cluster, distributed, memory
-from recbole_pref.config import Config, digest_of_defaults, given_data_path, portable_settings
-from recbole_pref.config.checks import settings_without_effect
-from recbole_pref.data import check as data_check
-from recbole_pref.environment import described, environment, write_result
-from recbole_pref.errors import Interrupted, PrefError
+from recbole_pref.build import build_run, check_outputs, prepare_data
+from recbole_pref.config import Config, digest_of_defaults, portable_settings
+from recbole_pref.environment import environment, write_result
+from recbole_pref.errors import Interrupted, PrefError, reason_of
 from recbole_pref.evaluation.ranking import history_is_masked
 from recbole_pref.methods import method_of
-from recbole_pref.model.backbones import backbone_of
-from recbole_pref.model.names import model_class
+from recbole_pref.restore import load_data, load_model
 from recbole_pref.settings import settings_with, shown
-from recbole_pref.settings.files import readable_keys
-from recbole_pref.training.trainer import trainer_class
-
-Loaders: TypeAlias = tuple[Any, Any, Any]  # of training, validation and test
 
 
 def run_recbole_pref(
@@ -75,7 +63,7 @@ def run_recbole_pref(
     return result
 
 
-def _train_and_test(config, saved, trainers, dataset=None):
+def _train_and_test(config: Config, saved: bool, trainers: list[Any], dataset: Any = None) -> dict[str, Any]:
     """Return what ``run_recbole_pref`` returns. As soon as the trainer exists, append it to ``trainers`` (list)."""
     if not distributed.is_first():
         config["log_wandb"] = False  # the first process writes for all
@@ -177,7 +165,7 @@ def _explained(trainer: Any) -> Iterator[None]:
             raise
         advice = "; some models of RecBole need enable_amp: False" if trainer.enable_amp else ""
         raise PrefError(
-            f"model={trainer.config['model']!r} failed with these settings and data: {_reason(error)}{advice}"
+            f"model={trainer.config['model']!r} failed with these settings and data: {reason_of(error)}{advice}"
         ) from error
     finally:
         trainer.tensorboard.close()  # ends its thread
@@ -291,7 +279,7 @@ def run_on_cluster(
         )
     with _no_trace_if_refused(config):
         data, _ = prepare_data(config, log=False)
-        _check_outputs(config)
+        check_outputs(config)
         cluster.connect(ray_address, log_to_driver=True)
         settings = portable_settings(config) | {"checkpoint_dir": folder, "run_stem": stem}
         if config["result_file"]:
@@ -343,237 +331,6 @@ def refuse_other_defaults(config: Config, expected: str, what: str) -> None:
             f"the defaults changed after the {what} began: a property file or plugin was edited, or this machine has "
             "another version."
         )
-
-
-class Run:
-    """The parts of a run: configuration, data set, the three loaders, model and trainer."""
-
-    def __init__(
-        self, config: Config, dataset: Dataset, loaders: Loaders, model: torch.nn.Module, trainer: Any
-    ) -> None:
-        self.config, self.dataset, self.model, self.trainer = config, dataset, model, trainer
-        self.train_data, self.valid_data, self.test_data = loaders
-
-
-def build_run(config: Config, log: bool = True, dataset: Dataset | None = None) -> Run:
-    """Check the data and build all parts of a run.
-
-    Args:
-        config: the configuration.
-        log: whether to log the configuration and the data.
-        dataset: an earlier result of :func:`prepare_data`, which replaces the files.
-
-    Returns:
-        The parts of the run.
-    """
-    dataset, loaders = prepare_data(config, log, dataset)
-    init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
-    torch.set_float32_matmul_precision(config["matmul_precision"])
-    cls = model_class(config["model"]) if isinstance(config["model"], str) else config.model_class
-    model = _build_model(cls, config, loaders[0]._dataset).to(config["device"])
-    _check_outputs(config)
-    base = get_trainer(config["MODEL_TYPE"], config["model"])
-    trainer = trainer_class(base)(config, model)
-    if log:
-        getLogger().debug(model)
-        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        getLogger().info(f"model: {type(model).__name__}, {trained:,} parameters (state: DEBUG logs its layers)")
-        # RecBole's table of the environment takes a second, because it measures the processor load.
-        getLogger().debug("environment:\n" + described(environment(config["device"])))
-        _point_to_the_fast_path(config)
-    try:
-        trainer.prepare(loaders[0])
-        trainer.check_groups(loaders[2], "test")
-    except PrefError:
-        trainer.tensorboard.close()
-        raise
-    if distributed.world()[0] > 1:  # each process draws other random numbers
-        init_seed(config["seed"] + distributed.world()[1], config["reproducibility"])
-    return Run(config, dataset, loaders, model, trainer)
-
-
-def _point_to_the_fast_path(config: Config) -> None:
-    """Log the model of this package that trains the same loss faster than RecBole's sequential model."""
-    fast = f"CE{config['model']}"
-    entry = backbone_of(config.model_class) if method_of(config.model_class) is None else None
-    if entry is not None and config["loss_type"] == "CE":
-        getLogger().info(
-            f"{config['model']} trains with RecBole's own code, minutes per epoch on a CPU; model={fast} trains the "
-            "same loss many times faster."
-        )
-
-
-def _check_outputs(config: Config) -> None:
-    """Create the output folders before RecBole does; refuse folders that cannot be written."""
-    folders = {"checkpoint_dir": config["checkpoint_dir"], "log_tensorboard": "log_tensorboard"}
-    if config["result_file"]:
-        folders["result_file"] = os.path.dirname(os.path.abspath(config["result_file"]))
-        if os.path.isdir(config["result_file"]):
-            raise PrefError(f"result_file={config['result_file']!r} is a folder: name a file in it.")
-    for setting, folder in folders.items():
-        try:
-            os.makedirs(folder, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder):
-                pass
-        except OSError as error:
-            raise PrefError(
-                f"{setting}: the folder {folder!r} cannot be written ({error.strerror}): name or create a writable one."
-            ) from None
-
-
-def _build_model(cls, config: Config, dataset: Dataset) -> torch.nn.Module:
-    """Build the model; convert errors in RecBole's constructor to a ``PrefError``."""
-    try:
-        return cls(config, dataset)
-    except PrefError:
-        raise
-    except Exception as error:  # any error inside RecBole
-        raise PrefError(
-            f"model={config['model']!r} cannot be built with these settings and data: {_reason(error)}"
-        ) from error
-
-
-def _reason(error: BaseException) -> str:
-    """Return the reason in an exception of another library, on one line of bounded length."""
-    text = " ".join(str(error).split())
-    if isinstance(error, MemoryError) or "allocate memory" in text or "Unable to allocate" in text:
-        return "they need more memory than available; lower sizes such as MAX_ITEM_LIST_LENGTH or hidden_size"
-    if text.startswith("Some feat is empty"):
-        return "user_inter_num_interval, item_inter_num_interval and val_interval leave no interactions; loosen them"
-    if isinstance(error, ValueError) and text:
-        return text if len(text) <= 300 else text[:300] + "..."
-    return f"{type(error).__name__} {text[:300]}".strip()
-
-
-def prepare_data(
-    config: Config, log: bool = True, dataset: Dataset | None = None, unsplit: Callable[[Dataset], None] | None = None
-) -> tuple[Dataset, Loaders]:
-    """Check, load and split the data of a configuration.
-
-    Args:
-        config: the configuration.
-        log: whether to log the configuration and the data.
-        dataset: a loaded data set, which replaces the files.
-        unsplit: a function that receives the data set before RecBole splits it in place.
-
-    Returns:
-        The data set, and the training, validation and test loaders.
-    """
-    init_seed(config["seed"], config["reproducibility"])
-    try:
-        # Check first, so that an error message is not hidden below a long log.
-        notes = check_files(config, dataset is None)
-        _start_log(config, log)
-        for note in notes:
-            getLogger().info(note)
-        if dataset is None:
-            dataset = create_dataset(config)
-            if unsplit is not None:
-                unsplit(dataset)
-            if not os.path.exists(_pickles(config)["dataloaders_save_path"]):
-                # RecBole splits a data set in place; store the splits, so that several runs can use it.
-                dataset.build = partial(_same, dataset.build())
-        loaders = data_preparation(config, dataset)
-        _seed_again(loaders, config)
-    except PrefError:
-        raise
-    except Exception as error:  # any error inside RecBole
-        raise PrefError(
-            f"dataset={config['dataset']!r} cannot be prepared with these settings: {_reason(error)}"
-        ) from error
-    if log:
-        users, items, rows = dataset.user_num - 1, dataset.item_num - 1, dataset.inter_num
-        getLogger().info(
-            f"{config['dataset']}: {users:,} users, {items:,} items, {rows:,} interactions "
-            f"({rows / users:.1f} per user, {rows / items:.1f} per item)"
-        )
-        getLogger().debug(dataset)
-    train, valid, test = (len(loader._dataset) for loader in loaders)
-    data_check.check_split(train, valid, test, dataset.item_num)
-    return dataset, loaders
-
-
-def check_files(config: Config, read: bool = True) -> list[str]:
-    """Check the files of the data set before RecBole loads them.
-
-    Args:
-        config: the configuration; models with item features add settings to it.
-        read: whether the data set is read from files.
-
-    Returns:
-        Notes for the log, see ``data_check.check_atomic_files``.
-
-    Raises:
-        PrefError: a file is missing or malformed, or a pickle is not trusted.
-    """
-    _refuse_pickles(config)
-    prepare_config = getattr(config.model_class, "prepare_config", None)
-    if prepare_config is not None:
-        prepare_config(config)
-    return data_check.check_atomic_files(config["data_path"], config["dataset"], config) if read else []
-
-
-def _same(splits: Any) -> Any:
-    return splits
-
-
-def _pickles(config: Config) -> dict[str, str]:
-    """Return the paths of files that RecBole would unpickle, by setting."""
-    kinds = {ModelType.SEQUENTIAL: "Sequential", ModelType.KNOWLEDGE: "KnowledgeBased"}
-    of_model = f"{config['model']}Dataset"
-    kind = of_model if hasattr(recbole.data.dataset, of_model) else f"{kinds.get(config['MODEL_TYPE'], '')}Dataset"
-    names = {
-        "dataset_save_path": f"{config['dataset']}-{kind}.pth",
-        "dataloaders_save_path": f"{config['dataset']}-for-{config['model']}-dataloader.pth",
-    }
-    folder = config["checkpoint_dir"]
-    return {setting: config[setting] or os.path.join(folder, name) for setting, name in names.items()}
-
-
-def _start_log(config: Config, log: bool) -> None:
-    if not distributed.is_first():
-        getLogger().setLevel(logging.ERROR)  # the first process logs for all
-        return
-    streams = sys.stdout, sys.stderr
-    try:
-        os.makedirs(f"log/{config['model']}", exist_ok=True)  # RecBole fails if two runs create it at the same time
-        init_logger(config)
-    except OSError as error:
-        raise PrefError(
-            f"the log file of model={config['model']!r} cannot be written ({error.strerror}): run in a folder "
-            "where log/ can be created."
-        ) from None
-    # RecBole wraps these streams at each call; after hundreds of runs in one process, printing would fail.
-    sys.stdout, sys.stderr = streams
-    if log:
-        getLogger().info(f"command: {shlex.join(sys.orig_argv)}")
-        getLogger().debug(config)
-        given = {**config.file_config_dict, **config.variable_config_dict}
-        settings = {key: config[key] for key in given if config[key] != config.internal_config_dict.get(key)}
-        lines = [f"{key}: {value}" for key, value in settings.items() if key not in ("model", "dataset")]
-        heading = f"{config['model']} on {config['dataset']}; settings that differ from the defaults:"
-        getLogger().info("\n  ".join([heading, *lines, "(state: DEBUG logs all settings)"]))
-        for key in settings_without_effect(config):
-            getLogger().warning(f"{key} has no effect on {config['model']}: leave it out.")
-
-
-def _refuse_pickles(config: Config) -> None:
-    """Refuse files of save_dataset and save_dataloaders, because unpickling can run any code."""
-    for setting, path in _pickles(config).items():
-        if os.path.exists(path) and not config["trust_checkpoint"]:
-            raise PrefError(
-                f"{path} ({setting}) is refused because RecBole pickled it, and unpickling can run any code: "
-                "set trust_checkpoint: True if you made the file yourself, or remove it."
-            )
-
-
-def _seed_again(loaders: Loaders, config: Config) -> None:
-    """Restore the random generators that RecBole removes from loaders to save them (save_dataloaders)."""
-    for loader in loaders:
-        if loader.generator is None:
-            loader.generator = torch.Generator()
-            loader.generator.manual_seed(config["seed"])
-            loader.sampler.generator = loader.generator
 
 
 def _stem_of_run(config: Config) -> str | None:
@@ -676,80 +433,3 @@ def load_data_and_model(model_file: str, **overrides: Any) -> tuple[Any, ...]:
         )
     config, dataset, loaders = load_data(state, model_file, overrides)
     return (config, load_model(state, model_file, config, loaders[0]._dataset), dataset, *loaders)
-
-
-def load_model(
-    state: Mapping[str, Any], model_file: str | os.PathLike[str], config: Config, dataset: Dataset
-) -> torch.nn.Module:
-    """Build the model of a checkpoint, load its weights and set it to evaluation mode.
-
-    Args:
-        state: the content of a checkpoint.
-        model_file: its file, for messages.
-        config: the configuration, as returned by ``load_data``.
-        dataset: the data set of the training loader of ``load_data``.
-
-    Raises:
-        PrefError: the model cannot be built with these settings and data, or the weights do not fit.
-    """
-    model = _build_model(model_class(config["model"]), config, dataset).to(config["device"])
-    try:
-        checkpoint.fill(model, state)
-    except RuntimeError as error:
-        raise PrefError(f"model_file={str(model_file)!r} does not fit its model: {_reason(error)}") from error
-    return model.eval()
-
-
-def load_data(
-    state: Mapping[str, Any],
-    model_file: str | os.PathLike[str],
-    overrides: dict[str, Any],
-    log: bool = True,
-    unsplit: Callable[[Dataset], None] | None = None,
-) -> tuple[Config, Dataset, Loaders]:
-    """Load the data that a checkpoint was trained on.
-
-    Args:
-        state: ``model``, ``config`` and ``data`` of a checkpoint.
-        model_file: its file, for messages.
-        overrides: settings to change.
-        log, unsplit: see ``prepare_data``.
-
-    Returns:
-        Configuration, data set, and the training, validation and test loaders.
-
-    Raises:
-        PrefError: the data are missing or are not those of the checkpoint.
-    """
-    config = Config(state["model"], state["config"].get("dataset"), config_dict=settings_of(state, **overrides))
-    dataset, loaders = prepare_data(config, log, unsplit=unsplit)
-    from recbole_pref.training.reference import fingerprint_of
-
-    differences = checkpoint.compare_fingerprints(state["data"], fingerprint_of(loaders[0]._dataset))
-    if differences:
-        raise PrefError(
-            f"model_file={str(model_file)!r} was trained on other data ({'; '.join(differences)}): set "
-            "data_path to the original data."
-        )
-    return config, dataset, loaders
-
-
-def settings_of(state: Mapping[str, Any], /, **overrides: Any) -> dict[str, Any]:
-    """Return the settings of a checkpoint for ``config_dict``.
-
-    Args:
-        state: the content of a checkpoint.
-        **overrides: settings to change.
-    """
-    settings = {k: v for k, v in state["config"].items() if k not in settings_with(derived=True)}
-    if settings.get("strict_config", True):
-        # Some of RecBole's models add facts about the data to the configuration.
-        settings = {k: v for k, v in settings.items() if k in readable_keys()}
-    if method_of(model_class(state["model"])) is not None:
-        settings.pop("loss_type", None)  # FPMC sets RecBole's loss_type
-    negatives = settings.get("train_neg_sample_args")
-    if isinstance(negatives, dict) and negatives.get("distribution") == "none":
-        settings["train_neg_sample_args"] = None
-    if "data_path" in settings:
-        settings["data_path"] = given_data_path(state["config"])
-    return {**settings, **overrides}

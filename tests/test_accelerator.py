@@ -132,8 +132,8 @@ def _judge(model_name, settings, mistake=None):
         dict: functions that read the device in ``steps`` and while the reference's ``cache`` was filled, names of what
         is ``left`` on the CPU, and shape, device and type of the ``scores`` and of the ``loss``.
     """
+    from recbole_pref.build import build_run, prepare_data
     from recbole_pref.config import Config
-    from recbole_pref.quick_start import build_run, prepare_data
 
     config = Config(model_name, config_dict={**settings, "enable_amp": True, "metrics": ["Hit", "NDCG"]})
     kind = (settings["data_path"], model_name.partition("MM")[1])

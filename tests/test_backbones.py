@@ -9,12 +9,13 @@ from recbole.model.layers import FeedForward
 from recbole.model.sequential_recommender import SASRec
 from torch.nn import functional as F
 
+from recbole_pref.build import prepare_data
 from recbole_pref.config import Config
 from recbole_pref.errors import PrefError
 from recbole_pref.model.backbones import _feed_forward, backbone_of, whole_scores
 from recbole_pref.model.names import sequential_models
 from recbole_pref.predict import Recommender
-from recbole_pref.quick_start import load_data_and_model, prepare_data, run_recbole_pref
+from recbole_pref.quick_start import load_data_and_model, run_recbole_pref
 
 from .conftest import tiny_sequences, write_atomic
 

@@ -4,10 +4,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from recbole_pref.build import prepare_data
 from recbole_pref.config import Config
 from recbole_pref.data.check import MISSING, check_atomic_files, check_split
 from recbole_pref.errors import PrefError
-from recbole_pref.quick_start import prepare_data, run_recbole_pref
+from recbole_pref.quick_start import run_recbole_pref
 
 HEAD = "user_id:token\titem_id:token\ttimestamp:float"
 GOOD = [HEAD, "a\tx\t1", "a\ty\t2", "a\tz\t3", "b\tx\t1", "b\ty\t2", "b\tz\t4"]

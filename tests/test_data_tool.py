@@ -16,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from recbole_pref.build import prepare_data
 from recbole_pref.cli import parse
 from recbole_pref.config import Config
 from recbole_pref.data import tables
@@ -27,7 +28,7 @@ from recbole_pref.data.public import public_names
 from recbole_pref.data.sequences import train_counts
 from recbole_pref.errors import PrefError
 from recbole_pref.popularity import head_tail_split
-from recbole_pref.quick_start import prepare_data, run_recbole_pref
+from recbole_pref.quick_start import run_recbole_pref
 
 PAIRS = [("a", "x"), ("a", "y"), ("b", "y"), ("a", "z"), ("b", "x")]
 

@@ -15,10 +15,10 @@ from recbole.data import create_dataset, data_preparation
 from recbole.data.interaction import Interaction
 from recbole.utils import FeatureType
 
+from recbole_pref.build import prepare_data
 from recbole_pref.config import Config
 from recbole_pref.data.dataset import Groups, count
 from recbole_pref.data.sequences import Lists, SequenceInteraction
-from recbole_pref.quick_start import prepare_data
 
 from .stock_rows import rows_of
 

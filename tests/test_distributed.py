@@ -117,8 +117,8 @@ def test_mistakes_end_before_processes_start(tiny_dataset):
 
 
 def test_shares_make_up_the_batch(tiny_dataset, monkeypatch):
+    from recbole_pref.build import prepare_data
     from recbole_pref.model.packing import PackedLoader
-    from recbole_pref.quick_start import prepare_data
 
     _, loaders = prepare_data(Config("LPOSASRec", config_dict=tiny_dataset), log=False)
     for batch in PackedLoader(loaders[0], stride=4):

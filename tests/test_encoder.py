@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from recbole.data import create_dataset
 from torch import nn
 
-from recbole_pref import checkpoint, quick_start
+from recbole_pref import checkpoint
 from recbole_pref import encoder as multimodal
 from recbole_pref import model as models
+from recbole_pref.build import prepare_data
 from recbole_pref.config import Config
 from recbole_pref.encoder import features, fusion, item_table
 from recbole_pref.encoder.features import Feature
@@ -26,7 +27,7 @@ from recbole_pref.methods import METHODS
 from recbole_pref.model.names import model_class
 from recbole_pref.model.packing import PackedLoader
 from recbole_pref.predict import Recommender
-from recbole_pref.quick_start import load_data_and_model, prepare_data, run_recbole_pref
+from recbole_pref.quick_start import load_data_and_model, run_recbole_pref
 
 from .conftest import tiny_sequences, write_atomic
 
@@ -693,7 +694,7 @@ def test_evaluation_computes_the_table_once(shop):
 def test_recommendations_from_a_checkpoint(shop, monkeypatch):
     path = run_recbole_pref("LPOMMSASRec", config_dict={**shop, "epochs": 1})["checkpoint"]
     read = []
-    monkeypatch.setattr(quick_start, "create_dataset", lambda config: read.append(1) or create_dataset(config))
+    monkeypatch.setattr("recbole_pref.build.create_dataset", lambda config: read.append(1) or create_dataset(config))
     recommender = Recommender(path)
     frame = recommender.recommend([["i3", "i4"]], k=5)
     assert len(frame) == 5 and not {"i3", "i4"} & set(frame["item"])

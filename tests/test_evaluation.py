@@ -20,6 +20,7 @@ from recbole.trainer import Trainer
 from recbole.utils import InputType
 
 from recbole_pref import compat
+from recbole_pref.build import build_run
 from recbole_pref.config import Config as RunConfig
 from recbole_pref.errors import PrefError
 from recbole_pref.evaluation import metrics
@@ -30,7 +31,6 @@ from recbole_pref.evaluation.ranking import (
     cut_pairs,
     mask_seen,
 )
-from recbole_pref.quick_start import build_run
 from recbole_pref.scoring import chunk_rows
 
 compat.apply()

@@ -12,12 +12,12 @@ import torch
 from PIL import Image
 
 from recbole_pref import features_tool
+from recbole_pref.build import prepare_data
 from recbole_pref.config import Config
 from recbole_pref.data.check import read_atomic
 from recbole_pref.encoder import features
 from recbole_pref.errors import PrefError
 from recbole_pref.features_tool import encode, item_texts, main
-from recbole_pref.quick_start import prepare_data
 
 from .conftest import tiny_sequences, write_atomic
 

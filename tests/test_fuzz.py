@@ -26,10 +26,11 @@ from hypothesis import strategies as st
 from recbole.data import create_dataset
 
 from recbole_pref import checkpoint, cli, quick_start
+from recbole_pref.build import prepare_data
 from recbole_pref.config import Config
 from recbole_pref.data.check import check_atomic_files
 from recbole_pref.errors import PrefError
-from recbole_pref.quick_start import load_data_and_model, prepare_data, run_recbole_pref
+from recbole_pref.quick_start import load_data_and_model, run_recbole_pref
 from recbole_pref.settings import SETTINGS, setting_of
 from recbole_pref.settings.files import readable_keys
 from tests.conftest import write_atomic

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from recbole_pref import checkpoint, cli, tune
+from recbole_pref.build import build_run
 from recbole_pref.config import Config
 from recbole_pref.errors import PrefError
-from recbole_pref.quick_start import build_run, load_data_and_model, run, run_recbole_pref
+from recbole_pref.quick_start import load_data_and_model, run, run_recbole_pref
 from recbole_pref.tune.space import Domain
 
 from .conftest import tiny_sequences

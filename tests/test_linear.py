@@ -11,8 +11,10 @@ import torch
 from recbole.data import create_dataset, data_preparation
 from recbole.model.general_recommender import EASE
 from recbole.quick_start import run_recbole
+from recbole.utils import get_trainer
 
 from recbole_pref import cli, compare, quick_start
+from recbole_pref.build import prepare_data
 from recbole_pref.compare.plan import plan_runs
 from recbole_pref.compare.runs import train_and_record
 from recbole_pref.config import Config
@@ -33,6 +35,7 @@ from recbole_pref.model.linear_models import training_sequences
 from recbole_pref.model.names import model_class
 from recbole_pref.predict import Recommender
 from recbole_pref.settings.files import properties_dir
+from recbole_pref.training.trainer import trainer_class
 from recbole_pref.tune import _check_corners, read_plan
 
 from .conftest import tiny_sequences
@@ -232,7 +235,7 @@ def test_what_cannot_be_fitted_is_refused():
 
 def build(name, settings):
     config = Config(name, config_dict=settings)
-    _, loaders = quick_start.prepare_data(config, log=False)
+    _, loaders = prepare_data(config, log=False)
     return config, loaders
 
 
@@ -286,7 +289,7 @@ def test_a_run_fits_once_stores_and_loads(name, memory, tiny_dataset, tmp_path):
     assert result["test_result"]["ndcg@10"] > 0.1  # the tiny data have an order that a random ranking lacks
     assert json.loads(record.read_text())["test_result"] == result["test_result"]
     config, model, _, _, _, test_data = quick_start.load_data_and_model(result["checkpoint"])
-    trainer = quick_start.trainer_class(quick_start.get_trainer(model.type, name))(config, model)
+    trainer = trainer_class(get_trainer(model.type, name))(config, model)
     assert model.linear.is_sparse == (memory == 0)
     rows = next(iter(test_data))[0]
     again = model_class(name)(config, test_data._dataset)

@@ -8,13 +8,14 @@ from recbole.model.sequential_recommender import Caser, GRU4Rec, SASRec
 from recbole.utils import get_model, get_trainer, init_seed
 
 from recbole_pref import model as models
+from recbole_pref.build import prepare_data
 from recbole_pref.config import Config
 from recbole_pref.errors import PrefError
 from recbole_pref.methods import METHODS
 from recbole_pref.model import step
 from recbole_pref.model.batch import RowBatch
 from recbole_pref.model.names import model_class
-from recbole_pref.quick_start import load_data_and_model, prepare_data, run_recbole_pref
+from recbole_pref.quick_start import load_data_and_model, run_recbole_pref
 from recbole_pref.training.trainer import PrefTrainer, trainer_class
 
 BACKBONES = {"SASRec": SASRec, "GRU4Rec": GRU4Rec, "Caser": Caser}

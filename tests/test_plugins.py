@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from recbole_pref import cli, compare, plugins
+from recbole_pref.build import build_run
 from recbole_pref.compare.plan import plan_runs
 from recbole_pref.config import Config
 from recbole_pref.errors import PrefError
 from recbole_pref.methods import METHODS
 from recbole_pref.model.names import model_class
-from recbole_pref.quick_start import build_run, run_recbole_pref
+from recbole_pref.quick_start import run_recbole_pref
 from recbole_pref.settings import SETTINGS, Setting
 
 DOCUMENTATION = Path(__file__).resolve().parents[1] / "docs/extending.md"

@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from recbole.data.interaction import Interaction
 
+from recbole_pref.build import prepare_data
 from recbole_pref.config import Config
 from recbole_pref.data.sequences import train_counts
 from recbole_pref.errors import PrefError
 from recbole_pref.popularity import count_items, head_tail_split, sample_weights
-from recbole_pref.quick_start import prepare_data
 
 from .conftest import tiny_sequences
 

@@ -13,10 +13,11 @@ from recbole.data.interaction import Interaction
 from recbole.utils.case_study import full_sort_topk
 
 from recbole_pref import cli
+from recbole_pref.build import prepare_data
 from recbole_pref.config import Config
 from recbole_pref.errors import PrefError
 from recbole_pref.predict import Recommender, files, predict_file, read_sequences
-from recbole_pref.quick_start import load_data_and_model, prepare_data, run_recbole_pref
+from recbole_pref.quick_start import load_data_and_model, run_recbole_pref
 from tests.conftest import tiny_sequences, write_atomic
 
 

@@ -8,13 +8,14 @@ import pytest
 import torch
 
 from recbole_pref import checkpoint, scoring
+from recbole_pref.build import build_run
 from recbole_pref.config import Config
 from recbole_pref.errors import PrefError
 from recbole_pref.model.linear import LinearModel, normal_equations
 from recbole_pref.model.linear_models import training_sequences
 from recbole_pref.model.prior import OfPrior, Prior
 from recbole_pref.predict import Recommender
-from recbole_pref.quick_start import build_run, load_data_and_model, run_recbole_pref
+from recbole_pref.quick_start import load_data_and_model, run_recbole_pref
 from recbole_pref.training import prior as prior_of_a_run
 from tests.conftest import tiny_sequences
 from tests.test_models import NO_DROPOUT, all_rows, numbered

@@ -9,9 +9,10 @@ import torch
 from filelock import FileLock, Timeout
 
 from recbole_pref import checkpoint
+from recbole_pref.build import build_run
 from recbole_pref.config import Config
 from recbole_pref.errors import PrefError
-from recbole_pref.quick_start import build_run, run_recbole_pref
+from recbole_pref.quick_start import run_recbole_pref
 from recbole_pref.training import reference
 
 from .conftest import tiny_sequences, write_atomic

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from recbole_pref import samplers
+from recbole_pref.build import build_run
 from recbole_pref.config import Config
 from recbole_pref.errors import PrefError
-from recbole_pref.quick_start import build_run
 from recbole_pref.samplers import (
     SAMPLERS,
     NegativeSampler,

@@ -22,10 +22,11 @@ from recbole.trainer import Trainer
 from recbole.utils import get_model, init_seed
 
 from recbole_pref import checkpoint, quick_start, schedule
+from recbole_pref.build import build_run
 from recbole_pref.config import Config
 from recbole_pref.config.checks import settings_without_effect
 from recbole_pref.errors import PrefError
-from recbole_pref.quick_start import build_run, run_recbole_pref
+from recbole_pref.quick_start import run_recbole_pref
 from recbole_pref.training import trainer
 from recbole_pref.training.trainer import TrainerMixin
 

@@ -11,13 +11,13 @@ from typing import Any
 from recbole.utils import EvaluatorType, ModelType
 
 from recbole_pref import checkpoint
+from recbole_pref.build import check_files
 from recbole_pref.compare.entries import Entry, parse_seeds
 from recbole_pref.compare.tables import column_key
 from recbole_pref.config import Config, absolute_paths, digest_of_defaults
 from recbole_pref.environment import write_result
 from recbole_pref.errors import PrefError
 from recbole_pref.evaluation.ranking import history_is_masked
-from recbole_pref.quick_start import check_files
 from recbole_pref.records import run_path
 from recbole_pref.records.summary import COSTS
 from recbole_pref.settings import attribute_of_settings, check_setting, settings_with

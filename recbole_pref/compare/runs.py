@@ -24,6 +24,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from recbole_pref import checkpoint
+from recbole_pref.build import build_run
 from recbole_pref.compare.plan import Task
 from recbole_pref.compare.progress import Progress
 from recbole_pref.config import Config, digest_of_defaults
@@ -32,7 +33,6 @@ from recbole_pref.errors import PrefError
 from recbole_pref.evaluation import evidence
 from recbole_pref.evaluation.ranking import history_is_masked
 from recbole_pref.memory import explained, peak_mb
-from recbole_pref.quick_start import build_run
 from recbole_pref.records import Run
 from recbole_pref.training import reference
 

@@ -27,7 +27,7 @@ from recbole_pref.errors import PrefError, suggest
 from recbole_pref.methods import method_of
 from recbole_pref.model.names import LINEAR, model_class
 from recbole_pref.model.sizes import Sizes
-from recbole_pref.quick_start import load_data, load_model, settings_of
+from recbole_pref.restore import load_data, load_model, settings_of
 
 
 class Histories:

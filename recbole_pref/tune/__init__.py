@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from recbole.utils import argument_list
 
 from recbole_pref import checkpoint, cluster
+from recbole_pref.build import build_run, prepare_data
 from recbole_pref.config import (
     CHECKPOINT_SETTINGS,
     Config,
@@ -35,7 +36,7 @@ from recbole_pref.errors import PrefError
 from recbole_pref.evaluation.objective import check_measured, check_objective, less_is_better
 from recbole_pref.model.names import split_model_name
 from recbole_pref.model.prior import is_added_after_training
-from recbole_pref.quick_start import build_run, prepare_data, refuse_stock_model, run_recbole_pref
+from recbole_pref.quick_start import refuse_stock_model, run_recbole_pref
 from recbole_pref.settings import attribute_of_settings, settings_set_by, settings_with
 from recbole_pref.settings.files import backbone_settings
 from recbole_pref.training import reference

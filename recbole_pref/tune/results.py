@@ -13,12 +13,13 @@ import yaml
 from tabulate import tabulate
 
 from recbole_pref import checkpoint
+from recbole_pref.build import build_run
 from recbole_pref.compare.tables import rows_as_csv
 from recbole_pref.config import Config
 from recbole_pref.environment import environment, write_result
 from recbole_pref.errors import PrefError
 from recbole_pref.evaluation.metrics import display_name, group_key
-from recbole_pref.quick_start import build_run, settings_of
+from recbole_pref.restore import settings_of
 from recbole_pref.settings import settings_set_by
 from recbole_pref.tune.space import Plan, as_setting
 from recbole_pref.tune.trial import STEM

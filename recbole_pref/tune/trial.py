@@ -12,11 +12,12 @@ from typing import Any
 import torch
 
 from recbole_pref import checkpoint, cluster, distributed
+from recbole_pref.build import build_run
 from recbole_pref.config import Config
 from recbole_pref.errors import PrefError
 from recbole_pref.memory import explained, peak_mb, restart_peak
 from recbole_pref.model.prior import is_added_after_training
-from recbole_pref.quick_start import build_run, refuse_other_defaults
+from recbole_pref.quick_start import refuse_other_defaults
 from recbole_pref.tune.space import as_setting
 
 STEM = "trial"  # of the names of checkpoint files
