@@ -2,7 +2,7 @@
 
     python examples/own_data.py log.csv
 
-The file has the columns user, item and time. Recommendations for the last items of a sequence are printed.
+The file has the columns user, item and time. Recommendations for a sequence of three items are printed.
 """
 
 import sys
@@ -13,7 +13,7 @@ from recbole_pref.quick_start import run_recbole_pref
 
 
 def main(csv, **settings):
-    """Train on a CSV and return recommendations for its last user: pandas.DataFrame."""
+    """Train on a CSV and return recommendations for an example sequence: pandas.DataFrame."""
     columns = {"user": "user", "item": "item", "time": "time"}
     summary = convert(csv, "table", "mine", output="dataset", force=True, **columns)
     print(f"{summary['users']} users, {summary['items']} items, {summary['interactions']} interactions")
