@@ -248,6 +248,8 @@ def settings_from(argv: list[str]) -> dict[str, Any]:
     settings: dict[str, Any] = {}
     for word in _joined(argv):
         key, equals, text = word[2:].partition("=")
+        if word in MODES:
+            raise PrefError(f"{word!r} is a mode: write it first, recbole-pref {word} ...")
         if not word.startswith("--") or not equals or not key:
             raise PrefError(
                 f"{word!r} is not valid: write settings as --key=value, lists with commas.{suggest(word, MODES)}"

@@ -251,7 +251,11 @@ def build_parser() -> argparse.ArgumentParser:
     add, path = parser.add_argument, os.path.expanduser
     add("--recommendations", required=True, type=path, help="CSV or Parquet with user, item, and rank or score")
     add("--dataset", help="name of the data set")
-    add("--config_files", type=str.split, help="YAML files, separated by spaces")
+    add(
+        "--config_files",
+        type=lambda files: [path(file) for file in files.split()],
+        help="YAML files, separated by spaces",
+    )
     add("--model", help="SASRec for the split of sequential models (the default), BPR for that of general models")
     add("--part", choices=("test", "valid"), default="test", help="part of the split (test)")
     add("--unknown", choices=("error", "skip"), default="error", help="how to treat unknown items (error)")
@@ -273,7 +277,11 @@ def _configure(options, settings):
             raise PrefError(f"--{option} has no effect with --comparison, whose settings are used: remove it.")
     if options.part == "valid":
         raise PrefError("--part=valid is not possible with --comparison, whose table shows the test set: remove it.")
-    first = next(run for run in read_runs(options.comparison) if not run.id.startswith(LISTS))
+    first = next((run for run in read_runs(options.comparison) if not run.id.startswith(LISTS)), None)
+    if first is None:
+        raise PrefError(
+            f"--comparison={options.comparison!r} holds no run of a model: name the folder of a comparison."
+        )
     state = {"model": first.model, "config": first.config}
     settings = settings_of(state, **{"state": "WARNING", "gpu_id": "", **settings})
     return Config(first.model, first.dataset, config_dict=settings)

@@ -334,14 +334,14 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    add = parser.add_argument
+    add, path = parser.add_argument, os.path.expanduser
     add("kind", choices=("text", "image"), help="what to encode")
     add("--dataset", default="ml-100k", help="name of the data set")
-    add("--data_path", default="dataset/", help="folder of the data sets")
+    add("--data_path", default="dataset/", type=path, help="folder of the data sets")
     add("--save_as", default=None, help="write to a copy of the data set under this name")
     add("--suffix", default=None, help="suffix of the feature file (text or image)")
     add("--fields", default=None, help="for texts: columns of the item file, separated by commas")
-    add("--images", default=None, help="for pictures: folder of files with names of item tokens")
+    add("--images", default=None, type=path, help="for pictures: folder of files with names of item tokens")
     add("--encoder", default=None, help="module:function (for texts: all-MiniLM-L6-v2)")
     add("--batch_size", type=int, default=64, help="inputs per call of the encoder")
     add("--force", action="store_true", help="replace existing files")

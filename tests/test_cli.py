@@ -221,6 +221,7 @@ def test_settings_from_words(words, expected):
     [
         (["tau"], "'tau' is not valid"),
         (["--tau"], "'--tau' is not valid"),
+        (["compare"], "'compare' is a mode: write it first"),
         (["--=1"], "'--=1' is not valid"),
         (["--topk", "5", "10"], "lists with commas"),
         (["--tau=1", "--tau", "2"], "--tau is given twice"),

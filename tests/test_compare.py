@@ -102,7 +102,7 @@ def test_seeds():
     assert compare.parse_seeds("2", first=7) == [7, 8]
     assert compare.parse_seeds("5,1,5") == [5, 1]
     assert compare.parse_seeds("2020,") == [2020]
-    for wrong in ("x", 0, "1,b", "2020"):
+    for wrong in ("x", 0, -3, [], "1,b", "2020", 10**12):
         with pytest.raises(PrefError, match="--seeds"):
             compare.parse_seeds(wrong)
 

@@ -176,3 +176,8 @@ def test_lists_enter_the_table_tests_and_report_of_a_comparison(tiny_dataset, tm
     assert "production" in report.write_report(tmp_path / "out").read_text()
     assert "worse" in (tmp_path / "out" / "table.md").read_text()
     assert evaluate_tool.main([*words, "--seed=2020"]) == 0  # measured again under its own label
+
+    (tmp_path / "out" / "comparison.json").unlink()
+    (tmp_path / "out" / "runs" / f"{run.id}.json").unlink()
+    assert evaluate_tool.main(words) == 2
+    assert "holds no run of a model: name the folder of a comparison" in capsys.readouterr().err

@@ -253,14 +253,21 @@ def test_sequences_of_unknown_items_alone_get_nothing(recommender, caplog):
     assert not len(recommender[0].recommend([["i99"]], unknown="skip"))
 
 
+def test_a_damaged_parquet_file_gets_no_advice_for_csv(tmp_path):
+    (tmp_path / "in.parquet").write_text("items")
+    with pytest.raises(PrefError, match="not a Parquet file") as refused:
+        read_sequences(tmp_path / "in.parquet")
+    assert "quote fields" not in str(refused.value)
+
+
 @pytest.mark.parametrize(
     "text, match",
     [
-        ("user,item\na,242,4\na,302,5\n", "as many fields"),
-        ("items\n242, 302\n", "as many fields"),
+        ("user,item\na,242,4\na,302,5\n", "the same number of fields"),
+        ("items\n242, 302\n", "the same number of fields"),
         ("user,item,items\na,1,2\n", "columns user, item, items"),
         ("user,itms\na,1\n", "columns user, itms: .* or only 'user'"),
-        ("", "as many fields"),
+        ("", "the same number of fields"),
         ("user;items\na;1\n", "columns user;items"),
         ("user,item\nann,i1\n,i2\n", "row 2 is not complete"),
         ("user,item\nann,i1\nbob,\n", "row 2 is not complete"),

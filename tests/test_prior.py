@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from recbole_pref import checkpoint, scoring
+from recbole_pref import checkpoint, distributed, scoring
 from recbole_pref.build import build_run
 from recbole_pref.config import Config
 from recbole_pref.errors import PrefError
@@ -234,6 +234,20 @@ def test_auto_chooses_a_weight_on_the_validation_set_and_stores_it(tiny_dataset)
     assert run.trainer.evaluate(test_data, load_best_model=False) == pytest.approx(result["test_result"])
     again = run_recbole_pref("CESASRec", config_dict={**settings, "resume": True})
     assert again["test_result"] == result["test_result"]
+
+
+def test_only_the_first_process_writes_the_prior_into_the_best_checkpoint(tiny_dataset, monkeypatch):
+    run = build_run(Config("CESASRec", config_dict={**tiny_dataset, "prior": "TALE", "prior_weight": 0.5}), log=False)
+    obtain = prior_of_a_run.obtain
+
+    def as_second_process(*arguments):
+        monkeypatch.setattr(distributed, "is_first", lambda: False)
+        return obtain(*arguments)
+
+    monkeypatch.setattr(prior_of_a_run, "obtain", as_second_process)
+    run.trainer.fit(run.train_data, run.valid_data)
+    assert run.model.prior_weight == 0.5
+    assert "prior_weight" not in checkpoint.load(run.trainer.saved_model_file)["state_dict"]
 
 
 def test_a_given_weight_of_another_models_checkpoint(tiny_dataset):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from contextlib import suppress
+from dataclasses import replace
 from types import SimpleNamespace
 
 import psutil
@@ -168,6 +169,8 @@ def test_trials_that_do_not_fit_into_memory_together_are_refused(settings, tmp_p
     assert 100 < need < 5000
     assert int(re.search(r"need about (\d+) MiB", str(refused.value))[1]) == pytest.approx(2 * need, abs=2)
     check(free=2.5 * need)
+    plan = replace(plan, max_concurrent=1)
+    check(free=1.5 * need)
 
 
 def test_more_than_a_machine_has_is_refused(settings, tmp_path, ray_here):

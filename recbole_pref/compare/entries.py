@@ -115,11 +115,11 @@ def parse_seeds(seeds: int | str | Sequence[int], first: int = 2020) -> list[int
     try:
         if isinstance(seeds, str):
             seeds = [int(word) for word in seeds.strip(",").split(",")] if "," in seeds else int(seeds)
-        chosen = list(range(first, first + seeds)) if isinstance(seeds, int) else [int(s) for s in seeds]
+        chosen = range(first, first + seeds) if isinstance(seeds, int) else [int(s) for s in seeds]
     except (TypeError, ValueError):
         raise PrefError(f"--seeds={seeds!r} is not accepted: write a count or a list, 1,2,3.") from None
     if not chosen:
-        raise PrefError("--seeds is 0: a comparison needs at least one seed.")
+        raise PrefError(f"--seeds={seeds!r} names no seed: a comparison needs at least one.")
     if isinstance(seeds, int) and seeds > _MOST_SEEDS:
         raise PrefError(
             f"--seeds={seeds} means {seeds} seeds, more than {_MOST_SEEDS}: write --seeds={seeds}, (with a comma) "

@@ -72,7 +72,7 @@ def keys_are_known(config: "Config") -> None:
                 raise PrefError(f"{key}={shown(given[key])} is a part of {above}: indent its line below {above}.")
         if key not in readable:
             raise PrefError(
-                f"{shown(key)[1:-1]}={shown(given[key])} is not a setting of RecBole or RecBole-Pref."
+                f"{shown(str(key))[1:-1]}={shown(given[key])} is not a setting of RecBole or RecBole-Pref."
                 f"{suggest(key, readable) or ' Set strict_config: False to allow keys of your own.'}"
             )
 

@@ -196,16 +196,21 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    add = parser.add_argument
-    add("--input", required=True, help="source file; may be compressed (.gz)")
+    add, path = parser.add_argument, os.path.expanduser
+    add("--input", required=True, type=path, help="source file; may be compressed (.gz)")
     add("--format", required=True, help=", ".join(FORMATS))
     add("--name", required=True, help="name of the data set")
-    add("--output", default="dataset", help="folder of data sets (RecBole's data_path)")
+    add("--output", default="dataset", type=path, help="folder of data sets (RecBole's data_path)")
     add("--min_user", type=int, default=0, help="k-core: least number of interactions of a user")
     add("--min_item", type=int, default=0, help="k-core: least number of interactions of an item")
     add("--rating_min", type=float, help="lowest rating to keep")
     add("--drop_duplicates", action="store_true", help="keep only the first interaction of each user with each item")
-    add("--item_features", metavar="FILE", help="JSON {item: [attribute, ...]}, Amazon metadata, or a CSV with item_id")
+    add(
+        "--item_features",
+        metavar="FILE",
+        type=path,
+        help="JSON {item: [attribute, ...]}, Amazon metadata, or a CSV with item_id",
+    )
     add("--dry_run", action="store_true", help="print the statistics, but write no files")
     add("--force", action="store_true", help="replace existing files")
     add("--debug", action="store_true", help="show the traceback of an error")

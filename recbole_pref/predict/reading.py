@@ -156,15 +156,15 @@ class Source:
 
     def _tables(self) -> Iterator[pd.DataFrame]:
         """Yield tables of about ``rows`` rows; the first one is empty."""
+        if self.parquet:
+            yield from parquet_parts(self.path, (), self.rows)
+            return
         try:
-            if self.parquet:
-                yield from parquet_parts(self.path, (), self.rows)
-            else:
-                yield from _without_blanks(text_parts(self.path, ",", skip_blank_lines=False, rows=self.rows))
+            yield from _without_blanks(text_parts(self.path, ",", skip_blank_lines=False, rows=self.rows))
         except PrefError as error:
             raise PrefError(
-                f"input is not a table with one header line and as many fields in each row (quote fields with commas, "
-                f"and separate the items of a sequence by spaces): {error}"
+                "input is not a table with one header line and the same number of fields in every row (quote fields "
+                f"with commas, and separate the items of a sequence by spaces): {error}"
             ) from None
 
     def _tokens(self, value: Any, row: int) -> list[str]:

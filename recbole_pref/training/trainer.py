@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from recbole.trainer import Trainer
@@ -32,6 +32,7 @@ from recbole_pref.training.resume import ResumeState, RunState, Within
 
 # Steps between checks of the loss on an accelerator, where each check waits for the device.
 _CHECK_EVERY = 50
+FitResult: TypeAlias = tuple[float | None, dict[str, float] | None]  # best score, metrics of the best epoch
 
 
 class TrainerMixin(EvaluationMixin):
@@ -85,7 +86,7 @@ class TrainerMixin(EvaluationMixin):
         saved: bool = True,
         show_progress: bool = False,
         callback_fn: Any = None,
-    ) -> tuple[float | None, dict[str, float] | None]:
+    ) -> FitResult:
         """Train as RecBole's ``Trainer.fit``; see there for arguments and result.
 
         Raises:
@@ -105,11 +106,12 @@ class TrainerMixin(EvaluationMixin):
                 self.store.keep_latest()
         return self._add_prior(train_data, valid_data, saved, result)
 
-    def _add_prior(self, train_data: Any, valid_data: Any, saved: bool, result: dict[str, float]) -> Any:
+    def _add_prior(self, train_data: Any, valid_data: Any, saved: bool, result: FitResult) -> FitResult:
         """Add a linear prior that is not part of the training to the best model; return the result of fit."""
         config = self.config
         if not self.is_preference or not is_added_after_training(config):
             return result
+        distributed.wait()  # until the first process has written the best model
         state = checkpoint.load(self.saved_model_file) if saved and self.store.best() else None
         if state is not None:
             checkpoint.fill(self.model, state)
@@ -124,7 +126,7 @@ class TrainerMixin(EvaluationMixin):
                 self.best_valid_result = dict(self.evaluate(valid_data, load_best_model=False))
         if self.best_valid_result is not None:
             self.best_valid_score = self.score_of(self.best_valid_result)
-        if state is not None:
+        if state is not None and distributed.is_first():
             state |= {"best_valid_score": self.best_valid_score, "best_valid_result": self.best_valid_result}
             self.store.save_best({**state, "state_dict": self.model.state_dict()})
         return self.best_valid_score, self.best_valid_result

@@ -37,17 +37,17 @@ def check(config: Config, settings: dict[str, Any], plan: Plan, cpus: float, gpu
     largest = {key: as_setting(key, domain.ends()[-1]) for key, domain in plan.space.items()}
     task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_calls=1)(_estimate)
     try:
-        a_trial = ray.get(task.remote(config["model"], config["dataset"], {**settings, **largest}))
+        largest_trial = ray.get(task.remote(config["model"], config["dataset"], {**settings, **largest}))
     except (ray.exceptions.OutOfMemoryError, ray.exceptions.WorkerCrashedError):
         raise PrefError(f"tune: a trial with {largest} does not fit into memory: {_REMEDY}.") from None
     except ray.exceptions.RayTaskError as error:  # such as a loss that is not finite with the largest learning rate
         print(f"the largest trial could not be estimated: {error.cause}", file=sys.stderr, flush=True)
         return
-    together = min(cluster.capacity(cpus, gpus) // workers, plan.trials)
-    need = workers * max(a_trial.training_mb, a_trial.evaluation_mb)  # each evaluates all rows
+    together = min(cluster.capacity(cpus, gpus) // workers, plan.trials, plan.max_concurrent or plan.trials)
+    need = workers * max(largest_trial.training_mb, largest_trial.evaluation_mb)  # each evaluates all rows
     print(
-        f"the largest trial: about {need:.0f} MiB and {a_trial.epoch_seconds:.1f} s per epoch, at most "
-        f"{a_trial.epochs} epochs; {together} at the same time",
+        f"the largest trial: about {need:.0f} MiB and {largest_trial.epoch_seconds:.1f} s per epoch, at most "
+        f"{largest_trial.epochs} epochs; {together} at the same time",
         file=sys.stderr,
         flush=True,
     )
