@@ -237,7 +237,7 @@ def _start_log(config: Config, log: bool) -> None:
     if log:
         getLogger().info(f"command: {shlex.join(sys.orig_argv)}")
         getLogger().debug(config)
-        given = {**config.file_config_dict, **config.variable_config_dict}
+        given = config.external_config_dict
         settings = {key: config[key] for key in given if config[key] != config.internal_config_dict.get(key)}
         lines = [f"{key}: {value}" for key, value in settings.items() if key not in ("model", "dataset")]
         heading = f"{config['model']} on {config['dataset']}; settings that differ from the defaults:"

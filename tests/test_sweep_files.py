@@ -175,7 +175,7 @@ def settings(settings):
         ({"objective": {**KEPT, "baseline": None}}, {}, "baseline=None"),
         ({"objective": {**KEPT, "percent_below": "1%"}}, {}, "percent_below='1%'"),
         ({"objective": {**KEPT, "percent_below": 100}}, {}, "percent_below=100 .* below 100"),
-        ({"objective": {**KEPT, "keep": "NDCG"}}, {}, "^tune: objective='NDCG' .* write NDCG@5"),
+        ({"objective": {**KEPT, "keep": "NDCG"}}, {}, "^tune: objective: keep='NDCG' .* write NDCG@5"),
         (
             {"objective": "NDCG", "space": {"MAX_ITEM_LIST_LENGTH": {"choice": [4, 8]}}},
             {},

@@ -199,7 +199,7 @@ def portable_settings(config: Config) -> dict[str, Any]:
 
     Paths of input files are absolute, so that a process in another working folder reads the same files.
     """
-    given = {**config.file_config_dict, **config.variable_config_dict, **absolute_paths(config)}
+    given = {**config.external_config_dict, **absolute_paths(config)}
     return to_plain({key: value for key, value in given.items() if key not in ("model", "dataset")}, other=str)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
-from recbole.evaluator.register import metric_information, metrics_dict
+from recbole.evaluator.register import metrics_dict
 from recbole.utils import EvaluatorType, InputType, ModelType
 
 from recbole_pref.errors import PrefError, suggest
@@ -33,7 +33,6 @@ from recbole_pref.settings import (
     check_interval,
     check_negatives,
     check_setting,
-    is_finite,
     settings_with,
     shown,
 )
@@ -44,7 +43,6 @@ if TYPE_CHECKING:
     from recbole_pref.config import Config
 
 # The inputs of metrics that have a cut-off.
-_CUTOFF_INPUTS = ("rec.topk", "rec.items")
 _ANY_DATA_SET = {"inter": ["user_id", "item_id"]}  # RecBole's load_col for a data set without a property file
 _SEQUENTIAL_EVAL_ARGS = {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"}
 _TRANSFORM_KEYS = {"crop_itemseq": "eta", "reorder_itemseq": "beta"}  # what RecBole's transforms read
@@ -57,7 +55,7 @@ def _is_sequential(config: "Config") -> bool:
 
 def keys_are_known(config: "Config") -> None:
     """Refuse keys that neither RecBole nor this package reads."""
-    given = {**config.file_config_dict, **config.variable_config_dict}
+    given = config.external_config_dict
     if given.get("strict_config", True) is False:
         return
     readable, options = readable_keys(), settings_with(scope="option")
@@ -154,7 +152,7 @@ def sequential_defaults(config: "Config") -> None:
     final = config.final_config_dict
     if not _is_sequential(config):
         return
-    given = config.file_config_dict.keys() | config.variable_config_dict.keys()
+    given = config.external_config_dict.keys()
     if final["load_col"] == _ANY_DATA_SET and not given & {"load_col", "benchmark_filename"}:
         final["load_col"] = {"inter": [final[key] for key in ("USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD")]}
     if isinstance(final["eval_args"], dict):
@@ -392,40 +390,14 @@ def _check_anchor(config: "Config") -> None:
 def valid_metric_is_measured(config: "Config") -> None:
     """Refuse a ``valid_metric`` that ``metrics`` and ``topk`` do not measure."""
     final = config.final_config_dict
-    _check_cutoff(config, "valid_metric", final["valid_metric"])
     check_measured(final["valid_metric"], final["metrics"], final["topk"], "valid_metric")
 
 
 def objective_is_measured(config: "Config") -> None:
     """Refuse an ``objective`` with metrics that the validation does not measure."""
     final = config.final_config_dict
-    objective = final.get("objective")
-    if not objective:
-        return
-    if not isinstance(objective, dict) or not all(isinstance(part, str) for part in objective):
-        raise PrefError(
-            f"objective={shown(objective)} names no weights: write objective: {{weights: {{NDCG@10: 1.0}}}}."
-        )
-    for part in objective.values():
-        for metric, number in part.items() if isinstance(part, dict) else ():
-            _check_cutoff(config, "objective", str(metric))
-            if isinstance(number, Real) and not is_finite(number):
-                raise PrefError(f"objective: {metric}={shown(number)} is not a finite number.")
-    check_objective(objective, final["metrics"], final["topk"])
-
-
-def _check_cutoff(config: "Config", key: str, metric: str) -> None:
-    name, at, k = metric.partition("@")
-    topk = config.final_config_dict["topk"]
-    needs = metric_information.get(name.lower())
-    if needs is None:
-        return  # another check reports unknown names
-    has_cutoffs = any(need.startswith(_CUTOFF_INPUTS) for need in needs)
-    if has_cutoffs and k not in map(str, topk):
-        more = f"add {k} to it or " if k.isdigit() else ""
-        raise PrefError(f"{key}={shown(metric)} is not measured: topk is {shown(topk)}, {more}write {name}@{topk[0]}.")
-    if at and not has_cutoffs:
-        raise PrefError(f"{key}={shown(metric)} is not measured: {name} has no cut-offs, write {name}.")
+    if final.get("objective"):
+        check_objective(final["objective"], final["metrics"], final["topk"])
 
 
 def evaluation_fits_the_model(config: "Config") -> None:
@@ -450,7 +422,7 @@ def evaluation_fits_the_model(config: "Config") -> None:
 
 def settings_without_effect(config: "Config") -> list[str]:
     """Return the given settings that the model does not read: only a warning, because models share config files."""
-    given = {**config.file_config_dict, **config.variable_config_dict}
+    given = config.external_config_dict
     unread = ["threshold", "repeatable"] if _is_sequential(config) else []
     if method_of(config.model_class) is not None:
         unread.append("train_neg_sample_args")  # negatives are drawn inside the step

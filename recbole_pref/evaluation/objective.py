@@ -12,21 +12,19 @@ A metric with better lower values (RecBole's ``smaller``) enters with the opposi
 """
 
 from collections.abc import Mapping, Sequence
-from numbers import Real
 from typing import Any
 
-from recbole.evaluator.register import metrics_dict
+from recbole.evaluator.register import metric_information
 
 from recbole_pref.errors import PrefError, suggest
+from recbole_pref.evaluation.metrics import smaller_is_better
+from recbole_pref.settings import is_finite, shown
 
 # Metrics that can exceed 1, and an upper bound of their values.
 _BEYOND_ONE = {"averagepopularity", "shannonentropy", "logloss", "mae", "rmse"}
 _UPPER_BOUND = 1e9
-
-
-def less_is_better(metric: str) -> bool:
-    """Return whether a lower value of ``metric`` (``Name`` or ``Name@K``) is better."""
-    return bool(getattr(metrics_dict[metric.partition("@")[0].lower()], "smaller", False))
+# What RecBole's evaluator gives to metrics with cut-offs.
+_CUTOFF_INPUTS = ("rec.topk", "rec.items")
 
 
 class Objective:
@@ -50,7 +48,7 @@ class Objective:
         self.at_least = {metric.lower(): float(bound) for metric, bound in (at_least or {}).items()}
         self.of_reference = {metric.lower(): float(share) for metric, share in (of_reference or {}).items()}
         metrics = (*self.weights, *self.at_least, *self.of_reference)
-        self._sign = {metric: -1.0 if less_is_better(metric) else 1.0 for metric in metrics}
+        self._sign = {metric: -1.0 if smaller_is_better(metric) else 1.0 for metric in metrics}
 
     def take_reference(self, result: Mapping[str, float]) -> None:
         """Turn shares of the reference's metrics into bounds.
@@ -71,7 +69,7 @@ class Objective:
         ]
         return max((0.0, *(gap if gap == gap else float("inf") for gap in gaps)))
 
-    def _floor(self) -> float:
+    def _largest_sum(self) -> float:
         """Return an upper bound of the absolute weighted sum."""
         return sum(
             abs(weight) * (_UPPER_BOUND if metric.partition("@")[0] in _BEYOND_ONE else 1.0)
@@ -89,7 +87,7 @@ class Objective:
         """
         violation = self.violation(result)
         if violation > 0:
-            return -(self._floor() + violation)
+            return -(self._largest_sum() + violation)
         return sum(w * self._sign[m] * float(result[m]) for m, w in self.weights.items())
 
 
@@ -113,19 +111,19 @@ def check_objective(value: Any, metrics: Sequence[str], topk: Sequence[int], set
     """
     form = f"write {setting}: {{weights: {{TailNDCG@10: 1.0}}, at_least: {{NDCG@10: 0.05}}}}"
     if not isinstance(value, dict) or not isinstance(value.get("weights"), dict) or not value["weights"]:
-        raise PrefError(f"{setting}={value!r} names no weights: {form}.")
-    unknown = sorted(set(value) - {"weights", "at_least", "of_reference"})
+        raise PrefError(f"{setting}={shown(value)} names no weights: {form}.")
+    unknown = [key for key in value if key not in ("weights", "at_least", "of_reference")]
     if unknown:
-        raise PrefError(f"{setting} holds {unknown[0]!r}: {form}.")
+        raise PrefError(f"{setting} holds {shown(unknown[0])}: {form}.")
     parts = {key: value.get(key) or {} for key in ("at_least", "of_reference")}
     for key, bounds in parts.items():
         if not isinstance(bounds, dict):
-            raise PrefError(f"{setting}: {key}={bounds!r} is not a dict: {form}.")
+            raise PrefError(f"{setting}: {key}={shown(bounds)} is not a dict: {form}.")
     pairs = [*value["weights"].items(), *parts["at_least"].items(), *parts["of_reference"].items()]
     for metric, number in pairs:
         check_measured(metric, metrics, topk, setting)
-        if isinstance(number, bool) or not isinstance(number, Real) or number != number:
-            raise PrefError(f"{setting}: {metric}={number!r} is not a number: {form}.")
+        if isinstance(number, bool) or not is_finite(number):
+            raise PrefError(f"{setting}: {metric}={shown(number)} is not a number: {form}.")
 
 
 def check_measured(metric: str, metrics: Sequence[str], topk: Sequence[int], setting: str) -> None:
@@ -137,6 +135,13 @@ def check_measured(metric: str, metrics: Sequence[str], topk: Sequence[int], set
     name, at, k = str(metric).partition("@")
     measured = [str(measured).lower() for measured in metrics]
     if name.lower() not in measured:
-        raise PrefError(f"{setting}={metric!r} is not measured: add {name} to metrics.{suggest(name, measured)}")
-    if at and (not k.isdigit() or int(k) not in topk):
-        raise PrefError(f"{setting}={metric!r} is not measured: topk is {topk}, add {k} to it.")
+        raise PrefError(f"{setting}={shown(metric)} is not measured: add {name} to metrics.{suggest(name, measured)}")
+    needs = metric_information.get(name.lower(), ())  # another check reports unknown names
+    has_cutoffs = any(need.startswith(_CUTOFF_INPUTS) for need in needs)
+    if has_cutoffs and k not in map(str, topk):
+        more = f"add {k} to it or " if k.isdigit() else ""
+        raise PrefError(
+            f"{setting}={shown(metric)} is not measured: topk is {shown(topk)}, {more}write {name}@{topk[0]}."
+        )
+    if at and not has_cutoffs:
+        raise PrefError(f"{setting}={shown(metric)} is not measured: {name} has no cut-offs, write {name}.")

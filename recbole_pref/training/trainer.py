@@ -102,7 +102,7 @@ class TrainerMixin(EvaluationMixin):
         if saved and (self._resumed is None or self.start_epoch < self.epochs):
             done = min(len(self.epoch_times), self.epochs)  # some of RecBole's trainers have several passes per epoch
             self._save_last(done, finished=True)
-            if "keep_last" not in {**self.config.file_config_dict, **self.config.variable_config_dict}:
+            if "keep_last" not in self.config.external_config_dict:
                 self.store.keep_latest()
         return self._add_prior(train_data, valid_data, saved, result)
 

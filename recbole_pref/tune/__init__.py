@@ -33,7 +33,8 @@ from recbole_pref.config import (
 )
 from recbole_pref.environment import sigterm_as_ctrl_c, write_result
 from recbole_pref.errors import PrefError
-from recbole_pref.evaluation.objective import check_measured, check_objective, less_is_better
+from recbole_pref.evaluation.metrics import smaller_is_better
+from recbole_pref.evaluation.objective import check_measured, check_objective
 from recbole_pref.model.names import split_model_name
 from recbole_pref.model.prior import is_added_after_training
 from recbole_pref.quick_start import refuse_stock_model, run_recbole_pref
@@ -307,7 +308,7 @@ def _objective(
         )
     if baseline == "CE":
         baseline = cross_entropy(objective["keep"].lower())
-    worse = percent / 100 if less_is_better(objective["keep"]) else -percent / 100
+    worse = percent / 100 if smaller_is_better(objective["keep"]) else -percent / 100
     constrained = {
         "weights": {objective["maximize"]: 1.0},
         "at_least": {objective["keep"]: baseline * (1 + worse)},
