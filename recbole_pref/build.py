@@ -6,6 +6,7 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from logging import getLogger
 from typing import Any, TypeAlias
@@ -30,17 +31,20 @@ from recbole_pref.training.trainer import trainer_class
 Loaders: TypeAlias = tuple[Any, Any, Any]  # of training, validation and test
 
 
-class Run:
-    """The parts of a run: configuration, data set, the three loaders, model and trainer."""
+@dataclass
+class RunParts:
+    """Configuration, data set, model and trainer of a run, and its three loaders."""
 
-    def __init__(
-        self, config: Config, dataset: Dataset, loaders: Loaders, model: torch.nn.Module, trainer: Any
-    ) -> None:
-        self.config, self.dataset, self.model, self.trainer = config, dataset, model, trainer
-        self.train_data, self.valid_data, self.test_data = loaders
+    config: Config
+    dataset: Dataset
+    model: torch.nn.Module
+    trainer: Any
+    train_data: Any
+    valid_data: Any
+    test_data: Any
 
 
-def build_run(config: Config, log: bool = True, dataset: Dataset | None = None) -> Run:
+def build_run(config: Config, log: bool = True, dataset: Dataset | None = None) -> RunParts:
     """Check the data and build all parts of a run.
 
     Args:
@@ -74,7 +78,7 @@ def build_run(config: Config, log: bool = True, dataset: Dataset | None = None) 
         raise
     if distributed.world()[0] > 1:  # each process draws other random numbers
         init_seed(config["seed"] + distributed.world()[1], config["reproducibility"])
-    return Run(config, dataset, loaders, model, trainer)
+    return RunParts(config, dataset, model, trainer, *loaders)
 
 
 def _point_to_the_fast_path(config: Config) -> None:

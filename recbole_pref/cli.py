@@ -261,11 +261,11 @@ def settings_from(argv: list[str]) -> dict[str, Any]:
 
 
 def _value(key: str, text: str) -> Any:
-    from recbole_pref.settings import RECBOLE_SETTINGS, SETTINGS
+    from recbole_pref.settings import setting_of
     from recbole_pref.settings.files import parse_value
 
     value = parse_value(text)
-    setting = SETTINGS.get(key) or RECBOLE_SETTINGS.get(key)
+    setting = setting_of(key)
     kind = None if setting is None else setting.kind
     if kind is list and isinstance(value, str) and "," in value:
         return [name.strip() for name in value.split(",")]
@@ -388,7 +388,6 @@ def _train(options: argparse.Namespace, settings: dict[str, Any]) -> int:
         return 0
     from recbole_pref.compare.tables import result_table
 
-    assert result is not None
     print(result_table(result, model, dataset))
     if result.get("checkpoint"):
         print(f"best model: {result['checkpoint']}")
@@ -432,7 +431,8 @@ def _list(options: argparse.Namespace, settings: dict[str, Any]) -> int:
 
 def _plots(options: argparse.Namespace, settings: dict[str, Any]) -> int:
     _refuse_settings(settings, "plots")
-    return _publish(options.plots)
+    _publish(options.plots)
+    return 0
 
 
 def _refuse_settings(settings: dict[str, Any], mode: str) -> None:
@@ -483,7 +483,8 @@ def _tune(options: argparse.Namespace, settings: dict[str, Any]) -> int:
 
     resources = _given(options, ("cpus_per_trial", "gpus_per_trial"), needed=())
     workers = _given(options, ("num_workers", "cpus_per_worker", "gpus_per_worker"), needed=("num_workers",))
-    for name in resources if workers else ():
+    if workers and resources:
+        name = next(iter(resources))
         raise PrefError(f"--{name} has no effect with --num_workers: use --{name.replace('trial', 'worker')}.")
     model, dataset = _model_and_dataset(options)
     _check_settings(model, dataset, options.config_files, settings)
@@ -505,11 +506,10 @@ def _tune(options: argparse.Namespace, settings: dict[str, Any]) -> int:
     return 0
 
 
-def _publish(folder: str | Path) -> int:
+def _publish(folder: str | Path) -> None:
     from recbole_pref.report import draw_and_report
 
     print(f"report: {draw_and_report(folder)}")
-    return 0
 
 
 def _predict(options: argparse.Namespace, settings: dict[str, Any]) -> int:

@@ -14,7 +14,7 @@ import torch
 from recbole.data.dataloader import FullSortEvalDataLoader
 from tabulate import tabulate
 
-from recbole_pref.build import build_run
+from recbole_pref.build import RunParts, build_run
 from recbole_pref.config import Config
 from recbole_pref.errors import PrefError
 from recbole_pref.memory import peak_mb
@@ -141,7 +141,7 @@ def estimate(
     )  # fmt: skip
 
 
-def _seconds_of(trainer, loader, steps):
+def _seconds_of(trainer: Any, loader: Any, steps: int) -> float:
     """Return the seconds of an epoch with only this number of steps."""
     trainer._loader = _First(loader, steps)
     started = time.perf_counter()
@@ -150,7 +150,7 @@ def _seconds_of(trainer, loader, steps):
 
 
 @torch.no_grad()
-def _rank(run):
+def _rank(run: RunParts) -> float:
     """Return the estimated seconds to rank the validation set: those of its first batch times the number of batches."""
     trainer, loader = run.trainer, run.valid_data
     run.model.eval()

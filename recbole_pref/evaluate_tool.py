@@ -11,11 +11,13 @@ import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from recbole.data.dataloader import FullSortEvalDataLoader
+from recbole.data.dataset import Dataset
 from recbole.evaluator import Evaluator
 from recbole.utils import EvaluatorType
 
@@ -167,7 +169,7 @@ def evaluate_lists(lists: pd.DataFrame, config: Config, part: str = "test", unkn
     return Evaluation(result, arrays, config, fingerprint_of(train_data._dataset), notes)
 
 
-def _table_of(lists, dataset, size, unknown):
+def _table_of(lists: pd.DataFrame, dataset: Dataset, size: int, unknown: str) -> tuple[np.ndarray, list[str]]:
     """Return the first items of each user's list, padded with 0: int64 [n_users, size]; and notes for the user."""
     notes = []
     users, items = (
@@ -198,7 +200,7 @@ def _table_of(lists, dataset, size, unknown):
     return table, notes
 
 
-def _scores_of(listed, positive_u, positive_i, n_items):
+def _scores_of(listed: torch.Tensor, positive_u: torch.Tensor, positive_i: torch.Tensor, n_items: int) -> torch.Tensor:
     """Return scores [c, n_items] that rank the listed items [c, K] in their order and unlisted targets last."""
     scores = torch.full((len(listed), n_items), _UNLISTED)
     scores[positive_u, positive_i] = -torch.inf
@@ -265,7 +267,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _configure(options, settings):
+def _configure(options: argparse.Namespace, settings: dict[str, Any]) -> Config:
     """Return the configuration: that of a comparison, or one from the command line."""
     if options.comparison is None:
         if not options.dataset:

@@ -16,8 +16,10 @@ The id of an item is its index in ``item_tokens.json`` plus 1; 0 pads sequences 
 
 import copy
 import json
+from collections.abc import Callable
+from operator import methodcaller
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -110,8 +112,8 @@ def export(
     return "\n".join(lines)
 
 
-def _queries(file, tokens):
-    """Return at most ``_QUERIES`` sequences of a file, or of one item each: list of list of str."""
+def _queries(file: str | Path | None, tokens: list[str]) -> list[list[str]]:
+    """Return at most ``_QUERIES`` sequences of a file, or of one item each."""
     if file is None:
         return [[tokens[place]] for place in np.linspace(0, len(tokens) - 1, min(_QUERIES, len(tokens)), dtype=int)]
     sequences = read_sequences(file)[1]
@@ -122,7 +124,7 @@ def _queries(file, tokens):
     return sequences[:_QUERIES]
 
 
-def _program(recommender):
+def _program(recommender: Recommender) -> Any:
     """Return the query encoder as a program for any number of sequences."""
     ids = torch.ones(2, recommender.max_length, dtype=torch.int64)
     batch = torch.export.Dim("batch")
@@ -133,11 +135,11 @@ def _program(recommender):
         )  # fmt: skip
 
 
-def _write(folder, name, write):
+def _write(folder: Path, name: str, write: Callable[[IO[bytes]], Any]) -> None:
     write_atomically(folder / name, write, "export")
 
 
-def _write_indexes(folder, vectors, users):
+def _write_indexes(folder: Path, vectors: np.ndarray, users: np.ndarray) -> float | None:
     """Write both indexes. Return the recall of the approximate one for vectors [R, H], or None if FAISS is missing."""
     try:
         import faiss
@@ -149,6 +151,6 @@ def _write_indexes(folder, vectors, users):
     neighbours = []
     for name, index in (("exact.faiss", exact), ("hnsw.faiss", graph)):
         index.add(vectors)
-        _write(folder, name, lambda file, index=index: file.write(faiss.serialize_index(index).tobytes()))
+        _write(folder, name, methodcaller("write", faiss.serialize_index(index).tobytes()))
         neighbours.append(index.search(users, min(_TOP, len(vectors)))[1])
     return float(np.mean([len(np.intersect1d(*lists)) / len(lists[0]) for lists in zip(*neighbours)]))

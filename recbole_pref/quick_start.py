@@ -329,7 +329,7 @@ def refuse_other_defaults(config: Config, expected: str, what: str) -> None:
     if digest_of_defaults(config) != expected:
         raise PrefError(
             f"the defaults changed after the {what} began: a property file or plugin was edited, or this machine has "
-            "another version."
+            "another version. Give the command again for new runs."
         )
 
 
@@ -337,7 +337,7 @@ def _stem_of_run(config: Config) -> str | None:
     """Return ``run_stem``; with ``resume: True``, the default is the stem of the newest run, or None."""
     if config["run_stem"] or config["resume"] is not True:
         return config["run_stem"]
-    return checkpoint.newest_run(config["checkpoint_dir"], f"{config['model']}-{config['dataset']}-")
+    return checkpoint.newest_run(config["checkpoint_dir"], config["model"], config["dataset"])
 
 
 def _resume(trainer: Any, config: Config) -> None:

@@ -24,13 +24,9 @@ class _ModelFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         package, _, name = fullname.rpartition(".")
         if package != SEQUENTIAL:
             return None
-        if name in map(str.lower, LINEAR):
-            return importlib.util.spec_from_loader(fullname, self)
-        if not any(name.startswith(m.lower()) for m in METHODS):
-            return None
-        if importlib.util.find_spec(package) is None or split_model_name(name) is None:
-            return None
-        return importlib.util.spec_from_loader(fullname, self)
+        is_method = any(name.startswith(method.lower()) for method in METHODS)
+        is_ours = name in map(str.lower, LINEAR) or (is_method and split_model_name(name) is not None)
+        return importlib.util.spec_from_loader(fullname, self) if is_ours else None
 
     def exec_module(self, module: types.ModuleType) -> None:
         """Put the class into the new module under its exact name."""

@@ -86,7 +86,9 @@ class OfHistory:
 
     def add(self, scores: torch.Tensor, rows: slice, weight: torch.Tensor) -> None:
         """Add the weight once, however often an item is named; see :class:`Source`."""
-        add_to_items(scores, self.history[rows], weight)
+        items = self.history[rows]
+        before = scores.gather(1, items)
+        scores.scatter_(1, items, torch.where(items > 0, before + weight, before))
 
     def at(self, rows: slice, ids: torch.Tensor) -> torch.Tensor:
         """Return whether items are in the history; see :class:`Source`."""
@@ -153,18 +155,6 @@ def distinct_items(items: torch.Tensor) -> torch.Tensor:
     again = items[:, 1:] == items[:, :-1]
     items[:, 1:] = items[:, 1:].masked_fill(again, 0)
     return items
-
-
-def add_to_items(scores: torch.Tensor, items: torch.Tensor, value: torch.Tensor) -> None:
-    """Add a value to the scores of some items, in place and once, however often an item is named.
-
-    Args:
-        scores: [R, n_items].
-        items: [R, L] item ids, 0 for none.
-        value: scalar.
-    """
-    before = scores.gather(1, items)
-    scores.scatter_(1, items, torch.where(items > 0, before + value, before))
 
 
 def chunk_scores(hidden: torch.Tensor, item_emb: torch.Tensor, rows: slice, terms: Terms = ()) -> torch.Tensor:

@@ -200,8 +200,8 @@ def test_scores_equal_a_loop_and_follow_from_those_of_the_prefix(form, monkeypat
     appended = torch.tensor([4, 4, 9, 1])
     for row, history in enumerate(histories):
         longer[row, len(history)] = appended[row]
-    expected = model.scores(longer, torch.tensor([5, 2, 3, 1]))
-    torch.testing.assert_close(model.next_scores(scores, appended), expected, atol=1e-6, rtol=1e-5)
+    expected = math.exp(-1 / 2.0) * scores + torch.from_numpy(weights[appended])
+    torch.testing.assert_close(model.scores(longer, torch.tensor([5, 2, 3, 1])), expected, atol=1e-6, rtol=1e-5)
     ages = torch.full((4, 5), 6.0)
     same_age = model.scores(lists, torch.tensor([4, 1, 2, 0]), ages)
     np.testing.assert_allclose(same_age[2], 2 * math.exp(-3) * weights[2], atol=1e-6)

@@ -6,7 +6,13 @@ file is detected before it is used. The checksum protects against accidents, not
 against hostile files is that nothing is unpickled except tensors and plain containers, unless the user asks for it.
 """
 
-from recbole_pref.checkpoint.fingerprints import SHARED_BY_KINDS, compare_fingerprints, data_fingerprint, file_digest
+from recbole_pref.checkpoint.fingerprints import (
+    SHARED_BY_KINDS,
+    compare_fingerprints,
+    data_fingerprint,
+    file_digest,
+    short_digest,
+)
 from recbole_pref.checkpoint.format import CorruptCheckpoint, fill, pack_arrays, to_plain, unpack_arrays
 from recbole_pref.checkpoint.random_states import rng_state, set_rng_state
 from recbole_pref.checkpoint.reading import load, verify
@@ -29,6 +35,7 @@ __all__ = [
     "run_stem",
     "save",
     "set_rng_state",
+    "short_digest",
     "to_plain",
     "unpack_arrays",
     "verify",

@@ -11,6 +11,16 @@ import torch
 SHARED_BY_KINDS = ("n_users", "n_items", "item_tokens_sha256")  # independent of the training rows of a kind of model
 
 
+def short_digest(value: Any, length: int = 12) -> str:
+    """Return the first characters of a hash of a plain value, for the name of a file.
+
+    Args:
+        value: dicts, lists, texts and numbers.
+        length: how many characters.
+    """
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:length]
+
+
 def data_fingerprint(
     item_tokens: Sequence[str], n_users: int, n_interactions: int, targets: torch.Tensor
 ) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import re
 import time
 import uuid
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ class CheckpointDir:
         self.folder = Path(folder)
         self.stem = stem
         self.keep_last = keep_last
+        self.best_path = self.folder / f"{stem}-best.pth"
 
     def save_last(self, state: Mapping[str, Any]) -> Path:
         """Write the checkpoint of ``state["epoch"]``, remove surplus ones and return its path.
@@ -39,9 +41,9 @@ class CheckpointDir:
         """
         epoch = int(state["epoch"])
         path = save(state, self.folder / f"{self.stem}-last-{epoch}.pth")
-        older = {e: p for e, p in _last_files(self.folder, self.stem).items() if e <= epoch}
-        remaining = sorted(older)[-self.keep_last :]
-        for other, file in _last_files(self.folder, self.stem).items():
+        files = _last_files(self.folder, self.stem)
+        remaining = sorted(other for other in files if other <= epoch)[-self.keep_last :]
+        for other, file in files.items():
             if other not in remaining:
                 file.unlink(missing_ok=True)
         return path
@@ -55,7 +57,7 @@ class CheckpointDir:
 
     def save_best(self, state: Mapping[str, Any]) -> Path:
         """Write the best checkpoint so far and return its path."""
-        return save(state, self.folder / f"{self.stem}-best.pth")
+        return save(state, self.best_path)
 
     def last(self) -> Path | None:
         """Return the path of the newest last checkpoint, or None."""
@@ -64,8 +66,7 @@ class CheckpointDir:
 
     def best(self) -> Path | None:
         """Return the path of the best checkpoint, or None."""
-        path = self.folder / f"{self.stem}-best.pth"
-        return path if path.is_file() else None
+        return self.best_path if self.best_path.is_file() else None
 
     def files(self) -> list[Path]:
         """Return all checkpoints of the run, the newest first and the best at the end."""
@@ -115,16 +116,13 @@ def newest_run(folder: str | os.PathLike, *names: object) -> str | None:
             ``ml-100k-small``.
     """
     pattern = re.compile(rf"({re.escape(_words(names))}{_STAMP})-(?:last-\d+|best)\.pth")
-    newest: tuple[int, str] | None = None
+    found: list[tuple[int, str]] = []
     for name in os.listdir(folder) if os.path.isdir(folder) else []:
         match = pattern.fullmatch(name)
         if match:
-            try:
-                modified = os.stat(os.path.join(folder, name)).st_mtime_ns
-            except FileNotFoundError:  # already removed
-                continue
-            newest = max(newest or (modified, match[1]), (modified, match[1]))
-    return newest[1] if newest else None
+            with suppress(FileNotFoundError):  # already removed
+                found.append((os.stat(os.path.join(folder, name)).st_mtime_ns, match[1]))
+    return max(found)[1] if found else None
 
 
 def run_stem(*names: object) -> str:

@@ -70,8 +70,6 @@ def _cannot_write(path: Path, setting: str, error: OSError) -> str:
 
 def _sync_folder(folder: Path) -> None:
     """Make a rename in ``folder`` survive a power cut."""
-    if os.name == "nt":  # Windows cannot open folders
-        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -98,8 +96,6 @@ def _remove_stale(folder: Path) -> None:
 
 
 def _is_alive(pid: int) -> bool:
-    if os.name == "nt":  # there, signal 0 is Ctrl-C and not a test
-        return True
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):

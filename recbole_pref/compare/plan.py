@@ -1,6 +1,5 @@
 """Plan and check the runs of a comparison before the first one is trained."""
 
-import hashlib
 import json
 import re
 from collections.abc import Iterable
@@ -165,8 +164,7 @@ def _name_of(entry: Entry, dataset: str, settings: dict[str, Any], defaults: str
     label = re.sub(r"[^A-Za-z0-9.=_-]+", "_", entry.label)[:_LABEL_PART]
     if label != entry.label.replace(" ", "_"):
         parts.append(entry.label)  # two labels may be shortened to the same text
-    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:8]
-    return f"{label}-seed{settings['seed']}-{digest}"
+    return f"{label}-seed{settings['seed']}-{checkpoint.short_digest(parts, 8)}"
 
 
 def _test_row(config: Config) -> str:

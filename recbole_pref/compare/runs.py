@@ -27,12 +27,13 @@ from recbole_pref import checkpoint
 from recbole_pref.build import build_run
 from recbole_pref.compare.plan import Task
 from recbole_pref.compare.progress import Progress
-from recbole_pref.config import Config, digest_of_defaults
+from recbole_pref.config import Config
 from recbole_pref.environment import environment, python_path, sigterm_as_ctrl_c, threads_per_process
 from recbole_pref.errors import PrefError
 from recbole_pref.evaluation import evidence
 from recbole_pref.evaluation.ranking import history_is_masked
 from recbole_pref.memory import explained, peak_mb
+from recbole_pref.quick_start import refuse_other_defaults
 from recbole_pref.records import Run
 from recbole_pref.training import reference
 
@@ -287,10 +288,7 @@ def _train_and_record(task: Task, folder: Path, report: Report | None = None) ->
         "run_stem": task.id,
     }
     config = Config(task.model, task.dataset, config_dict=settings)
-    if digest_of_defaults(config) != task.defaults:
-        raise PrefError(
-            "a property file or plugin was edited after the comparison began: run the same command again for new runs."
-        )
+    refuse_other_defaults(config, task.defaults, "comparison")
     run = build_run(config)
     trainer = run.trainer
     newest = checkpoint.newest_good(checkpoints, task.id) if checkpoints.is_dir() else None

@@ -508,11 +508,16 @@ def _check_quotes(path: Path, frame: pd.DataFrame) -> None:
         frame.loc[opened.index, name] = opened.str[1:-1].str.replace('""', '"')
 
 
+def _loaded_of_type(columns: dict[str, str], loaded: set[str], of_type: str) -> list[str]:
+    """Return the loaded columns of an atomic type, such as float."""
+    return [field for field, kind in columns.items() if kind == of_type and field in loaded]
+
+
 def _check_numbers(
     path: Path, frame: pd.DataFrame, columns: dict[str, str], loaded: set[str], required: str | None
 ) -> None:
     """Convert the loaded float columns of ``frame`` to numbers; only ``required`` must not have missing values."""
-    for field in (field for field in columns if columns[field] == "float" and field in loaded):
+    for field in _loaded_of_type(columns, loaded, "float"):
         texts = frame[field]
         values = pd.to_numeric(texts, errors="coerce").to_numpy(dtype=float)
         wrong = ~np.isfinite(values)
@@ -529,7 +534,7 @@ def _check_numbers(
 
 def _check_vectors(path: Path, frame: pd.DataFrame, columns: dict[str, str], loaded: set[str], separator: str) -> None:
     """Refuse loaded float_seq columns with values that are not numbers."""
-    for field in (field for field in columns if columns[field] == "float_seq" and field in loaded):
+    for field in _loaded_of_type(columns, loaded, "float_seq"):
         values = frame[field].fillna("").str.split(separator).explode()  # the index is the row
         wrong = values.index[(pd.to_numeric(values, errors="coerce").isna() & (values != "")).to_numpy()]
         if len(wrong):

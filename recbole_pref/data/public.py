@@ -5,7 +5,8 @@ _S3REC = "https://github.com/RUCAIBox/CIKM2020-S3Rec (folder data)"
 
 # By name: the address, and the input file, the format and more options of the converter.
 _SOURCES = {
-    **{name: (_MOVIELENS, f"{name}/ratings.dat", "movielens", "") for name in ("ml-1m", "ml-10m")},
+    "ml-1m": (_MOVIELENS, "ml-1m/ratings.dat", "movielens", ""),
+    "ml-10m": (_MOVIELENS, "ml-10M100K/ratings.dat", "movielens", ""),  # its archive has another folder
     **{name: (_MOVIELENS, f"{name}/ratings.csv", "movielens", "") for name in ("ml-20m", "ml-25m", "ml-32m")},
     **{
         name: (_S3REC, f"{file}.txt", "sequences", f" --item_features={file}_item2attributes.json")
@@ -18,7 +19,6 @@ _SOURCES = {
         }.items()
     },
 }
-_SOURCES["ml-10m"] = (_MOVIELENS, "ml-10M100K/ratings.dat", "movielens", "")  # its archive has another folder
 
 
 def public_names() -> tuple[str, ...]:

@@ -445,20 +445,6 @@ class LinearModel(torch.nn.Module):
             self._add_rows(part, row, ids[row, place], weight[row, place])
         return scores
 
-    def next_scores(self, scores: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
-        """Return the scores of histories to which one item each was appended: e^(-1 / tau_inf) scores + B[items].
-
-        Args:
-            scores: [R, n_items] of the histories before, with ages by position; zeros for empty ones.
-            items: [R] the items that follow.
-        """
-        decay = 1.0 if self.tau_inf is None else float(np.exp(-1 / self.tau_inf))
-        scores = decay * scores
-        if not self.is_sparse:
-            return scores + self.weights[items]
-        self._add_rows(scores, torch.arange(len(items), device=items.device), items, torch.ones_like(scores[:, 0]))
-        return scores
-
     def _add_rows(self, scores: torch.Tensor, row: torch.Tensor, items: torch.Tensor, weight: torch.Tensor) -> None:
         """Add weight_e B[items_e] to scores[row_e] in place, B being sparse; row, items and weight are [E]."""
         first = self.starts[items]

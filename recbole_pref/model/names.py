@@ -8,7 +8,6 @@ import importlib.util
 import pkgutil
 import re
 import sys
-from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -106,15 +105,11 @@ def all_model_names() -> list[str]:
     """Return all model names: ours on every sequential model, and RecBole's."""
     import recbole.properties as properties
 
-    names = [name.stem for root in properties.__path__ for name in _yaml_files(root)]
+    names = [name.stem for root in properties.__path__ for name in Path(root, "model").glob("*.yaml")]
     names += LINEAR
     backbones = [backbone.__name__ for backbone in sequential_models().values()]
     backbones += [f"MM{backbone}" for backbone in BACKBONES]
     return names + [method + backbone for method in METHODS for backbone in backbones]
-
-
-def _yaml_files(root: str) -> Iterator[Path]:
-    return Path(root, "model").glob("*.yaml")
 
 
 def preference_class(method: Method, backbone: type) -> type:

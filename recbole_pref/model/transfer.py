@@ -56,8 +56,10 @@ class Tokens:
 
     def of_rows(self, name: str, kinds: Mapping[str, str]) -> list[str] | None:
         """Return the tokens of the rows of a parameter, or None; ``kinds`` is the result of ``_sized_parameters``."""
-        by_kind = {"items": self.items, "users": self.users, None: self.rows.get(name)}
-        return by_kind[kinds.get(name)]
+        kind = kinds.get(name)
+        if kind is None:
+            return self.rows.get(name)
+        return self.items if kind == "items" else self.users
 
     @classmethod
     def stored_in(cls, state: Mapping[str, Any]) -> "Tokens":

@@ -22,7 +22,7 @@ from recbole_pref.plots.drawing import (
 )
 from recbole_pref.plots.numbers import check_metric, scope
 from recbole_pref.records import Run, number
-from recbole_pref.settings import settings_with
+from recbole_pref.settings import is_number, settings_with
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -122,11 +122,6 @@ def sensitivity(runs: list[Run], setting: str, metric: str = "ndcg@10") -> Figur
     axes[-1].set_xlabel(f"{setting} (K, negatives per positive)" if setting == "num_negatives" else setting)
     add_legend(figure, [(name, line_handle(look[name])) for name in lines])
     return figure
-
-
-def is_number(value: Any) -> bool:
-    """Return whether a value is a finite number."""
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def swept_settings(runs: list[Run], least: int = 3) -> list[str]:

@@ -20,8 +20,8 @@ from recbole_pref.plots.drawing import (
     styled,
 )
 from recbole_pref.plots.numbers import pareto_front
-from recbole_pref.plots.settings import is_number
 from recbole_pref.records import number
+from recbole_pref.settings import is_number
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

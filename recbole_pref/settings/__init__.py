@@ -3,7 +3,6 @@
 Defaults and explanations are in the property files (``properties/``).
 """
 
-from dataclasses import fields
 from typing import Any
 
 from recbole_pref.settings.ours import LINEAR_SETTINGS, PRIORS, SETTINGS
@@ -16,13 +15,13 @@ from recbole_pref.settings.recbole import (
     check_interval,
     check_negatives,
 )
-from recbole_pref.settings.setting import Setting, is_finite, plain_value, shown
+from recbole_pref.settings.setting import Setting, is_finite, is_number, plain_value, shown
 
 __all__ = [
     "LINEAR_SETTINGS", "PRIORS", "RECBOLE_SETTINGS", "SETTINGS", "Setting", "attribute_of_settings", "check_clipping",
     "check_columns",
     "check_discretization", "check_eval_args", "check_interval", "check_negatives", "check_setting",
-    "is_finite", "plain_value", "settings_set_by", "settings_with", "setting_of", "shown",
+    "is_finite", "is_number", "plain_value", "settings_set_by", "settings_with", "setting_of", "shown",
 ]  # fmt: skip
 
 
@@ -58,9 +57,9 @@ def settings_with(**attributes: Any) -> frozenset[str]:
 
 def attribute_of_settings(name: str) -> dict[str, Any]:
     """Return the values of an attribute by key, for the settings in which it is not the default."""
-    default = next(field.default for field in fields(Setting) if field.name == name)
+    default = getattr(Setting, name)  # of the dataclass
     values = {key: getattr(setting, name) for key, setting in {**RECBOLE_SETTINGS, **SETTINGS}.items()}
-    return {key: value for key, value in values.items() if value is not default and value != default}
+    return {key: value for key, value in values.items() if value != default}
 
 
 def settings_set_by(caller: str) -> frozenset[str]:

@@ -1,6 +1,7 @@
 """``Setting``: the accepted values and the uses of one key of the configuration."""
 
 import importlib
+import math
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from numbers import Real
@@ -218,6 +219,11 @@ def is_finite(value: Any) -> bool:
         return isinstance(value, Real) and abs(float(value)) <= _LARGEST_FLOAT
     except OverflowError:  # a whole number beyond the range of a float
         return False
+
+
+def is_number(value: Any) -> bool:
+    """Return whether a value is a finite number, not True or False."""
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def shown(value: Any) -> str:

@@ -4,8 +4,6 @@
 given. ``prior_in_training`` puts the prior into the logits of the loss.
 """
 
-import hashlib
-import json
 from logging import getLogger
 from pathlib import Path
 from typing import Any
@@ -64,8 +62,7 @@ def obtain(config: Any, dataset: Any) -> Prior:
     settings, tau_inf = linear_settings(config)
     fingerprint = fingerprint_of(dataset)
     key = checkpoint.to_plain({"data": fingerprint, "prior": vars(settings), "tau_inf": tau_inf}, other=str)
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
-    path = reference_folder(config) / f"{config['dataset']}-prior-{config['prior']}-{digest}.pth"
+    path = reference_folder(config) / f"{config['dataset']}-prior-{config['prior']}-{checkpoint.short_digest(key)}.pth"
     in_training = is_in_training(config)
     lock = locked(path)
     try:

@@ -6,8 +6,6 @@ trials with the same key share the file. A lock ensures that concurrent processe
 comparison, a run of cross-entropy is the reference of the runs with the same key.
 """
 
-import hashlib
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import copy
@@ -74,8 +72,7 @@ def reference_folder(config: Any) -> Path:
 
 def reference_path(config: Any, key: dict[str, Any]) -> Path:
     """Return the path of the reference with this key."""
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
-    return reference_folder(config) / f"{key['dataset']}-{key['backbone']}-{digest}.pth"
+    return reference_folder(config) / f"{key['dataset']}-{key['backbone']}-{checkpoint.short_digest(key)}.pth"
 
 
 def obtain(

@@ -51,7 +51,7 @@ class TrainerMixin(EvaluationMixin):
         self.eval_collector = self._make_collector()
         stem = config["run_stem"] or checkpoint.run_stem(config["model"], config["dataset"])
         self.store = checkpoint.CheckpointDir(config["checkpoint_dir"], stem, config["keep_last"] or 2)
-        self.saved_model_file = str(self.store.folder / f"{stem}-best.pth")
+        self.saved_model_file = str(self.store.best_path)
         self.is_preference = isinstance(model, PreferenceMixin)
         self.objective = objective.of_config(config)
         if self.objective is not None:
@@ -149,12 +149,10 @@ class TrainerMixin(EvaluationMixin):
         self.eval_collector.data_collect(train_data)
         if self.is_preference and self.model.step is None:
             if is_in_training(self.config):
-                self.model.attach_prior(prior.obtain(self.config, train_data._dataset), self._fixed_prior_weight())
+                weight = self.config["prior_weight"]
+                attached = prior.obtain(self.config, train_data._dataset)
+                self.model.attach_prior(attached, 1.0 if weight == "learned" else weight)
             self.model.prepare_training(self.config, train_data._dataset)
-
-    def _fixed_prior_weight(self) -> float:
-        weight = self.config["prior_weight"]
-        return 1.0 if weight == "learned" else weight
 
     def start(self, train_data: Any, valid_data: Any = None) -> None:
         """Prepare the first epoch of a run, or the next epoch of a resumed run.
@@ -582,11 +580,11 @@ class TrainerMixin(EvaluationMixin):
         store = checkpoint.CheckpointDir(folder, stem, self.config["keep_last"] or 2)
         if resumed.best_valid_result is not None and store.best() is None:
             raise checkpoint.CorruptCheckpoint(
-                f"resume={str(resume_file)!r} needs the best checkpoint of its run in the same folder, {stem}-best.pth"
-                ": copy it there too, or set resume: False to start again."
+                f"resume={str(resume_file)!r} needs the best checkpoint of its run in the same folder, "
+                f"{store.best_path.name}: copy it there too, or set resume: False to start again."
             )
         self._resumed, self._resumed_file, self.store = resumed, resume_file, store
-        self.saved_model_file = str(self.store.folder / f"{stem}-best.pth")
+        self.saved_model_file = str(store.best_path)
 
     def _continue_from(self, state: ResumeState) -> None:
         differences = checkpoint.compare_fingerprints(state.data, self._data_fingerprint)

@@ -38,13 +38,13 @@ from recbole_pref.evaluation.objective import check_measured, check_objective
 from recbole_pref.model.names import split_model_name
 from recbole_pref.model.prior import is_added_after_training
 from recbole_pref.quick_start import refuse_stock_model, run_recbole_pref
-from recbole_pref.settings import attribute_of_settings, settings_set_by, settings_with
+from recbole_pref.settings import attribute_of_settings, is_number, settings_set_by, settings_with
 from recbole_pref.settings.files import backbone_settings
 from recbole_pref.training import reference
 from recbole_pref.tune import memory_check
 from recbole_pref.tune.progress import Progress
 from recbole_pref.tune.results import finish
-from recbole_pref.tune.space import Domain, Plan, as_setting, is_number, read_plan
+from recbole_pref.tune.space import Domain, Plan, as_setting, read_plan
 from recbole_pref.tune.trial import train_trial
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from recbole_pref.errors import PrefError, suggest
-from recbole_pref.settings import LINEAR_SETTINGS, SETTINGS, check_setting, setting_of
+from recbole_pref.settings import LINEAR_SETTINGS, SETTINGS, check_setting, is_number, setting_of
 from recbole_pref.settings.files import FlowLoader, parse_value, readable_keys, shipped
 
 RANGES = {"uniform": 2, "loguniform": 2, "quniform": 3, "randint": 2}
@@ -225,11 +225,6 @@ def _domain(key: str, value: Any) -> Domain:
     if kind in RANGES:
         _check_range(key, kind, values)
     return Domain(kind, values)
-
-
-def is_number(value: Any) -> bool:
-    """Return whether a value of a sweep file is a finite number."""
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _check_range(key: str, kind: str, values: Any) -> None:
