@@ -7,7 +7,7 @@ is cheap: torch, RecBole and the rest are imported when they are used.
 from recbole_pref import moved, startup
 from recbole_pref.version import __version__
 
-startup.choose_waiting()
+startup.choose_wait_policy()
 startup.hook()
 moved.register()
 startup.load_plugins()

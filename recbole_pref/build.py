@@ -213,8 +213,12 @@ def _same(splits: Any) -> Any:
 def _pickles(config: Config) -> dict[str, str]:
     """Return the paths of files that RecBole would unpickle, by setting."""
     kinds = {ModelType.SEQUENTIAL: "Sequential", ModelType.KNOWLEDGE: "KnowledgeBased"}
-    of_model = f"{config['model']}Dataset"
-    kind = of_model if hasattr(recbole.data.dataset, of_model) else f"{kinds.get(config['MODEL_TYPE'], '')}Dataset"
+    model_dataset = f"{config['model']}Dataset"
+    kind = (
+        model_dataset
+        if hasattr(recbole.data.dataset, model_dataset)
+        else f"{kinds.get(config['MODEL_TYPE'], '')}Dataset"
+    )
     names = {
         "dataset_save_path": f"{config['dataset']}-{kind}.pth",
         "dataloaders_save_path": f"{config['dataset']}-for-{config['model']}-dataloader.pth",

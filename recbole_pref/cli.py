@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from recbole_pref.errors import Interrupted, PrefError, suggest
-from recbole_pref.startup import collector_paused
+from recbole_pref.startup import garbage_collection_paused
 from recbole_pref.version import __version__
 
 DEFAULT_MODEL, DEFAULT_DATASET = "LPOSASRec", "ml-100k"
@@ -88,17 +88,18 @@ def _add_options(parser: argparse.ArgumentParser, mode: str) -> None:
     if mode in ("train", "tune", "compare"):
         add("--dataset", "-d", help=f"name of the data set ({DEFAULT_DATASET})")
         add("--config_files", type=lambda text: _expanded(text).split(),
-            help="YAML files, separated by spaces; also files of this package")  # fmt: skip
+            help="YAML files, separated by spaces; also files of this package, such as recommended/LPO.yaml")  # fmt: skip
     if mode in ("train", "tune"):
-        add("--resume", nargs="?", const="True", type=path,
-            help="continue from the newest checkpoint or from this one, or continue a sweep")  # fmt: skip
+        of_run, of_sweep = "continue from the newest checkpoint, or from the checkpoint PATH", "continue the sweep"
+        add("--resume", nargs="?", const="True", type=path, metavar="PATH",
+            help=of_run if mode == "train" else of_sweep)  # fmt: skip
     if mode == "train":
         add("--estimate", action="store_true", help="print memory and time of the run from a few steps; train nothing")
         add("--nproc", type=int, default=1, help="processes on this machine that train together (1)")
         add("--world_size", type=int, default=-1, help="processes on all machines; -1 for nproc")
         add("--ip", default="localhost", help="address of the machine with the first process (localhost)")
         add("--port", help="port on that machine (a free one; 5678 for several machines)")
-        add("--group_offset", type=int, default=0, help="number of this machine's first process (0)")
+        add("--group_offset", type=int, default=0, help="rank of this machine's first process (0)")
         add("--ray_address", help="auto or HOST:PORT of a running Ray cluster on which --num_workers train")
         add("--num_workers", type=int, help="workers of the Ray cluster that train together")
         add("--cpus_per_worker", type=float, help="CPUs and threads of a worker (1)")
@@ -134,9 +135,9 @@ def _add_options(parser: argparse.ArgumentParser, mode: str) -> None:
         add("--device", default="cpu", help="a device of torch such as cuda:0 (cpu); training uses gpu_id")
         add("--data_path", type=path, help="folder of the data sets, if the model needs its data")
         add("--piece_rows", type=int, help="sequences or users in memory at the same time (50000)")
-        add("--ray_address", help="auto or HOST:PORT of a running Ray cluster that shares the pieces")
-        add("--cpus_per_worker", type=float, help="CPUs and threads for a piece on the cluster (1)")
-        add("--gpus_per_worker", type=float, help="GPUs for a piece on the cluster (0)")
+        add("--ray_address", help="auto or HOST:PORT of a running Ray cluster that reads the file in parallel")
+        add("--cpus_per_worker", type=float, help="CPUs and threads of a Ray task (1)")
+        add("--gpus_per_worker", type=float, help="GPUs of a Ray task (0)")
     if mode == "export":
         add("export", metavar="FOLDER", type=path, help="folder to write")
         add("--checkpoint", type=path, help="file of a trained model")
@@ -356,7 +357,7 @@ def _train(options: argparse.Namespace, settings: dict[str, Any]) -> int:
     model, dataset = _model_and_dataset(options)
     if options.resume is not None:
         settings["resume"] = options.resume
-    with collector_paused():
+    with garbage_collection_paused():
         from recbole_pref.memory import explained
         from recbole_pref.quick_start import run, run_on_cluster
 
@@ -367,10 +368,10 @@ def _train(options: argparse.Namespace, settings: dict[str, Any]) -> int:
 
             print(estimate(model, dataset, options.config_files, settings).text())
             return 0
-        of_cluster = _cluster_options(options)
+        cluster_options = _cluster_options(options)
         result: dict[str, Any] | None
-        if of_cluster:
-            result = run_on_cluster(model, dataset, options.config_files, settings, **of_cluster)
+        if cluster_options:
+            result = run_on_cluster(model, dataset, options.config_files, settings, **cluster_options)
         else:
             result = run(
                 model,
@@ -519,8 +520,8 @@ def _predict(options: argparse.Namespace, settings: dict[str, Any]) -> int:
     for option in ("input", "output"):
         if not getattr(options, option):
             raise PrefError(f"--predict needs --{option}: name a CSV or Parquet file.")
-    of_cluster = _given(options, ("ray_address", "cpus_per_worker", "gpus_per_worker"), needed=("ray_address",))
-    if of_cluster and options.device != "cpu":
+    cluster_options = _given(options, ("ray_address", "cpus_per_worker", "gpus_per_worker"), needed=("ray_address",))
+    if cluster_options and options.device != "cpu":
         raise PrefError("--device has no effect with --ray_address: use --gpus_per_worker=1.")
     from recbole_pref.predict import PIECE_ROWS, predict_file
 
@@ -534,7 +535,7 @@ def _predict(options: argparse.Namespace, settings: dict[str, Any]) -> int:
         options.data_path,
         options.device,
         PIECE_ROWS if options.piece_rows is None else options.piece_rows,
-        **of_cluster,
+        **cluster_options,
     )
     print(f"{written.recommendations} recommendations for {written.users} users or sequences: {options.output}")
     return 0

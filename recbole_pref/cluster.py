@@ -192,7 +192,9 @@ def _entry(shared: dict[str, Any]) -> Any:
     return shared["function"](**ray.get(shared["arguments"]))
 
 
-def together(function: Callable[..., Any], arguments: dict[str, Any], workers: int, cpus: float, gpus: float) -> Any:
+def run_in_group(
+    function: Callable[..., Any], arguments: dict[str, Any], workers: int, cpus: float, gpus: float
+) -> Any:
     """Run ``function(**arguments)`` here and in other workers that form one process group, and return the result here.
 
     The others are tasks in the placement group of this process, and end with it. When one of them dies, this process
@@ -329,9 +331,9 @@ def _torch_config() -> Any:
     """Return Ray's configuration of process groups, with gloo on the interface of each machine's address in Ray."""
     from ray.train.torch import TorchConfig
 
-    of_ray: Any = TorchConfig().backend_cls
+    ray_backend: Any = TorchConfig().backend_cls
 
-    class Backend(of_ray):
+    class Backend(ray_backend):
         def on_start(self, worker_group: Any, backend_config: Any) -> None:
             worker_group.execute(_choose_interface)
             super().on_start(worker_group, backend_config)
@@ -339,7 +341,7 @@ def _torch_config() -> Any:
     class Config(TorchConfig):
         backend_cls = Backend
 
-    return Config(timeout_s=int(distributed.PATIENCE.total_seconds()))
+    return Config(timeout_s=int(distributed.TIMEOUT.total_seconds()))
 
 
 def _choose_interface() -> None:

@@ -27,7 +27,7 @@ from recbole_pref.environment import threads_per_process
 from recbole_pref.errors import PrefError
 
 _PORT = 5678  # the default port when several machines train together
-PATIENCE = timedelta(minutes=30)  # with processes that do not answer
+TIMEOUT = timedelta(minutes=30)  # with processes that do not answer
 _LONGEST_FOLDER = 70  # of temporary files: the path of a socket in it has at most 107 characters
 _alone = False
 
@@ -44,7 +44,7 @@ def is_first() -> bool:
     return world()[1] == 0
 
 
-def of_first(value: Any) -> Any:
+def from_first_process(value: Any) -> Any:
     """Return the first process's value of an object that can be pickled."""
     if world()[0] == 1:
         return value
@@ -174,7 +174,7 @@ def open_store(ip: str, port: Any) -> dist.TCPStore:
     if not str(port).isdecimal() or int(port) >= 2**16:
         raise PrefError(f"port={port!r} is not accepted: set --port to a whole number below {2**16}.")
     try:
-        return dist.TCPStore(ip, int(port), is_master=True, wait_for_workers=False, timeout=PATIENCE)
+        return dist.TCPStore(ip, int(port), is_master=True, wait_for_workers=False, timeout=TIMEOUT)
     except dist.DistError as error:
         raise PrefError(
             f"port={port} cannot be used on this machine ({_reason(error)}): choose another one with --port, or leave "
@@ -185,7 +185,7 @@ def open_store(ip: str, port: Any) -> dist.TCPStore:
 def _join_store(ip: str, port: int) -> dist.TCPStore:
     """Connect to the store of :func:`open_store` from another process."""
     try:
-        return dist.TCPStore(ip, port, is_master=False, timeout=PATIENCE)
+        return dist.TCPStore(ip, port, is_master=False, timeout=TIMEOUT)
     except dist.DistError as error:
         raise PrefError(
             f"the first process does not answer at {ip}, port {port} ({_reason(error)}): start it first, and name its "
@@ -239,7 +239,7 @@ def group(backend: str, ip: str, port: int, rank: int, size: int) -> Iterator[No
         size: number of processes.
     """
     choose_interface(ip)
-    dist.init_process_group(backend, store=_join_store(ip, port), rank=rank, world_size=size, timeout=PATIENCE)
+    dist.init_process_group(backend, store=_join_store(ip, port), rank=rank, world_size=size, timeout=TIMEOUT)
     try:
         yield
     finally:

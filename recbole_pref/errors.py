@@ -32,7 +32,7 @@ def reason_of(error: BaseException) -> str:
     """Return the reason in an exception of another library, on one line of bounded length."""
     text = " ".join(str(error).split())
     if isinstance(error, MemoryError) or "allocate memory" in text or "Unable to allocate" in text:
-        return "they need more memory than available; lower sizes such as MAX_ITEM_LIST_LENGTH or hidden_size"
+        return "the memory is not sufficient; lower sizes such as MAX_ITEM_LIST_LENGTH or hidden_size"
     if text.startswith("Some feat is empty"):
         return "user_inter_num_interval, item_inter_num_interval and val_interval leave no interactions; loosen them"
     if isinstance(error, ValueError) and text:

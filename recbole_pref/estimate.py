@@ -94,14 +94,14 @@ def whole_epoch(first: float, several: float, timed: int, steps: int) -> float:
         timed: number of steps after the first.
         steps: number of steps of a whole epoch.
     """
-    a_step = max(several - first, 0.0) / timed if timed else 0.0
-    return first + (steps - 1) * a_step
+    step_seconds = max(several - first, 0.0) / timed if timed else 0.0
+    return first + (steps - 1) * step_seconds
 
 
 def estimate(
     model: str, dataset: str, config_file_list: list[str] | None = None, config_dict: dict | None = None
 ) -> Estimate:
-    """Time a few training steps of a run and one batch of its evaluation. Only the log of the run is written.
+    """Time a few training steps of a run and one batch of its evaluation. Only log/ and log_tensorboard/ are written.
 
     Args:
         model, dataset, config_file_list, config_dict: see ``run_recbole_pref``.

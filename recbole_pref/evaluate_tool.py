@@ -60,7 +60,7 @@ class Evaluation:
         arrays: as :func:`recbole_pref.evaluation.evidence.evaluate` returns, without ``tail_gap``, which needs scores.
         config: the configuration of data, split and metrics.
         data: fingerprint of the data.
-        notes: sentences about incomplete lists.
+        notes: sentences about incomplete lists, unknown items and unknown users.
     """
 
     result: dict[str, float]
@@ -216,8 +216,8 @@ def record(evaluation: Evaluation, folder: str | Path, label: str, source: str |
         PrefError: the label is that of a model, or the result lacks metrics of the table.
     """
     comparison = read_comparison(folder) or {"rows": [], "metrics": []}
-    of_lists = {run.label for run in read_runs(folder) if run.id.startswith(LISTS)}
-    if label in {row["label"] for row in comparison["rows"]} - of_lists:
+    list_labels = {run.label for run in read_runs(folder) if run.id.startswith(LISTS)}
+    if label in {row["label"] for row in comparison["rows"]} - list_labels:
         raise PrefError(f"--label={label!r} is a model of the comparison {str(folder)!r}: choose another.")
     lacking = [metric for metric in comparison["metrics"] if metric not in evaluation.result]
     if lacking:

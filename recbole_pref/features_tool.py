@@ -252,18 +252,18 @@ def _write(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
     write_atomically(path, write, "--data_path")
 
 
-def write_settings(path: Path, inter_columns: Iterable[str], field: str, of_dataset: dict[str, Any]) -> None:
+def write_settings(path: Path, inter_columns: Iterable[str], field: str, dataset_settings: dict[str, Any]) -> None:
     """Write the settings for training with the features.
 
     Args:
         path: the YAML file.
         inter_columns: columns of the interaction file.
         field: the column of the features.
-        of_dataset: settings of the copied data set; its ``load_col`` overrides ``inter_columns``.
+        dataset_settings: settings of the copied data set; its ``load_col`` overrides ``inter_columns``.
     """
     import yaml
 
-    settings = {"load_col": {"inter": list(inter_columns)}, **of_dataset, "mm_fields": [field]}
+    settings = {"load_col": {"inter": list(inter_columns)}, **dataset_settings, "mm_fields": [field]}
     text = "# Use the item features of this folder: pass this file with --config_files.\n"
     text += yaml.safe_dump(settings, sort_keys=False, default_flow_style=None)
     _write(path, lambda file: file.write(text.encode()))
@@ -346,6 +346,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--batch_size", type=int, default=64, help="inputs per call of the encoder")
     add("--force", action="store_true", help="replace existing files")
     add("--train", default=None, metavar="MODEL", help="then train this model with the features")
+    add("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
 
@@ -394,8 +395,8 @@ def make(options: argparse.Namespace) -> tuple[Path, str, Path]:
     else:
         inputs = item_pictures(Path(options.images), read_items(item_file)[0])
         vectors = encode(encoder, inputs, options.batch_size, open_picture)
-    of_dataset = properties_of(options.dataset) if name != options.dataset else {}
-    write_settings(settings, columns, f"{suffix}_emb", of_dataset)
+    dataset_settings = properties_of(options.dataset) if name != options.dataset else {}
+    write_settings(settings, columns, f"{suffix}_emb", dataset_settings)
     try:
         write_features(features, suffix, inputs, vectors)
     except BaseException:
@@ -423,6 +424,8 @@ def main(argv: list[str] | None = None) -> int:
             raise PrefError(f"{rest[0]!r} is not valid: settings of a run need --train=MODEL.")
         folder, name, settings = make(options)
     except PrefError as error:
+        if options.debug:
+            raise
         print(f"recbole-pref-features: {error}", file=sys.stderr)
         return 2
     command = [f"--dataset={name}", f"--data_path={folder.parent}", f"--config_files={settings}"]

@@ -25,14 +25,14 @@ _CLUSTER_TIE = 1e-12  # relative difference below which two partitions count as 
 _EXP_LIMIT = 10.0  # above this exponent, probability ratios follow the tangent of exp
 
 
-def _island(*tensors: Any) -> list[Tensor]:
+def _at_least_float32(*tensors: Any) -> list[Tensor]:
     """Return the tensors in at least float32."""
     return [tensor.to(torch.promote_types(tensor.dtype, torch.float32)) for tensor in tensors]
 
 
 def _pair_margins(pos: Tensor, neg: Tensor, ref_pos: Tensor, ref_neg: Tensor) -> Tensor:
     """Return Delta_w - Delta_l for each negative: [B, K]."""
-    pos, neg, ref_pos, ref_neg = _island(pos, neg, ref_pos, ref_neg)
+    pos, neg, ref_pos, ref_neg = _at_least_float32(pos, neg, ref_pos, ref_neg)
     return (pos - ref_pos).unsqueeze(1) - (neg - ref_neg)
 
 
@@ -84,7 +84,7 @@ def lpo(pos_logps: Tensor, neg_logps: Tensor, *, tau: float, lpo_space: str) -> 
     Reference: LPO4Rec, arXiv 2507.02255, equation 13; the authors' code adds +0.5 times the share
     itself (no -log) with tau = 2, so that training lowers the positive.
     """
-    pos, neg = _island(pos_logps, neg_logps)
+    pos, neg = _at_least_float32(pos_logps, neg_logps)
     if lpo_space == "probability":
         pos, neg = pos.exp(), neg.exp()
     elif lpo_space not in ("logit", "log_prob"):
@@ -168,7 +168,7 @@ def simpo(pos: Tensor, neg: Tensor, *, beta: float, gamma: float) -> Tensor:
     Reference: SimPO, arXiv 2405.14734, equation 6; the authors' code writes gamma as beta times
     ``gamma_beta_ratio``.
     """
-    pos, neg = _island(pos, neg)
+    pos, neg = _at_least_float32(pos, neg)
     return -F.logsigmoid(beta * (pos.unsqueeze(1) - neg) - gamma).mean(dim=1)
 
 
@@ -185,7 +185,7 @@ def orpo(pos_logps: Tensor, neg_logps: Tensor) -> Tensor:
     """
     # A log-probability is exact to about one unit of its dtype; nearer to 0 the odds would be noise.
     limit = -torch.finfo(pos_logps.dtype).eps
-    pos, neg = (logps.clamp(max=limit) for logps in _island(pos_logps, neg_logps))
+    pos, neg = (logps.clamp(max=limit) for logps in _at_least_float32(pos_logps, neg_logps))
     pos_odds, neg_odds = pos - log1mexp(pos), neg - log1mexp(neg)
     return -F.logsigmoid(pos_odds.unsqueeze(1) - neg_odds).mean(dim=1)
 
@@ -202,7 +202,7 @@ def mppo(pos_logps: Tensor, neg_logps: Tensor, *, beta: float) -> Tensor:
     Reference: MPPO, arXiv 2412.15244, in the form of DynamicPO's code, which uses probabilities of
     items instead of average likelihoods of texts.
     """
-    pos, neg = _island(pos_logps, neg_logps)
+    pos, neg = _at_least_float32(pos_logps, neg_logps)
     return -F.logsigmoid(beta * (pos.exp().unsqueeze(1) - neg.exp()).sum(dim=1))
 
 
@@ -283,7 +283,7 @@ def dynamicpo(
     Reference: DynamicPO, arXiv 2605.00327, as in the authors' code (we have not seen the equations);
     their k-means starts from a fixed seed, and a tie with K = 1 divides by zero.
     """
-    pos, neg = _island(pos, neg)
+    pos, neg = _at_least_float32(pos, neg)
     boundary, rest = boundary_negatives(pos, neg)
     size = boundary.sum(dim=1)  # [B]
     if dynamic_beta == "adaptive":
@@ -348,7 +348,7 @@ def rank_weights(neg: Tensor, *, tau: float, tawin_anchor: int, tawin_window: in
     Ranks are 0-based among the row's negatives, best first; equal scores share their mean rank. The
     settings are those of ``tawin``.
     """
-    (neg,) = _island(neg)
+    (neg,) = _at_least_float32(neg)
     ordered = (-neg).sort(dim=1).values
     better = torch.searchsorted(ordered, -neg)  # [B, K]
     not_worse = torch.searchsorted(ordered, -neg, right=True)  # [B, K], itself included
@@ -425,14 +425,14 @@ def tawin(
             f"kl_weight={kl_weight} with old_policy={old_policy!r} needs a reference model: set "
             "reference to auto, or kl_weight to 0 and old_policy to current."
         )
-    pos, neg = _island(pos, neg)
+    pos, neg = _at_least_float32(pos, neg)
     old_pos, old_neg = pos.detach(), neg.detach()
     weights = rank_weights(old_neg, tau=tau, tawin_anchor=tawin_anchor, tawin_window=tawin_window)
     if old_policy == "reference":
-        old_pos, old_neg = _island(ref_pos, ref_neg)
+        old_pos, old_neg = _at_least_float32(ref_pos, ref_neg)
     losses = _clipped_objective(pos, neg, old_pos, old_neg, weights, clip_eps=clip_eps, advantage_ddof=advantage_ddof)
     if kl_weight > 0:
-        ref_pos, ref_neg = _island(ref_pos, ref_neg)
+        ref_pos, ref_neg = _at_least_float32(ref_pos, ref_neg)
         pos_kl, neg_kl = _kl_terms(ref_pos - pos), _kl_terms(ref_neg - neg)
         losses = losses + kl_weight * (pos_kl + neg_kl.sum(dim=1)) / (neg.shape[1] + 1)
     return losses
@@ -493,7 +493,7 @@ def hanorec(
     noise = ratio.sort().values[cut : len(ratio) - cut].mean()
     betas = torch.full_like(margins, beta) * torch.sigmoid(noise) / torch.sigmoid(torch.ones_like(noise))
     if neighbour_gap is not None:
-        (gap,) = _island(neighbour_gap.detach())
+        (gap,) = _at_least_float32(neighbour_gap.detach())
         betas = betas * torch.sigmoid(gap) / torch.sigmoid(gap.mean())
     return -F.logsigmoid(betas * margins).mean(dim=1), {"mean_beta": betas.mean(dim=1)}
 
@@ -512,7 +512,7 @@ def diagnostics(
         pos, neg, ref_pos, ref_neg: [B], [B, K], and [B], [B, K] or None.
         beta: scale of the implicit reward.
     """
-    pos, neg = _island(pos, neg)
+    pos, neg = _at_least_float32(pos, neg)
     gaps = pos.unsqueeze(1) - neg  # [B, K]
     if ref_pos is None or ref_neg is None:
         margins = gaps

@@ -63,8 +63,8 @@ def add_method(
             f"the loss of method {name!r} takes {', '.join(first[2:])} after its first two arguments: only ref_pos, "
             "ref_neg may follow, and settings are keyword-only, as in (pos, neg, *, beta)."
         )
-    of_loss = {key: p.default for key, p in parameters.items() if key not in first and p.default is not p.empty}
-    defaults = {**of_loss, **defaults}
+    loss_defaults = {key: p.default for key, p in parameters.items() if key not in first and p.default is not p.empty}
+    defaults = {**loss_defaults, **defaults}
     settings = settings or {}
     for key in settings:
         if key in SETTINGS and SETTINGS[key] != settings[key]:

@@ -68,7 +68,7 @@ def _train_and_test(config: Config, saved: bool, trainers: list[Any], dataset: A
     if not distributed.is_first():
         config["log_wandb"] = False  # the first process writes for all
     # By default the name contains the time, which differs between machines.
-    config["run_stem"] = distributed.of_first(config["run_stem"])
+    config["run_stem"] = distributed.from_first_process(config["run_stem"])
     run = build_run(config, log=distributed.is_first(), dataset=dataset)
     trainers.append(run.trainer)
     trainer, logger = run.trainer, getLogger()
@@ -305,7 +305,7 @@ def _run_of_worker(
     newest = None
     if distributed.is_first():
         newest = checkpoint.newest_good(settings["checkpoint_dir"], settings["run_stem"])
-    path = distributed.of_first(newest and str(newest[0]))
+    path = distributed.from_first_process(newest and str(newest[0]))
     if path is not None:
         settings["resume"] = path
         settings.pop("init_from", None)  # the checkpoint holds the parameters already

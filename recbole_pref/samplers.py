@@ -4,9 +4,8 @@ A sampler is one function and one line in ``SAMPLERS``. Each follows its distrib
 accuracy, works on all rows at once, and never draws padding, the positive, an item outside
 ``neg_candidates`` or, with ``exclude_history``, an item of the row's history.
 
-Exclusion does not read the whole catalogue. The excluded items of a row are sorted by their position
-among the candidates. A rank among the remaining candidates becomes a position when the excluded items
-before it are counted.
+Exclusion does not read the whole catalogue. A draw is a rank among the remaining candidates. Adding the
+number of excluded items before it gives its position among all candidates.
 """
 
 import math
@@ -246,8 +245,8 @@ def hashed_uniforms(keys: Tensor, seed: int, k: int) -> Tensor:
 
 
 @dataclass
-class Call:
-    """Inputs of a draw: first those of the whole batch, then, with scores, those of a part of it."""
+class DrawInputs:
+    """The rows for which negatives are drawn: a whole batch, or a part of it with its scores."""
 
     positives: Tensor  # [B]
     excluded_ids: Tensor  # [B, E] positive, padding and history
@@ -266,13 +265,13 @@ class Call:
             generator=self.generator,
         )
 
-    def at(self, rows: Rows) -> "Call":
+    def at(self, rows: Rows) -> "DrawInputs":
         """Return the inputs of some rows."""
 
         def pick(values: Tensor | None) -> Tensor | None:
             return None if values is None else values[rows]
 
-        return Call(
+        return DrawInputs(
             self.positives[rows],
             self.excluded_ids[rows],
             pick(self.keys),
@@ -283,21 +282,21 @@ class Call:
         )
 
 
-def _uniform_from(sampler: "NegativeSampler", call: Call, uniforms: Tensor) -> Tensor:
+def _uniform_from(sampler: "NegativeSampler", call: DrawInputs, uniforms: Tensor) -> Tensor:
     excluded, count = excluded_positions(call.excluded_ids, sampler.position_of)
     ranks = distinct_ranks(uniforms, len(sampler.candidates) - count)
     return sampler.candidates[skip_excluded(ranks, excluded)]
 
 
-def _uniform(sampler: "NegativeSampler", call: Call) -> Tensor:
+def _uniform(sampler: "NegativeSampler", call: DrawInputs) -> Tensor:
     return _uniform_from(sampler, call, call.uniforms(sampler.k))
 
 
-def _fixed(sampler: "NegativeSampler", call: Call) -> Tensor:
+def _fixed(sampler: "NegativeSampler", call: DrawInputs) -> Tensor:
     return _uniform_from(sampler, call, hashed_uniforms(call.keys, sampler.seed, sampler.k))
 
 
-def _weighted(sampler: "NegativeSampler", call: Call, weights: Tensor) -> Tensor:
+def _weighted(sampler: "NegativeSampler", call: DrawInputs, weights: Tensor) -> Tensor:
     excluded, count = excluded_positions(call.excluded_ids, sampler.position_of)
     positions, valid = weighted_positions(call.uniforms(sampler.k), weights, excluded)
     # Rows whose remaining candidates all have weight 0 draw uniformly.
@@ -305,17 +304,17 @@ def _weighted(sampler: "NegativeSampler", call: Call, weights: Tensor) -> Tensor
     return sampler.candidates[torch.where(valid, positions, skip_excluded(ranks, excluded))]
 
 
-def _popularity(sampler: "NegativeSampler", call: Call) -> Tensor:
+def _popularity(sampler: "NegativeSampler", call: DrawInputs) -> Tensor:
     return _weighted(sampler, call, sampler.popularity)
 
 
-def _in_batch(sampler: "NegativeSampler", call: Call) -> Tensor:
+def _in_batch(sampler: "NegativeSampler", call: DrawInputs) -> Tensor:
     counts = torch.zeros_like(sampler.position_of, dtype=torch.float64)
     counts.scatter_add_(0, call.positives, torch.ones_like(call.positives, dtype=torch.float64))
     return _weighted(sampler, call, sampler.total(counts)[sampler.candidates])
 
 
-def _columns(sampler: "NegativeSampler", call: Call) -> tuple[Tensor, Tensor]:
+def _columns(sampler: "NegativeSampler", call: DrawInputs) -> tuple[Tensor, Tensor]:
     """Return the scores of padding and candidates [B, 1 + M], and the excluded columns [B, E].
 
     Padding is the first column and always excluded. Excluded items that are not candidates map to it.
@@ -326,7 +325,7 @@ def _columns(sampler: "NegativeSampler", call: Call) -> tuple[Tensor, Tensor]:
     return scores, sampler.position_of[call.excluded_ids] + 1
 
 
-def _begin_gumbel(sampler: "NegativeSampler", call: Call) -> tuple[Tensor, ...]:
+def _begin_gumbel(sampler: "NegativeSampler", call: DrawInputs) -> tuple[Tensor, ...]:
     """Draw negatives that are almost always accepted, whatever the scores: see ``_draw_by_probability``.
 
     Returns:
@@ -340,7 +339,7 @@ def _begin_gumbel(sampler: "NegativeSampler", call: Call) -> tuple[Tensor, ...]:
     return ()
 
 
-def _gumbel(sampler: "NegativeSampler", call: Call) -> Tensor:
+def _gumbel(sampler: "NegativeSampler", call: DrawInputs) -> Tensor:
     if call.scores.device.type != "cpu":
         return _gumbel_plain(sampler, call)
     # Gumbel top-K draws without replacement: draw independently and take the first K distinct items.
@@ -372,7 +371,7 @@ def _gumbel(sampler: "NegativeSampler", call: Call) -> Tensor:
     return ids
 
 
-def _gumbel_plain(sampler: "NegativeSampler", call: Call) -> Tensor:
+def _gumbel_plain(sampler: "NegativeSampler", call: DrawInputs) -> Tensor:
     values, excluded = _columns(sampler, call)
     if sampler.space == "probability":
         values = (values - _real_z(call)).exp()
@@ -380,12 +379,12 @@ def _gumbel_plain(sampler: "NegativeSampler", call: Call) -> Tensor:
     return sampler.columns[drawn]
 
 
-def _real_z(call: Call) -> Tensor:
+def _real_z(call: DrawInputs) -> Tensor:
     """Return log-sum-exp over the real items: [B, 1]."""
     return without_padding(call.log_z, call.scores[:, 0]).unsqueeze(1)
 
 
-def _draw_by_probability(sampler: "NegativeSampler", call: Call) -> tuple[Tensor, Tensor]:
+def _draw_by_probability(sampler: "NegativeSampler", call: DrawInputs) -> tuple[Tensor, Tensor]:
     """Draw in proportion to exp(pi): ids [B, T] and whether each draw is valid [B, T].
 
     exp(pi) = 1 + expm1(pi), and the second terms sum to at most e - 1 over the catalogue. So almost every
@@ -394,7 +393,7 @@ def _draw_by_probability(sampler: "NegativeSampler", call: Call) -> tuple[Tensor
     return _with_bumps(sampler, call, _flat_draws(sampler, call))
 
 
-def _flat_draws(sampler: "NegativeSampler", call: Call) -> FlatDraws:
+def _flat_draws(sampler: "NegativeSampler", call: DrawInputs) -> FlatDraws:
     """Draw by the first terms: ids [B, T], whether the draw fell there [B, T], its mass [B, T] and theirs [B, 1]."""
     draws = sampler.k + 3 + sampler.k // 8  # a few more than K, because items repeat
     excluded, count = excluded_positions(call.excluded_ids, sampler.position_of)
@@ -405,7 +404,7 @@ def _flat_draws(sampler: "NegativeSampler", call: Call) -> FlatDraws:
     return sampler.candidates[skip_excluded(ranks, excluded)], flat, mass, left
 
 
-def _with_bumps(sampler: "NegativeSampler", call: Call, drawn: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+def _with_bumps(sampler: "NegativeSampler", call: DrawInputs, drawn: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
     """Assign items to the draws that fell on the second terms: ids [B, T] and whether each draw is valid [B, T]."""
     ids, flat, mass, left = drawn
     rows = (~flat).any(dim=1).nonzero().squeeze(1)
@@ -423,7 +422,7 @@ def _with_bumps(sampler: "NegativeSampler", call: Call, drawn: tuple[Tensor, ...
     return ids, valid
 
 
-def _draw_by_logit(sampler: "NegativeSampler", call: Call) -> tuple[Tensor, Tensor]:
+def _draw_by_logit(sampler: "NegativeSampler", call: DrawInputs) -> tuple[Tensor, Tensor]:
     """Draw in proportion to exp(score): ids [B, T] and whether each draw is valid [B, T]."""
     scores, excluded = _columns(sampler, call)
     if scores is call.scores:
@@ -435,7 +434,7 @@ def _draw_by_logit(sampler: "NegativeSampler", call: Call) -> tuple[Tensor, Tens
     return sampler.columns[columns], valid
 
 
-def _best(sampler: "NegativeSampler", call: Call, k: int, ordered: bool = True) -> tuple[Tensor, Tensor]:
+def _best(sampler: "NegativeSampler", call: DrawInputs, k: int, ordered: bool = True) -> tuple[Tensor, Tensor]:
     """Return the K best allowed items of each row: values and ids, each [B, k]."""
     scores, excluded = _columns(sampler, call)
     # When the scores are the caller's, restore them afterwards: a copy would cost more than the search.
@@ -447,11 +446,11 @@ def _best(sampler: "NegativeSampler", call: Call, k: int, ordered: bool = True) 
     return top.values, sampler.columns[top.indices]
 
 
-def _topk(sampler: "NegativeSampler", call: Call) -> Tensor:
+def _topk(sampler: "NegativeSampler", call: DrawInputs) -> Tensor:
     return _best(sampler, call, sampler.k)[1]
 
 
-def _pool(sampler: "NegativeSampler", call: Call) -> Tensor:
+def _pool(sampler: "NegativeSampler", call: DrawInputs) -> Tensor:
     values, ids = _best(sampler, call, sampler.pool_size, ordered=False)  # [B, P]
     if sampler.pool_draw == "uniform":
         size = torch.full_like(call.positives, sampler.pool_size)
@@ -475,12 +474,12 @@ class Sampler:
         begin: ``(sampler, call) -> tuple`` of tensors that can be drawn for a batch before its scores are known.
     """
 
-    draw: Callable[["NegativeSampler", Call], Tensor]
+    draw: Callable[["NegativeSampler", DrawInputs], Tensor]
     needs_scores: str | None = None
     needs_normalizer: bool = False
     needs_keys: bool = False
     uses_pool: bool = False
-    begin: Callable[["NegativeSampler", Call], tuple[Tensor, ...]] | None = None
+    begin: Callable[["NegativeSampler", DrawInputs], tuple[Tensor, ...]] | None = None
 
 
 SAMPLERS: dict[str, Sampler] = {
@@ -628,7 +627,7 @@ class NegativeSampler(nn.Module):
         excluded = [torch.zeros_like(positives).unsqueeze(1), positives.unsqueeze(1)]
         if history is not None and self.exclude_history:
             excluded.append(history)
-        return Draw(self, Call(positives, torch.cat(excluded, dim=1), keys, generator))
+        return Draw(self, DrawInputs(positives, torch.cat(excluded, dim=1), keys, generator))
 
     def sample(
         self,
@@ -659,7 +658,7 @@ class Draw:
     Everything that does not need scores is drawn for the whole batch at once, which is faster than many small draws.
     """
 
-    def __init__(self, sampler: "NegativeSampler", call: Call) -> None:
+    def __init__(self, sampler: "NegativeSampler", call: DrawInputs) -> None:
         self._sampler, self._call, self._kind = sampler, call, SAMPLERS[sampler.name]
         self.needs_scores = self._kind.needs_scores
         self._ids: Tensor | None = None

@@ -52,6 +52,8 @@ def chunk_rows(
 class Source(Protocol):
     """Fixed scores of the rows of a batch, which a term multiplies by its weight."""
 
+    setting: str  # that adds the term, such as repeat_bias
+
     def add(self, scores: torch.Tensor, rows: slice, weight: torch.Tensor) -> None:
         """Add the fixed scores, times a weight, to the scores [c, n_items] of some rows in place."""
 
@@ -74,12 +76,14 @@ class Term(NamedTuple):
     source: Source
 
 
-class OfHistory:
+class HistorySource:
     """A score of 1 for the items of a row's history.
 
     Args:
         history: [R, L] item ids, distinct in a row, 0 for none.
     """
+
+    setting = "repeat_bias"
 
     def __init__(self, history: torch.Tensor) -> None:
         self.history = history
@@ -307,15 +311,15 @@ def sample_over_catalogue(
     chunk: int,
     terms: Terms = (),
 ) -> torch.Tensor:
-    """Draw negatives from the scores of all items, chunk by chunk, without a loss.
+    """Return the ids that ``sample`` picks from the scores of all items, chunk by chunk, without a loss.
 
     Args:
         hidden, item_emb, terms: as in ``catalogue_loss``.
-        sample: ``(rows, scores [c, n_items]) -> [c, K]``.
+        sample: ``(rows, scores [c, n_items]) -> [c, M]``.
         chunk: rows whose scores are held at a time.
 
     Returns:
-        Tensor: [R, K] item ids.
+        Tensor: [R, M] item ids.
     """
     drawn = []
     for start in range(0, hidden.shape[0], chunk):

@@ -60,7 +60,7 @@ def hook() -> None:
 
 
 @contextmanager
-def collector_paused() -> Iterator[None]:
+def garbage_collection_paused() -> Iterator[None]:
     """Pause Python's garbage collector in the block; during imports it takes a fifth of the time."""
     gc.disable()
     try:
@@ -77,7 +77,7 @@ def load_plugins() -> None:
         plugins.load()
 
 
-def choose_waiting() -> None:
+def choose_wait_policy() -> None:
     """Let torch's OpenMP threads sleep while they wait for each other if other processes need their cores.
 
     By default they spin, which is faster on free cores; next to a busy core they then take several times as long

@@ -180,7 +180,7 @@ def test_threads_sleep_if_others_need_their_cores_unless_the_user_chose(monkeypa
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
     monkeypatch.setattr(cores, "_other_threads", lambda: busy)
-    startup.choose_waiting()
+    startup.choose_wait_policy()
     assert os.environ.get("OMP_WAIT_POLICY") == expected
 
 

@@ -13,7 +13,7 @@ from recbole_pref.config import Config
 from recbole_pref.errors import PrefError
 from recbole_pref.model.linear import LinearModel, normal_equations
 from recbole_pref.model.linear_models import training_sequences
-from recbole_pref.model.prior import OfPrior, Prior
+from recbole_pref.model.prior import Prior, PriorSource
 from recbole_pref.predict import Recommender
 from recbole_pref.quick_start import load_data_and_model, run_recbole_pref
 from recbole_pref.training import prior as prior_of_a_run
@@ -61,13 +61,13 @@ def test_the_fused_loss_and_the_gradient_of_the_weight_equal_whole_scores():
     plain = torch.nn.functional.cross_entropy(scores, targets)
     fused = scoring.catalogue_loss(
         hidden, items, lambda part, chosen, log_z, picked: log_z - picked[:, 0], lambda part, s, z: ids[part], uniform,
-        4, (scoring.Term(weight, OfPrior(prior, rows)),),
+        4, (scoring.Term(weight, PriorSource(prior, rows)),),
     )  # fmt: skip
     torch.testing.assert_close(fused, plain, rtol=1e-5, atol=1e-6)
     leaves = [hidden, items, weight]
     for mine, theirs in zip(torch.autograd.grad(fused, leaves), torch.autograd.grad(plain, leaves)):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
-    picked = scoring.item_scores(hidden, items, ids[:, :1], (scoring.Term(weight, OfPrior(prior, rows)),))
+    picked = scoring.item_scores(hidden, items, ids[:, :1], (scoring.Term(weight, PriorSource(prior, rows)),))
     torch.testing.assert_close(picked, scores.gather(1, ids[:, :1]), rtol=1e-5, atol=1e-5)
 
 
@@ -84,7 +84,7 @@ def test_the_excess_is_taken_from_the_targets_of_the_fused_loss_and_of_single_it
     fixed /= fixed[:, 1:].std(dim=1, correction=0, keepdim=True)
     scores = hidden.double() @ items.double().t() + weight.double() * fixed
     plain = torch.nn.functional.cross_entropy(scores, targets)
-    terms = (scoring.Term(weight, OfPrior(prior, rows, targets, excess)),)
+    terms = (scoring.Term(weight, PriorSource(prior, rows, targets, excess)),)
     fused = scoring.catalogue_loss(
         hidden, items, lambda part, chosen, log_z, picked: log_z - picked[:, 0], lambda part, s, z: ids[part], uniform,
         4, terms,

@@ -42,7 +42,7 @@ def test_fused_loss_and_gradients_equal_whole_scores(chunk):
     scores = hidden @ item_emb.t() + bias * history_mask(history, 41)
     weights = torch.softmax(torch.randn(23, dtype=torch.float64), 0)
     plain = (loss(torch.logsumexp(scores, 1), scores.gather(1, ids)) * weights).sum()
-    terms = (scoring.Term(bias, scoring.OfHistory(scoring.distinct_items(history))),)
+    terms = (scoring.Term(bias, scoring.HistorySource(scoring.distinct_items(history))),)
     fused = scoring.catalogue_loss(
         hidden, item_emb, lambda rows, ids, *parts: loss(*parts), lambda rows, s, z: ids[rows], weights, chunk, terms
     )

@@ -163,9 +163,9 @@ class Config(RecBoleConfig):
         """
         if method_of(self.model_class) is None:
             return
-        of_losses = {name for method in METHODS.values() for name in method.setting_names}
+        loss_settings = {name for method in METHODS.values() for name in method.setting_names}
         defaults = self.internal_config_dict
-        unread = (keys_of_models() | of_losses) - defaults.keys()
+        unread = (keys_of_models() | loss_settings) - defaults.keys()
         for key in keys:
             if key in unread:
                 raise PrefError(f"{where}{self.model} has no setting {key}: leave it out.{suggest(key, defaults)}")

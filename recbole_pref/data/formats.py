@@ -185,7 +185,9 @@ def read_reviews(path: Path) -> Iterator[Part]:
                     )
             cells = ["" if review[key] is None else str(review[key]) for key in keys]
             if not is_text("".join(cells)):
-                raise PrefError(f"{path}, line {number}: there is half a Unicode character; correct it.")
+                raise PrefError(
+                    f"{path}, line {number}: there is half a Unicode character (such as \\ud800 alone); correct it."
+                )
             yield number, *cells
 
     return _numbered_parts(path, rows(), list(OPTIONS))

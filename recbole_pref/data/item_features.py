@@ -93,7 +93,7 @@ def _attributes(path: Path) -> pd.DataFrame:
             raise PrefError(f"{path}: the attributes of item {item!r} are not a list of texts or numbers.")
         rows.append((item, " ".join("_".join(str(value).split()) for value in values)))
         if not is_text("".join(rows[-1])):
-            raise PrefError(f"{path}: item {item!r} has half a Unicode character; correct it.")
+            raise PrefError(f"{path}: item {item!r} has half a Unicode character (such as \\ud800 alone); correct it.")
     return pd.DataFrame(rows, columns=["item_id:token", "attributes:token_seq"], dtype=object)
 
 

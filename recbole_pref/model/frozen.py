@@ -77,7 +77,7 @@ class Cache:
 
 
 class Reference:
-    """Computes the scores of a frozen model with a representation entry.
+    """Computes the scores of a frozen model whose backbone has an entry in ``backbones``.
 
     Args:
         model: the backbone, in evaluation mode, its parameters without gradient.

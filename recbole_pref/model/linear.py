@@ -374,7 +374,7 @@ class LinearModel(torch.nn.Module):
 
         Args:
             sequences: of the training split alone.
-            settings: as above.
+            settings: see ``LinearSettings``.
             with_excess: whether ``target_excess`` is needed.
 
         Returns:

@@ -110,6 +110,7 @@ class SLIST(LinearRecommender):
 
     @staticmethod
     def linear_settings(config: Config) -> LinearSettings:
+        """Return the settings of the fit under a configuration."""
         return LinearSettings(
             targets="later", whole=config["alpha"], tau_train=config["tau_train"], zero_diagonal=True,
             use_times=config["train_ages"] == "times", **_shared(config),
@@ -121,6 +122,7 @@ class TALE(LinearRecommender):
 
     @staticmethod
     def linear_settings(config: Config) -> LinearSettings:
+        """Return the settings of the fit under a configuration."""
         return LinearSettings(
             targets="next", tau_train=config["tau_train"], c=config["c"], beta=config["beta"],
             use_times=config["train_ages"] == "times", **_shared(config),
@@ -132,6 +134,7 @@ class SeqEASE(LinearRecommender):
 
     @staticmethod
     def linear_settings(config: Config) -> LinearSettings:
+        """Return the settings of the fit under a configuration."""
         return LinearSettings(targets="none", whole=1.0, zero_diagonal=True, **_shared(config))
 
 

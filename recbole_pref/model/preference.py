@@ -19,7 +19,7 @@ from recbole_pref.model.backbones import backbone_of, encode_last, whole_scores
 from recbole_pref.model.batch import RowBatch
 from recbole_pref.model.dropout import use_fast_dropout
 from recbole_pref.model.frozen import Reference
-from recbole_pref.model.prior import OfPrior, Prior, is_in_training
+from recbole_pref.model.prior import Prior, PriorSource, is_in_training
 from recbole_pref.model.step import TrainingStep
 from recbole_pref.settings import SETTINGS
 
@@ -109,7 +109,7 @@ class PreferenceMixin(_Backbone):
         """
         terms: scoring.Terms = ()
         if self.repeat_bias is not None:
-            source = scoring.OfHistory(scoring.distinct_items(histories))
+            source = scoring.HistorySource(scoring.distinct_items(histories))
             terms += (scoring.Term(_REPEAT_SCALE * self.repeat_bias, source),)
         if self.prior is not None:
             of_rows: tuple[torch.Tensor, ...] = (histories,)
@@ -120,7 +120,7 @@ class PreferenceMixin(_Backbone):
                         "with the trainer, or set it to False."
                     )
                 of_rows += (targets, self.prior.excess[rows])
-            terms += (scoring.Term(self.prior_weight, OfPrior(self.prior, *of_rows)),)
+            terms += (scoring.Term(self.prior_weight, PriorSource(self.prior, *of_rows)),)
         return terms
 
     def attach_prior(self, prior: Prior, weight: float = 1.0) -> None:

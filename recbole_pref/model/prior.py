@@ -92,13 +92,15 @@ class Prior(nn.Module):
         return scores.div_(std.unsqueeze(1))
 
 
-class OfPrior:
+class PriorSource:
     """The prior's scores as an addend of the dot products; see ``scoring.Source``.
 
     Args:
         prior: a fitted prior.
         rows: [R, L] histories of the batch, followed by targets and excess in training; see ``Prior.scores``.
     """
+
+    setting = "prior"
 
     def __init__(self, prior: Prior, *rows: torch.Tensor) -> None:
         self.prior, self._of_rows = prior, rows

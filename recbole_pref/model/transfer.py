@@ -50,8 +50,8 @@ class Tokens:
         per_user = any(parameter.shape[:1] == (len(users),) for parameter in model.parameters())
         rows: dict[str, list[str]] = {}
         if isinstance(model, Multimodal):
-            of_table = model.item_embedding.row_tokens(dataset)
-            rows = {f"item_embedding.{name}": tokens for name, tokens in of_table.items()}
+            table_tokens = model.item_embedding.row_tokens(dataset)
+            rows = {f"item_embedding.{name}": tokens for name, tokens in table_tokens.items()}
         return cls(items, users if per_user else None, rows)
 
     def of_rows(self, name: str, kinds: Mapping[str, str]) -> list[str] | None:

@@ -63,8 +63,8 @@ def usable_device(device: str | torch.device) -> torch.device:
         PrefError: torch cannot use the device.
     """
     try:
-        usable_one = torch.device(device)
-        torch.zeros(1, device=usable_one).cpu()
+        checked = torch.device(device)
+        torch.zeros(1, device=checked).cpu()
     except Exception as error:  # devices raise different errors
         accelerator = torch.accelerator.current_accelerator()
         kind = accelerator.type if accelerator else "cuda"
@@ -73,7 +73,7 @@ def usable_device(device: str | torch.device) -> torch.device:
         raise PrefError(
             f"device={str(device)!r} cannot be used by torch here ({reason}): set it to {' or '.join(usable)}."
         ) from None
-    return usable_one
+    return checked
 
 
 @contextmanager
@@ -87,10 +87,6 @@ def _visible_gpus_restored() -> Iterator[None]:
             os.environ.pop("CUDA_VISIBLE_DEVICES", None)
         else:
             os.environ["CUDA_VISIBLE_DEVICES"] = before
-
-
-# The settings behind the terms that are added to dot products.
-_SETTING_OF_TERM = {"OfHistory": "repeat_bias", "OfPrior": "prior"}
 
 
 class Recommender:
@@ -213,8 +209,8 @@ class Recommender:
             sequences: item tokens; the model uses the last ``MAX_ITEM_LIST_LENGTH`` of each sequence.
             k: items per sequence.
             exclude_seen: exclude all items of the sequence.
-            unknown: ``error`` for or ``skip`` unknown items. With ``skip``, a sequence of only unknown items has no
-                recommendations; a warning reports the number of such sequences.
+            unknown: ``error`` refuses unknown items, ``skip`` leaves them out. Then a sequence of only unknown items
+                has no recommendations; a warning reports the number of such sequences.
             batch_size: sequences per batch of the encoder.
             first: number of the first sequence in messages.
 
@@ -266,8 +262,8 @@ class Recommender:
             users: user tokens.
             k: items per user.
             exclude_seen: exclude all items of the history.
-            unknown: ``error`` for or ``skip`` users without interactions in the data set. With ``skip``, they have no
-                recommendations; a warning reports their number.
+            unknown: ``error`` refuses users without interactions in the data set, ``skip`` leaves them out. Then
+                they have no recommendations; a warning reports their number.
             batch_size: users per batch of the encoder.
             first: number of the first user in messages.
 
@@ -325,8 +321,7 @@ class Recommender:
         history = torch.zeros(1, self.max_length, dtype=torch.int64, device=self.device)
         history[0, 0] = 1
         with torch.no_grad():
-            terms = [(type(source).__name__, float(weight)) for weight, source in self.model.terms(history)]
-        return {_SETTING_OF_TERM.get(name, name): weight for name, weight in terms}
+            return {source.setting: float(weight) for weight, source in self.model.terms(history)}
 
     def _check_vectors(self, dot_product_only: bool) -> None:
         beside = ", ".join(f"{name} (weight {weight:.3g})" for name, weight in self.terms_beside_vectors().items())
@@ -363,8 +358,8 @@ class Recommender:
 
         Args:
             sequences: see :meth:`recommend`.
-            unknown: ``error`` for or ``skip`` unknown items. With ``skip``, the vector of a sequence of only unknown
-                items is zero.
+            unknown: ``error`` refuses unknown items, ``skip`` leaves them out. Then the vector of a sequence of only
+                unknown items is zero.
             dot_product_only: see :meth:`item_vectors`.
             batch_size: sequences per batch of the encoder.
 

@@ -72,7 +72,7 @@ class Setting:
     set_by: tuple[str, ...] = ()
 
     def describe(self) -> str:
-        """Return the accepted values in words, for messages and ``--list``."""
+        """Return the accepted values in words, for messages and the documentation."""
         if self.kind is str and self.choices:
             return "one of " + ", ".join(self.choices)
         words: dict[type | None, str] = {float: "a number", int: "a whole number", bool: "True or False", str: "a text"}

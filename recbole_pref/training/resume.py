@@ -53,7 +53,7 @@ class RunState:
 
 
 @dataclass
-class Within:
+class EpochPosition:
     """The position in an epoch at which a run was stopped.
 
     Attributes:
@@ -90,7 +90,7 @@ class ResumeState(RunState):
     optimizers: dict[str, Any]
     rng: dict[str, Any]
     loader: torch.Tensor
-    within: Within | None
+    within: EpochPosition | None
     log_sums: dict[str, torch.Tensor]
     scheduler: dict[str, Any] | None
     scaler: dict[str, Any]
@@ -125,6 +125,6 @@ class ResumeState(RunState):
                 "name one with -last- in its name."
             )
         values: dict[str, Any] = {field.name: state.get(field.name) for field in fields(cls)}
-        values["within"] = values["within"] and Within(**values["within"])
+        values["within"] = values["within"] and EpochPosition(**values["within"])
         values["train_loss_dict"] = dict(values["train_loss_dict"])
         return cls(**values)

@@ -28,7 +28,7 @@ from recbole_pref.model.preference import PreferenceMixin
 from recbole_pref.model.prior import is_added_after_training, is_in_training, is_used
 from recbole_pref.training import prior, reference
 from recbole_pref.training.optimizer import without_dynamo
-from recbole_pref.training.resume import ResumeState, RunState, Within
+from recbole_pref.training.resume import EpochPosition, ResumeState, RunState
 
 # Steps between checks of the loss on an accelerator, where each check waits for the device.
 _CHECK_EVERY = 50
@@ -70,7 +70,7 @@ class TrainerMixin(EvaluationMixin):
         self._resumed_file: str | Path | None = None
         self._nan_steps = 0
         self._signal: str | None = None
-        self._within: Within | None = None  # position in the epoch at which a stopped run continues
+        self._within: EpochPosition | None = None  # position in the epoch at which a stopped run continues
 
     def _build_optimizer(self, **kwargs: Any) -> torch.optim.Optimizer:
         kwargs.setdefault("params", [p for p in self.model.parameters() if p.requires_grad])
@@ -187,9 +187,9 @@ class TrainerMixin(EvaluationMixin):
 
     def train_epoch(self, epoch_idx: int = 0) -> float:
         """Train one epoch after ``start`` and return the sum of its losses."""
-        return self._preference_epoch(epoch_idx, False) if self.is_preference else self._recboles_epoch(epoch_idx)
+        return self._preference_epoch(epoch_idx, False) if self.is_preference else self._stock_epoch(epoch_idx)
 
-    def _recboles_epoch(self, epoch_idx: int, loss_func: Any = None, show_progress: bool = False) -> float:
+    def _stock_epoch(self, epoch_idx: int, loss_func: Any = None, show_progress: bool = False) -> float:
         return super()._train_epoch(self._train_data, epoch_idx, loss_func, show_progress)
 
     def _make_loader(self, train_data: Any) -> None:
@@ -244,7 +244,7 @@ class TrainerMixin(EvaluationMixin):
             signals.append(received)
             return state_dict, summary
 
-        with _random_states_kept(train_data), _marked("reference"):
+        with _random_states_restored(train_data), _marked("reference"):
             try:
                 state_dict, message = reference.obtain(self.config, self.model, train_data, valid_data, train)
             except Interrupted:  # it names the checkpoint of the reference's training
@@ -259,7 +259,7 @@ class TrainerMixin(EvaluationMixin):
         """Validate the reference, which the policy still equals, if the objective uses its metrics."""
         if self.objective is None or not self.objective.of_reference or not valid_data:
             return
-        with _random_states_kept(train_data):
+        with _random_states_restored(train_data):
             result = self.evaluate(valid_data, load_best_model=False)
         metrics = {name: float(value) for name, value in result.items()}
         self._reference_result = metrics
@@ -268,14 +268,14 @@ class TrainerMixin(EvaluationMixin):
 
     def _cache_reference(self, train_data: Any) -> None:
         """Cache the reference's representations; a resumed run has its reference only now."""
-        model, of_step = self.model, self.model.step.reference
-        if self.config["reference_cache"] and of_step is not None and model.backbone is not None:
+        model, frozen = self.model, self.model.step.reference
+        if self.config["reference_cache"] and frozen is not None and model.backbone is not None:
             started = time.perf_counter()
-            with _random_states_kept(train_data):
+            with _random_states_restored(train_data):
                 # The rounding of a row depends on its batch, so a resumed run must use the
                 # same batches.
                 train_data.generator.manual_seed(self.config["seed"])
-                of_step.fill_cache(self._loader, len(train_data._dataset))
+                frozen.fill_cache(self._loader, len(train_data._dataset))
             self.logger.info(f"reference cached in {time.perf_counter() - started:.1f}s")
 
     # -- one epoch ----------------------------------------------------------------------------
@@ -290,7 +290,7 @@ class TrainerMixin(EvaluationMixin):
             self._renew_reference(epoch_idx)
             total = self._preference_epoch(epoch_idx, show_progress)
         else:
-            total = self._recboles_epoch(epoch_idx, loss_func, show_progress)
+            total = self._stock_epoch(epoch_idx, loss_func, show_progress)
         self.epoch_times.append(time.perf_counter() - self._epoch_started)
         return total
 
@@ -374,7 +374,7 @@ class TrainerMixin(EvaluationMixin):
             total += loss.detach()
             if self._signal is not None:
                 seconds = time.perf_counter() - self._epoch_started
-                self._stop(epoch_idx, (Within(step + 1, total, seconds), loader_state))
+                self._stop(epoch_idx, (EpochPosition(step + 1, total, seconds), loader_state))
         if check_every > 1:
             finite &= self._gradients_finite()  # of the last step
         if not finite:
@@ -466,12 +466,12 @@ class TrainerMixin(EvaluationMixin):
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def _stop(self, epoch_idx: int, within: tuple[Within, torch.Tensor] | None) -> None:
+    def _stop(self, epoch_idx: int, within: tuple[EpochPosition, torch.Tensor] | None) -> None:
         """Store the state and end the run.
 
         Args:
             epoch_idx: the running epoch.
-            within: ``Within`` and the state of the loader at the start of the epoch; None keeps the
+            within: ``EpochPosition`` and the state of the loader at the start of the epoch; None keeps the
                 checkpoint of the epoch's start.
         """
         if not self._saving:
@@ -532,7 +532,7 @@ class TrainerMixin(EvaluationMixin):
         self._save_last(epoch_idx + 1)
 
     def _save_last(
-        self, start_epoch: int, finished: bool = False, within: tuple[Within, torch.Tensor] | None = None
+        self, start_epoch: int, finished: bool = False, within: tuple[EpochPosition, torch.Tensor] | None = None
     ) -> None:
         self._saved_epoch = start_epoch
         if not distributed.is_first():
@@ -714,7 +714,7 @@ def trainer_class(base: type) -> type:
 
 
 @contextmanager
-def _random_states_kept(train_data: Any) -> Iterator[None]:
+def _random_states_restored(train_data: Any) -> Iterator[None]:
     """Restore the random states afterwards: a run must not depend on whether a reference existed."""
     states, loader = checkpoint.rng_state(), train_data.generator.get_state()
     try:

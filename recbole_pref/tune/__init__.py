@@ -208,8 +208,8 @@ def _check_corners(config: Config, settings: dict[str, Any], plan: Plan) -> None
         raise PrefError(f"tune: {error}") from None
     pair = split_model_name(model)
     if plan.scheduler == "pbt":
-        of_backbone = backbone_settings(config, pair[1]) if pair else {}
-        sizes = {key for key, value in of_backbone.items() if type(value) is int}
+        backbone_defaults = backbone_settings(config, pair[1]) if pair else {}
+        sizes = {key for key, value in backbone_defaults.items() if type(value) is int}
         shaping = [key for key in plan.space if key in sizes | _data_keys() | {"learner"}]
         if shaping:
             raise PrefError(

@@ -50,7 +50,7 @@ def train_trial(params: dict[str, Any], shared: dict[str, Any]) -> None:
     try:
         cpus, gpus, workers = shared["resources"]
         arguments = {"params": params, "shared": shared, "folder": folder, "start": tune.get_checkpoint()}
-        cluster.together(_train, arguments, workers, cpus, gpus)
+        cluster.run_in_group(_train, arguments, workers, cpus, gpus)
     except PrefError as error:
         reason.write_text(str(error), encoding="utf-8")
         raise
