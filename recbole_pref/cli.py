@@ -88,7 +88,7 @@ def _add_options(parser: argparse.ArgumentParser, mode: str) -> None:
     if mode in ("train", "tune", "compare"):
         add("--dataset", "-d", help=f"name of the data set ({DEFAULT_DATASET})")
         add("--config_files", type=lambda text: _expanded(text).split(),
-            help="YAML files, separated by spaces; also files of this package, such as recommended/LPO.yaml")  # fmt: skip
+            help="YAML files, separated by spaces; also files of the package (recommended/LPO.yaml)")  # fmt: skip
     if mode in ("train", "tune"):
         of_run, of_sweep = "continue from the newest checkpoint, or from the checkpoint PATH", "continue the sweep"
         add("--resume", nargs="?", const="True", type=path, metavar="PATH",
@@ -464,15 +464,15 @@ def _compare(options: argparse.Namespace, settings: dict[str, Any]) -> int:
 
     done = compare(
         options.compare,
-        _model_and_dataset(options)[1],
-        options.seeds,
-        options.config_files,
-        settings,
-        options.output,
-        options.baseline,
-        options.processes,
-        options.test,
-        options.columns and [name.strip() for name in options.columns.split(",") if name.strip()],
+        dataset=_model_and_dataset(options)[1],
+        seeds=options.seeds,
+        config_file_list=options.config_files,
+        config_dict=settings,
+        output=options.output,
+        baseline=options.baseline,
+        processes=options.processes,
+        test=options.test,
+        columns=options.columns and [name.strip() for name in options.columns.split(",") if name.strip()],
     )
     print(done.text)
     _publish(done.folder)
@@ -529,12 +529,12 @@ def _predict(options: argparse.Namespace, settings: dict[str, Any]) -> int:
         options.predict,
         options.input,
         options.output,
-        options.k,
-        not options.keep_seen,
-        options.unknown,
-        options.data_path,
-        options.device,
-        PIECE_ROWS if options.piece_rows is None else options.piece_rows,
+        k=options.k,
+        exclude_seen=not options.keep_seen,
+        unknown=options.unknown,
+        data_path=options.data_path,
+        device=options.device,
+        piece_rows=PIECE_ROWS if options.piece_rows is None else options.piece_rows,
         **cluster_options,
     )
     print(f"{written.recommendations} recommendations for {written.users} users or sequences: {options.output}")

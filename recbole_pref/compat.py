@@ -60,6 +60,19 @@ def _module(name: str) -> Any:
     return importlib.import_module(f"recbole.{name}")
 
 
+def _replace(module: str, owner: str, name: str, function: Callable[..., Any], calls_original: bool = False) -> None:
+    """Replace a method of RecBole by a function; with ``calls_original`` its first argument is the original method."""
+    cls = getattr(_module(module), owner)
+    original: Any = getattr(cls, name)
+
+    @functools.wraps(original)
+    def replacement(self: Any, *args: Any, **options: Any) -> Any:
+        return function(original, self, *args, **options) if calls_original else function(self, *args, **options)
+
+    replacement.original = original
+    setattr(cls, name, replacement)
+
+
 def _over(module: Any, **replaced: Any) -> Any:
     """Return a proxy of ``module`` with some names replaced."""
     proxy = types.ModuleType(module.__name__, module.__doc__)
@@ -113,23 +126,19 @@ def _pandas_copies() -> bool:
 
 
 def _fill_missing_features() -> None:
-    dataset = _module("data.dataset.dataset")
-    original = dataset.Dataset._fill_nan
-
-    def _fill_nan(self: Any) -> None:
+    def fill_nan(original: Callable[..., Any], dataset: Any) -> None:
         # The original then finds these fields complete and only fills sequences.
-        for name in self.feat_name_list:
-            feat = getattr(self, name)
+        for name in dataset.feat_name_list:
+            feat = getattr(dataset, name)
             for field in feat:
-                kind = self.field2type[field].value
+                kind = dataset.field2type[field].value
                 if kind == "token":
                     feat[field] = feat[field].fillna(0).astype("int64")
                 elif kind == "float":
                     feat[field] = feat[field].fillna(feat[field].mean())
-        original(self)
+        original(dataset)
 
-    _fill_nan.original = original
-    dataset.Dataset._fill_nan = _fill_nan
+    _replace("data.dataset.dataset", "Dataset", "_fill_nan", fill_nan, calls_original=True)
 
 
 def _read_empty_sequences() -> None:
@@ -179,34 +188,17 @@ def _unset_anomaly_detection() -> None:
 def _collect_non_tensors() -> None:
     import torch
 
-    collector = _module("evaluator.collector").Collector
-    original = collector.get_data_struct
-
-    def get_data_struct(self: Any) -> Any:
-        collected = self.data_struct._data_dict
+    def get_data_struct(original: Callable[..., Any], collector: Any) -> Any:
+        collected = collector.data_struct._data_dict
         plain = {k: v for k, v in collected.items() if not isinstance(v, torch.Tensor)}
         for key in plain:
             del collected[key]
-        struct = original(self)
+        struct = original(collector)
         collected.update(plain)
         struct._data_dict.update(plain)
         return struct
 
-    get_data_struct.original = original
-    collector.get_data_struct = get_data_struct
-
-
-def _replace(module: str, owner: str, name: str, function: Callable[..., Any], calls_original: bool = False) -> None:
-    """Replace a method of RecBole by a function; with ``calls_original`` its first argument is the original method."""
-    cls = getattr(_module(module), owner)
-    original: Any = getattr(cls, name)
-
-    @functools.wraps(original)
-    def replacement(self: Any, *args: Any, **options: Any) -> Any:
-        return function(original, self, *args, **options) if calls_original else function(self, *args, **options)
-
-    replacement.original = original
-    setattr(cls, name, replacement)
+    _replace("evaluator.collector", "Collector", "get_data_struct", get_data_struct, calls_original=True)
 
 
 def _late(module: str, name: str) -> Callable[..., Any]:
@@ -395,18 +387,14 @@ def _prepare_quick_start() -> None:
 
 
 def _read_our_properties() -> None:
-    config = _module("config.configurator").Config
-    original = config._load_internal_config_dict
-
-    def _load_internal_config_dict(self: Any, model: Any, model_class: Any, dataset: Any) -> None:
-        original(self, model, model_class, dataset)
+    def load(original: Callable[..., Any], config: Any, model: Any, model_class: Any, dataset: Any) -> None:
+        original(config, model, model_class, dataset)
         if getattr(model_class, "preference_method", None) is not None or hasattr(model_class, "own_settings"):
             from recbole_pref.settings.files import load_properties
 
-            load_properties(self, model_class, dataset)
+            load_properties(config, model_class, dataset)
 
-    _load_internal_config_dict.original = original
-    config._load_internal_config_dict = _load_internal_config_dict
+    _replace("config.configurator", "Config", "_load_internal_config_dict", load, calls_original=True)
 
 
 class _NoCurves:
@@ -459,26 +447,22 @@ def _draw_with_generators() -> None:
 def _filter_further_features() -> None:
     import pandas
 
-    dataset = _module("data.dataset.dataset")
-    original = dataset.Dataset._filter_by_inter_num
-
-    def _filter_by_inter_num(self: Any) -> None:
-        original(self)
-        if self.config["mm_fields"] is None:  # no model with item features
+    def filter_by_inter_num(original: Callable[..., Any], dataset: Any) -> None:
+        original(dataset)
+        if dataset.config["mm_fields"] is None:  # no model with item features
             return
-        sources = [feat[self.iid_field] for feat in (self.inter_feat, self.item_feat) if feat is not None]
+        sources = [feat[dataset.iid_field] for feat in (dataset.inter_feat, dataset.item_feat) if feat is not None]
         items = pandas.concat(sources).unique()
-        for suffix in self.config["additional_feat_suffix"] or ():
-            feat = getattr(self, f"{suffix}_feat")
-            for field in set(feat) & set(self.alias["item_id"]):
+        for suffix in dataset.config["additional_feat_suffix"] or ():
+            feat = getattr(dataset, f"{suffix}_feat")
+            for field in set(feat) & set(dataset.alias["item_id"]):
                 removed = feat.index[~feat[field].isin(items)]
                 feat.drop(removed, inplace=True)
                 if len(removed):
-                    name = f"{self.dataset_name}.{suffix}"
-                    self.logger.info(f"{name}: {len(removed)} items without interactions are removed")
+                    name = f"{dataset.dataset_name}.{suffix}"
+                    dataset.logger.info(f"{name}: {len(removed)} items without interactions are removed")
 
-    _filter_by_inter_num.original = original
-    dataset.Dataset._filter_by_inter_num = _filter_by_inter_num
+    _replace("data.dataset.dataset", "Dataset", "_filter_by_inter_num", filter_by_inter_num, calls_original=True)
 
 
 def _silence_notices() -> None:

@@ -136,9 +136,17 @@ def estimate(
     device_mb = torch.cuda.max_memory_allocated() / 2**20 if trainer.device.type == "cuda" else None
     n_items = run.dataset.item_num
     return Estimate(
-        data_seconds, data_mb, whole_epoch(first, several, timed, steps), training_mb, validation_seconds, peak_mb(),
-        device_mb, 8 * n_items**2 / 2**20 if prior.is_used(given) else None, given["epochs"], steps,
-    )  # fmt: skip
+        data_seconds=data_seconds,
+        data_mb=data_mb,
+        epoch_seconds=whole_epoch(first, several, timed, steps),
+        training_mb=training_mb,
+        validation_seconds=validation_seconds,
+        evaluation_mb=peak_mb(),
+        device_mb=device_mb,
+        prior_mb=8 * n_items**2 / 2**20 if prior.is_used(given) else None,
+        epochs=given["epochs"],
+        steps=steps,
+    )
 
 
 def _seconds_of(trainer: Any, loader: Any, steps: int) -> float:

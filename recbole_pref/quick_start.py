@@ -329,7 +329,7 @@ def refuse_other_defaults(config: Config, expected: str, what: str) -> None:
     if digest_of_defaults(config) != expected:
         raise PrefError(
             f"the defaults changed after the {what} began: a property file or plugin was edited, or this machine has "
-            "another version. Give the command again for new runs."
+            "another version; give the command again for new runs."
         )
 
 

@@ -222,7 +222,7 @@ def test_an_edited_property_file_makes_new_runs_of_its_method(tiny_dataset, tmp_
 
 def test_a_run_with_other_defaults_than_planned_is_refused(tiny_dataset, tmp_path):
     (task,) = plan_runs(compare.parse_entries("LPOSASRec"), "tiny", 1, None, dict(tiny_dataset), tmp_path)
-    with pytest.raises(PrefError, match="edited after the comparison began"):
+    with pytest.raises(PrefError, match="defaults changed after the comparison began"):
         run_module.train_and_record(replace(task, defaults="those of another file"))
 
 

@@ -101,12 +101,12 @@ def plan_runs(
                 f"for {entry.label} and {_test_row(first_config)} for {entries[0].label}: one table needs equal test "
                 "rows, use split {LS: valid_and_test}."
             )
-        for what, value in _measured(config).items():
-            if value != first_measured[what]:
+        for key, value in _measured(config).items():
+            if value != first_measured[key]:
+                what = _PART_OF.get(key, key)
                 raise PrefError(
-                    f"--compare: {entry.label} has {what} {value!r}, the first entry {first_measured[what]!r}: one "
-                    f"table needs the same value, set it for all with --{what.rpartition(' ')[2]}=... on the command "
-                    "line."
+                    f"--compare: {entry.label} has {what} {value!r}, the first entry {first_measured[key]!r}: one "
+                    f"table needs the same value, set it for all with --{key}=... on the command line."
                 )
         needed = [config["MODEL_TYPE"], config["load_col"], *(config[key] for key in sorted(_READS))]
         reads.setdefault(repr(needed), config)
@@ -117,8 +117,11 @@ def plan_runs(
             seeded = {**settings, "seed": seed}
             name = _name_of(entry, dataset, seeded, defaults)
             tasks.append(
-                Task(name, entry.label, entry.model, dataset, seed, seeded, str(folder), defaults,
-                     _of_seed(needs, seed), _of_seed(provides, seed), config["epochs"])
+                Task(
+                    id=name, label=entry.label, model=entry.model, dataset=dataset, seed=seed, settings=seeded,
+                    folder=str(folder), defaults=defaults, needs=_of_seed(needs, seed),
+                    provides=_of_seed(provides, seed), epochs=config["epochs"],
+                )
             )  # fmt: skip
     check_different([task.id for task in tasks])
     if not all(task.record.is_file() for task in tasks):
@@ -175,11 +178,15 @@ def _test_row(config: Config) -> str:
     return "one target" if single else "a user with all targets"
 
 
+# The part of a setting that must be equal for all entries of a table, in words.
+_PART_OF = {"valid_metric": "cut-off of valid_metric", "topk": "first of topk"}
+
+
 def _measured(config: Config) -> dict[str, Any]:
-    """Return the values that must be equal for all entries of a table, by name."""
+    """Return the values that must be equal for all entries of a table, by setting."""
     cutoff = str(config["valid_metric"]).partition("@")[2]
-    same = {"metrics": sorted(map(str.lower, config["metrics"])), "cut-off of valid_metric": cutoff}
-    same["first of topk"] = "" if cutoff else config["topk"][0]  # the cut-off of the table in this case
+    same = {"metrics": sorted(map(str.lower, config["metrics"])), "valid_metric": cutoff}
+    same["topk"] = "" if cutoff else config["topk"][0]  # the cut-off of the table in this case
     same |= {key: config[key] for key in settings_with(same_in_table=True)}
     return same | {"mask_history": history_is_masked(config)}
 

@@ -87,25 +87,26 @@ def _user_differences(pairs: list[tuple[Run, Run]], metric: str) -> np.ndarray |
     for pair in pairs:
         if not same_rows(*pair) or group_of(metric) and not same_groups(*pair):
             return None
-        one, other = ({**run.arrays, **_values(run, metric)} for run in pair)
-        if "values" not in one or "values" not in other:
+        one, other = (_values(run, metric) for run in pair)
+        if one is None or other is None:
             return None
-        users.append(one["user"][one["rows"]])
-        gaps.append(one["values"] - other["values"])
+        (values, rows), (others, _) = one, other
+        users.append(pair[0].arrays["user"][rows])
+        gaps.append(values - others)
     _, numbers = np.unique(np.concatenate(users), return_inverse=True)
     return np.bincount(numbers, weights=np.concatenate(gaps)) / len(pairs)
 
 
-def _values(run: Run, metric: str) -> dict[str, np.ndarray]:
-    """Return the ``values`` of a metric and their test ``rows``; empty if ranks do not determine the metric.
+def _values(run: Run, metric: str) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return the values of a metric and their test rows, or None if ranks do not determine the metric.
 
     With several targets in a row, the mean over ranks differs from the result of the evaluator.
     """
     by_rank = evidence.user_values(run.arrays, metric)
     step = 10.0 ** -run.config.get("metric_decimal_place", 4)
     if by_rank is None or not abs(by_rank[0].mean() - run.test_result[metric]) <= step:  # also refuses NaN
-        return {}
-    return dict(zip(("values", "rows"), by_rank))
+        return None
+    return by_rank
 
 
 def same_rows(one: Run, other: Run) -> bool:
