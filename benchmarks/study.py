@@ -121,7 +121,7 @@ class Study(NamedTuple):
 # Every table of docs/results.md that this script makes, and the p-values against another baseline.
 STUDIES = {
     "parts-ml-100k": Study(
-        "ml-100k", "SASRec", f"{PARTS},LPO without reweighting,LPO top-K negatives,LPO random negatives", "5"
+        "ml-100k", "SASRec", f"{PARTS},LPO without reweighting,LPO top-K negatives,LPO random negatives", "3"
     ),
     "weights-ml-100k-SASRec": Study("ml-100k", "SASRec", WEIGHTS, "3"),
     "tuned-methods-ml-100k": Study(
