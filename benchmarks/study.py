@@ -105,6 +105,14 @@ TUNED_CASER = ",".join(
     f"{name} {'' if name == 'CE' else 'reference_'}learning_rate=0.00043 embedding_size=128 dropout_prob=0.7"
     for name in FIRST.split(",")
 )
+# The winners of the four best of these methods on amazon-beauty: eight trials of at most six epochs. S-DPO and DMPO
+# have one negative there, so they are the same loss.
+_K1 = "epochs=6 learning_rate=8.681e-05 beta=0.1145 num_negatives=1 neg_sampler=pool"
+TUNED_BEAUTY = (
+    "CE trained,CE continued epochs=6 learning_rate=8.681e-05,CE continued epochs=6,"
+    "ORPO tuned epochs=6 learning_rate=7.261e-05 lambda=0.1133 num_negatives=20 neg_sampler=pool,"
+    f"SDPO tuned {_K1},HaNoRec tuned {_K1}"
+)
 
 
 class Study(NamedTuple):
@@ -127,6 +135,7 @@ STUDIES = {
     "tuned-methods-ml-100k": Study(
         "ml-100k", "SASRec", ",".join(["CE trained", "CE continued", *(f"{method} tuned" for method in FOUND)]), "3"
     ),
+    "tuned-methods-amazon-beauty": Study("amazon-beauty", "SASRec", TUNED_BEAUTY, "2020,2021"),
     "tuned-amazon-beauty-Caser": Study("amazon-beauty", "Caser", TUNED_CASER, "5", masked=True),
     "methods-amazon-beauty": Study("amazon-beauty", "SASRec", METHODS, "5"),
     "parts-amazon-beauty": Study("amazon-beauty", "SASRec", PARTS, "5"),
