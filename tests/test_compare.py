@@ -741,7 +741,7 @@ def test_commands_that_contradict_themselves_are_refused(words, message, capsys)
 
 def test_the_command_line_passes_columns_on(monkeypatch, tmp_path):
     given = []
-    monkeypatch.setattr(compare, "compare", lambda *words: given.append(words[-1]) or sys.exit(0))
+    monkeypatch.setattr(compare, "compare", lambda *_, **options: given.append(options["columns"]) or sys.exit(0))
     with pytest.raises(SystemExit):
         main(["--compare=CESASRec", "--columns=NDCG@10, Tail NDCG@10,"])
     assert given == [["NDCG@10", "Tail NDCG@10"]]
