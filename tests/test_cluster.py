@@ -113,7 +113,9 @@ def test_each_worker_has_gpus_of_its_own(tmp_path, ray_here, monkeypatch):
 
 def in_a_trial(function):
     """The result of a function in two workers, the first of which is a process of Ray as that of a trial."""
-    return ray.get(ray.remote(num_cpus=1, max_retries=0)(cluster.run_in_group).remote(function, {}, 2, 1, 0), timeout=300)
+    return ray.get(
+        ray.remote(num_cpus=1, max_retries=0)(cluster.run_in_group).remote(function, {}, 2, 1, 0), timeout=300
+    )
 
 
 def test_a_refusal_of_another_worker_is_the_reason(ray_here):
