@@ -9,7 +9,8 @@ from textwrap import dedent
 
 import pytest
 
-from recbole_pref import cli, cores, startup
+from recbole_pref import cli, cores, features_tool, startup
+from recbole_pref.data import convert
 from recbole_pref.errors import PrefError
 from recbole_pref.model.names import sequential_model_names, sequential_models
 
@@ -274,6 +275,12 @@ def test_the_home_folder_is_found_in_all_paths(monkeypatch):
     options, _ = cli.parse(["--compare=CESASRec,~/b.yaml,LPOSASRec ~/c.yaml", "--output=~/out"])
     assert options.compare == "CESASRec,/home/ann/b.yaml,LPOSASRec /home/ann/c.yaml"
     assert options.output == "/home/ann/out"
+    words = ["--input=~/log.csv", "--format=table", "--name=mine", "--output=~/data", "--item_features=~/items.csv"]
+    options = convert.build_parser().parse_args(words)
+    paths = [options.input, options.output, options.item_features]
+    assert paths == ["/home/ann/log.csv", "/home/ann/data", "/home/ann/items.csv"]
+    options = features_tool.build_parser().parse_args(["image", "--data_path=~/data", "--images=~/covers"])
+    assert (options.data_path, options.images) == ("/home/ann/data", "/home/ann/covers")
 
 
 def test_bare_command_prints_help(capsys):

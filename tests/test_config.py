@@ -185,6 +185,11 @@ def test_options_of_the_command_line_are_not_settings(tmp_path, option):
         Config("LPOSASRec", "ml-100k", [str(tmp_path / "mine.yaml")])
 
 
+def test_a_key_that_is_a_number_is_named():
+    with pytest.raises(PrefError, match="^2024='x' is not a setting of RecBole"):
+        Config("CESASRec", "ml-100k", config_dict={2024: "x"})
+
+
 def test_keys_of_your_own_need_to_be_allowed():
     config = Config("LPOSASRec", "ml-100k", config_dict={"zzz": 1, "strict_config": False})
     assert config["zzz"] == 1
