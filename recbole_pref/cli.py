@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from recbole_pref.errors import Interrupted, PrefError, suggest
+from recbole_pref.errors import Interrupted, PrefError, report, suggest
 from recbole_pref.startup import garbage_collection_paused
 from recbole_pref.version import __version__
 
@@ -87,12 +87,11 @@ def _add_options(parser: argparse.ArgumentParser, mode: str) -> None:
         add("--model", "-m", help=f"<Method><Backbone> or a model of RecBole ({DEFAULT_MODEL})")
     if mode in ("train", "tune", "compare"):
         add("--dataset", "-d", help=f"name of the data set ({DEFAULT_DATASET})")
-        add("--config_files", type=lambda text: _expanded(text).split(),
+        add("--config_files", type=split_paths,
             help="YAML files, separated by spaces; also files of the package (recommended/LPO.yaml)")  # fmt: skip
     if mode in ("train", "tune"):
-        of_run, of_sweep = "continue from the newest checkpoint, or from the checkpoint PATH", "continue the sweep"
         add("--resume", nargs="?", const="True", type=path, metavar="PATH",
-            help=of_run if mode == "train" else of_sweep)  # fmt: skip
+            help="continue the sweep" if mode == "tune" else "continue from the newest checkpoint or PATH")  # fmt: skip
     if mode == "train":
         add("--estimate", action="store_true", help="print memory and time of the run from a few steps; train nothing")
         add("--nproc", type=int, default=1, help="processes on this machine that train together (1)")
@@ -161,6 +160,11 @@ def _add_options(parser: argparse.ArgumentParser, mode: str) -> None:
 def _expanded(text: str) -> str:
     """Replace ``~`` at the beginning of each path in a text by the home folder."""
     return re.sub(r"(?<![^\s,])~[^\s,]*", lambda path: os.path.expanduser(path[0]), text)
+
+
+def split_paths(text: str) -> list[str]:
+    """Return the paths in a text, which spaces separate, with ``~`` as the home folder."""
+    return _expanded(text).split()
 
 
 def _joined(words: list[str]) -> list[str]:
@@ -310,10 +314,8 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         return _RUN[options.mode](options, settings)
     except PrefError as error:
-        if "--debug" in argv:
-            raise
-        print(f"recbole-pref: {error}", file=sys.stderr)
-        return 130 if isinstance(error, Interrupted) else 2
+        code = report(error, "recbole-pref", debug="--debug" in argv)
+        return 130 if isinstance(error, Interrupted) else code
     except KeyboardInterrupt:
         if "--debug" in argv:
             raise

@@ -1,5 +1,6 @@
 """Errors that the user can fix: one sentence, no traceback, exit code 2."""
 
+import sys
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -14,6 +15,20 @@ class PrefError(ValueError):
 
 class Interrupted(PrefError):
     """Training was stopped by a signal after the state was stored."""
+
+
+def report(error: PrefError, program: str, debug: bool) -> int:
+    """Print an error as the command line reports it, and return the exit code 2.
+
+    Args:
+        error: the error that is being handled.
+        program: name of the command.
+        debug: raise the error instead, for its traceback.
+    """
+    if debug:
+        raise error
+    print(f"{program}: {error}", file=sys.stderr)
+    return 2
 
 
 def suggest(word: object, options: Iterable[object]) -> str:

@@ -28,7 +28,7 @@ from recbole_pref.compare.tables import result_table
 from recbole_pref.config import Config
 from recbole_pref.data.tables import existing_file, read_parquet_file, read_text_table, without_fractions
 from recbole_pref.environment import environment
-from recbole_pref.errors import PrefError, suggest
+from recbole_pref.errors import PrefError, report, suggest
 from recbole_pref.evaluation import evidence
 from recbole_pref.evaluation.collector import TOP, PrefCollector
 from recbole_pref.evaluation.ranking import cut_pairs, history_is_masked
@@ -253,11 +253,7 @@ def build_parser() -> argparse.ArgumentParser:
     add, path = parser.add_argument, os.path.expanduser
     add("--recommendations", required=True, type=path, help="CSV or Parquet with user, item, and rank or score")
     add("--dataset", help="name of the data set")
-    add(
-        "--config_files",
-        type=lambda files: [path(file) for file in files.split()],
-        help="YAML files, separated by spaces",
-    )
+    add("--config_files", type=cli.split_paths, help="YAML files, separated by spaces")
     add("--model", help="SASRec for the split of sequential models (the default), BPR for that of general models")
     add("--part", choices=("test", "valid"), default="test", help="part of the split (test)")
     add("--unknown", choices=("error", "skip"), default="error", help="how to treat unknown items (error)")
@@ -299,10 +295,7 @@ def main(argv: list[str] | None = None) -> int:
         if options.comparison is not None:
             record(evaluation, options.comparison, label, options.recommendations)
     except PrefError as error:
-        if options.debug:
-            raise
-        print(f"recbole-pref-evaluate: {error}", file=sys.stderr)
-        return 2
+        return report(error, "recbole-pref-evaluate", options.debug)
     for note in evaluation.notes:
         print(note, file=sys.stderr)
     result = {"test_result": evaluation.result, "seconds_per_epoch": None}

@@ -20,7 +20,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from recbole_pref import cli
 from recbole_pref.data.convert import check_name
-from recbole_pref.errors import PrefError, suggest
+from recbole_pref.errors import PrefError, report, suggest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -424,10 +424,7 @@ def main(argv: list[str] | None = None) -> int:
             raise PrefError(f"{rest[0]!r} is not valid: settings of a run need --train=MODEL.")
         folder, name, settings = make(options)
     except PrefError as error:
-        if options.debug:
-            raise
-        print(f"recbole-pref-features: {error}", file=sys.stderr)
-        return 2
+        return report(error, "recbole-pref-features", options.debug)
     command = [f"--dataset={name}", f"--data_path={folder.parent}", f"--config_files={settings}"]
     if options.train is None:
         print(f"train on it: recbole-pref --model=RoDPOMMSASRec {' '.join(command)}")

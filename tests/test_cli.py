@@ -267,20 +267,21 @@ def test_documented_command_lines(words, mode, attributes):
     assert {name: getattr(options, name) for name in attributes} == attributes
 
 
-def test_the_home_folder_is_found_in_all_paths(monkeypatch):
-    monkeypatch.setenv("HOME", "/home/ann")
+def test_the_home_folder_is_found_in_all_paths(monkeypatch, tmp_path):
+    home = str(tmp_path)
+    monkeypatch.setenv("HOME", home)
     options, _ = cli.parse(["--config_files=~/a.yaml b.yaml", "--plugins=~/p.py,~/q.py", "--resume=~/x.pth"])
-    assert options.config_files == ["/home/ann/a.yaml", "b.yaml"] and options.resume == "/home/ann/x.pth"
-    assert options.plugins == "/home/ann/p.py,/home/ann/q.py"
+    assert options.config_files == [f"{home}/a.yaml", "b.yaml"] and options.resume == f"{home}/x.pth"
+    assert options.plugins == f"{home}/p.py,{home}/q.py"
     options, _ = cli.parse(["--compare=CESASRec,~/b.yaml,LPOSASRec ~/c.yaml", "--output=~/out"])
-    assert options.compare == "CESASRec,/home/ann/b.yaml,LPOSASRec /home/ann/c.yaml"
-    assert options.output == "/home/ann/out"
+    assert options.compare == f"CESASRec,{home}/b.yaml,LPOSASRec {home}/c.yaml"
+    assert options.output == f"{home}/out"
     words = ["--input=~/log.csv", "--format=table", "--name=mine", "--output=~/data", "--item_features=~/items.csv"]
     options = convert.build_parser().parse_args(words)
     paths = [options.input, options.output, options.item_features]
-    assert paths == ["/home/ann/log.csv", "/home/ann/data", "/home/ann/items.csv"]
+    assert paths == [f"{home}/log.csv", f"{home}/data", f"{home}/items.csv"]
     options = features_tool.build_parser().parse_args(["image", "--data_path=~/data", "--images=~/covers"])
-    assert (options.data_path, options.images) == ("/home/ann/data", "/home/ann/covers")
+    assert (options.data_path, options.images) == (f"{home}/data", f"{home}/covers")
 
 
 def test_bare_command_prints_help(capsys):

@@ -54,7 +54,7 @@ class Progress:
         if reason is not None:
             self._print(f"{head} failed: {reason}")
             return
-        after = f"{state.epochs} epoch{'s' * (state.epochs != 1)}, {_clock(state.end - state.start)}"
+        after = f"{state.epochs} epoch{'s' * (state.epochs != 1)}, {timedelta(seconds=int(state.end - state.start))}"
         self._print(
             f"[{self._count()}/{len(self.tasks)}] {head} done after {after}: best validation score "
             f"{_shown(state.score)}{self._left()}"
@@ -107,7 +107,7 @@ class Progress:
 
     def _left(self) -> str:
         left = self.seconds_left()
-        return "" if not left else f", at most about {_clock(left)} left"
+        return "" if not left else f", at most about {timedelta(seconds=int(left))} left"
 
     def _print(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)
@@ -119,7 +119,3 @@ def _mean(values: list[float]) -> float:
 
 def _shown(score: float | None) -> str:
     return "–" if score is None else f"{score:.4f}"
-
-
-def _clock(seconds: float) -> str:
-    return str(timedelta(seconds=int(seconds)))

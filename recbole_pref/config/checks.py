@@ -42,7 +42,6 @@ from recbole_pref.settings.setting import LARGEST
 if TYPE_CHECKING:
     from recbole_pref.config import Config
 
-# The inputs of metrics that have a cut-off.
 _ANY_DATA_SET = {"inter": ["user_id", "item_id"]}  # RecBole's load_col for a data set without a property file
 _SEQUENTIAL_EVAL_ARGS = {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"}
 _TRANSFORM_KEYS = {"crop_itemseq": "eta", "reorder_itemseq": "beta"}  # what RecBole's transforms read

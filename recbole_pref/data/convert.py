@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from recbole_pref.errors import PrefError, suggest
+from recbole_pref.errors import PrefError, report, suggest
 
 FORMATS = (
     "sequences", "pairs", "table", "movielens", "amazon-ratings-2014", "amazon-ratings-2018", "amazon-reviews",
@@ -240,10 +240,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         summary = convert(**arguments)
     except PrefError as error:
-        if debug:
-            raise
-        print(f"recbole-pref-data: {error}", file=sys.stderr)
-        return 2
+        return report(error, "recbole-pref-data", debug)
     from tabulate import tabulate
 
     name, output = arguments["name"], arguments["output"]

@@ -18,7 +18,7 @@ from recbole.evaluator.register import metric_information
 
 from recbole_pref.errors import PrefError, suggest
 from recbole_pref.evaluation.metrics import smaller_is_better
-from recbole_pref.settings import is_finite, shown
+from recbole_pref.settings import is_number, shown
 
 # Metrics that can exceed 1, and an upper bound of their values.
 _BEYOND_ONE = {"averagepopularity", "shannonentropy", "logloss", "mae", "rmse"}
@@ -122,8 +122,8 @@ def check_objective(value: Any, metrics: Sequence[str], topk: Sequence[int], set
     pairs = [*value["weights"].items(), *parts["at_least"].items(), *parts["of_reference"].items()]
     for metric, number in pairs:
         check_measured(metric, metrics, topk, setting)
-        if isinstance(number, bool) or not is_finite(number):
-            raise PrefError(f"{setting}: {metric}={shown(number)} is not a number: {form}.")
+        if not is_number(number):
+            raise PrefError(f"{setting}: {metric}={shown(number)} is not a number, or not a finite one: {form}.")
 
 
 def check_measured(metric: str, metrics: Sequence[str], topk: Sequence[int], setting: str) -> None:

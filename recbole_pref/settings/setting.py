@@ -1,7 +1,6 @@
 """``Setting``: the accepted values and the uses of one key of the configuration."""
 
 import importlib
-import math
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from numbers import Real
@@ -222,8 +221,8 @@ def is_finite(value: Any) -> bool:
 
 
 def is_number(value: Any) -> bool:
-    """Return whether a value is a finite number, not True or False."""
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    """Return whether a value is a number as :func:`is_finite` accepts, but not True or False."""
+    return is_finite(value) and not isinstance(value, bool)
 
 
 def shown(value: Any) -> str:

@@ -9,6 +9,8 @@ from ray.tune import Callback
 from ray.tune.experiment import Trial
 from tabulate import tabulate
 
+from recbole_pref.tune.results import short
+
 _INTERVAL = 30.0  # seconds between two tables
 _ROWS = 5
 
@@ -68,7 +70,7 @@ class Progress(Callback):
         )
 
     def _params(self, trial: Trial) -> str:
-        return " ".join(f"{key}={_short(trial.config.get(key))}" for key in self.keys)
+        return " ".join(f"{key}={short(trial.config.get(key))}" for key in self.keys)
 
     def table(self, trials: list[Trial], elapsed: float) -> str:
         """Return the text of the live table.
@@ -85,13 +87,13 @@ class Progress(Callback):
         scored.sort(key=lambda trial: -trial.last_result["best_score"])
         rows = [
             [trial.trial_id, trial.status.lower(), _epochs(trial), f"{trial.last_result['best_score']:.4f}",
-             *(_short(trial.config.get(key)) for key in self.keys)]
+             *(short(trial.config.get(key)) for key in self.keys)]
             for trial in scored[:_ROWS]
         ]  # fmt: skip
-        head = f"{counts} of {self.trials} trials, {_clock(elapsed)} elapsed"
+        head = f"{counts} of {self.trials} trials, {timedelta(seconds=int(elapsed))} elapsed"
         left = self.seconds_left(trials, elapsed)
         if left is not None:
-            head += f", at most about {_clock(left)} left"
+            head += f", at most about {timedelta(seconds=int(left))} left"
         header = ["best so far", "state", "epochs", "score", *self.keys]
         return f"{head}\n{tabulate(rows, header, 'github', disable_numparse=True)}"
 
@@ -118,11 +120,3 @@ class Progress(Callback):
 
 def _epochs(trial: Trial) -> int:
     return int((trial.last_result or {}).get("epoch", 0))
-
-
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _clock(seconds: float) -> str:
-    return str(timedelta(seconds=int(seconds)))

@@ -45,7 +45,7 @@ def trial_rows(grid: Iterable[Result], plan: Plan) -> list[dict[str, Any]]:
         row = {
             "trial_id": Path(result.path).name,
             "state": "failed" if result.error else "done",
-            "reason": reason_of(result.error) if result.error else "",
+            "reason": failure_reason(result.error) if result.error else "",
             "score": metrics.get("best_score"),
             **{key: as_setting(key, (result.config or {}).get(key)) for key in plan.space},
             "epochs": metrics.get("epoch"),
@@ -63,7 +63,7 @@ def trial_rows(grid: Iterable[Result], plan: Plan) -> list[dict[str, Any]]:
     return rows
 
 
-def reason_of(error: BaseException) -> str:
+def failure_reason(error: BaseException) -> str:
     """Return why a trial failed in one line: the text of its PrefError, or Ray's message about its process."""
     lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
     for line in reversed(lines):
@@ -147,10 +147,13 @@ def _pair(settings: dict[str, Any], config: Config) -> tuple[str, str]:
     return f"ndcg@{k}", group_key("tail", f"ndcg@{k}")
 
 
-def _shown(value: Any) -> str:
-    if value is None:
-        return ""
+def short(value: Any) -> str:
+    """Return a value for a table; a float with four significant digits."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _shown(value: Any) -> str:
+    return "" if value is None else short(value)
 
 
 def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
