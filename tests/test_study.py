@@ -178,6 +178,14 @@ def test_finished_runs_are_measured_again(tiny_dataset, tmp_path, warm_workers, 
     first, *rest = [line.split("|")[1:] for line in capsys.readouterr().out.splitlines() if "| CE prior" in line]
     assert [cell.strip() for cell in first[3:6]] == [f"{plain[metric]} (+0.0%)" for metric in prior_front.SHOWN]
     assert sum(cells[2].strip().startswith(">") for cells in rest) == 1 and rest[-1][3:6] != first[3:6]
+    # Masked, it is the same network in the table of the masked test set; the validation set has other values.
+    hidden = {metric: cell.split("±")[0].strip() for cell, metric in zip(rows["CE SASRec"][3:], study.METRICS)}
+    for split, same in (("test", True), ("validation", False)):
+        monkeypatch.setattr(sys, "argv", ["prior_front.py", *shared, *names, "--masked", f"--split={split}"])
+        assert exit_code_of(prior_front.main) == 0
+        first = next(line for line in capsys.readouterr().out.splitlines() if "| CE prior" in line).split("|")[1:]
+        expected = [f"{hidden[metric]} (+0.0%)" for metric in prior_front.SHOWN]
+        assert ([cell.strip() for cell in first[3:6]] == expected) is same
     names = ["--entry=CE SASRec", "--against=CE prior=TALE SASRec"]
     monkeypatch.setattr(sys, "argv", ["popularity_control.py", *shared, *names])
     assert exit_code_of(control.main) == 0
