@@ -7,8 +7,8 @@
 The script reads the finished runs of a study. It ranks the test set with the network of each run of --entries and with
 each weight, and prints the change of the metrics against the entry --baseline with the same seeds. --settings
 fits the prior again with other settings, --split=validation ranks the validation set instead, and --masked leaves out
-the items of the user's history. The weight marked with > is the one that training would choose from these on the
-validation set, for most seeds.
+the items of the user's history. A network that was trained without a prior needs --settings="prior=TALE". The weight
+marked with > is the one that training would choose from these on the validation set, for most seeds.
 """
 
 import argparse
@@ -41,8 +41,8 @@ def measured(checkpoint, split, settings):
     from recbole_pref.training.prior import choose_weight, obtain
 
     trainer, train_data, valid_data, rows = loaded(checkpoint, split, settings)
-    if any(key.startswith("prior_") for key in settings):
-        trainer.model.prior = obtain(trainer.config, train_data.dataset).to(trainer.device)
+    if any(key.startswith("prior") for key in settings):
+        trainer.model.attach_prior(obtain(trainer.config, train_data.dataset))
     chosen, _ = choose_weight(trainer, valid_data, WEIGHTS)
     results = []
     for weight in WEIGHTS:
