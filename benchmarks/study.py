@@ -219,7 +219,7 @@ def with_masked_history(folder, labels, data_path):
 
     A weight of a prior that the validation set chose is chosen again by valid_metric, with the history masked.
     """
-    from recbole_pref.model.prior import is_added_after_training
+    from recbole_pref.model.prior import is_weight_chosen
     from recbole_pref.training.prior import choose_weight
 
     found = {label: [] for label in labels}
@@ -227,7 +227,7 @@ def with_masked_history(folder, labels, data_path):
         trainer, _, valid_data, test_data = trained(
             str(folder / run.checkpoint), mask_history=True, objective=None, data_path=data_path
         )
-        if is_added_after_training(trainer.config) and trainer.config["prior_weight"] == "auto":
+        if is_weight_chosen(trainer.config):
             choose_weight(trainer, valid_data)
         result = trainer.evaluate(test_data, load_best_model=False)
         found[run.label].append([result[metric] for metric in METRICS])

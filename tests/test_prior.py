@@ -1,4 +1,4 @@
-"""The linear prior: scores and gradients, its three weights, checkpoints, resume, refusals."""
+"""The linear prior: scores and gradients, its weights, checkpoints, resume, refusals."""
 
 from pathlib import Path
 from unittest import mock
@@ -11,6 +11,7 @@ from recbole_pref import checkpoint, distributed, scoring
 from recbole_pref.build import build_run
 from recbole_pref.config import Config
 from recbole_pref.errors import PrefError
+from recbole_pref.evaluation.objective import Objective
 from recbole_pref.model.linear import LinearModel, normal_equations
 from recbole_pref.model.linear_models import training_sequences
 from recbole_pref.model.prior import Prior, PriorSource
@@ -214,11 +215,44 @@ def test_a_weight_of_zero_equals_no_prior_bit_for_bit(tiny_dataset):
 )
 def test_auto_takes_the_largest_of_equal_weights(metric, bigger, scores, chosen):
     weights, results = (0.0, 0.2, 0.4, 0.8), iter(scores)
-    trainer = mock.Mock(valid_metric=metric.lower(), valid_metric_bigger=bigger)
+    trainer = mock.Mock(valid_metric=metric.lower(), valid_metric_bigger=bigger, config={"prior_weight": "auto"})
     trainer.evaluate.side_effect = lambda *_, **__: {metric.lower(): next(results)}
     weight, result = prior_of_a_run.choose_weight(trainer, None, weights)
     assert weight == chosen and result == {metric.lower(): scores[weights.index(chosen)]}
     assert trainer.model.set_prior_weight.call_args == mock.call(chosen)
+
+
+@pytest.mark.parametrize(
+    "bounds, chosen",
+    [
+        ({}, 0.8),  # the most tail
+        ({"at_least": {"NDCG@10": 0.15}}, 0.4),  # the most tail with enough overall
+        ({"of_reference": {"NDCG@10": 0.9}}, 0.2),
+        ({"at_least": {"NDCG@10": 0.3}}, 0.0),  # none is enough: the nearest
+    ],
+)
+def test_an_objective_chooses_the_weight(bounds, chosen):
+    weights, results = (0.0, 0.2, 0.4, 0.8), [(0.21, 0.01), (0.19, 0.02), (0.16, 0.03), (0.10, 0.04)]
+    by_objective = Objective({"TailNDCG@10": 1.0}, **bounds)
+    by_objective.take_reference({"ndcg@10": 0.2})
+    trainer = mock.Mock(config={"prior_weight": "objective"}, score_of=by_objective.score)
+    found = iter({"ndcg@10": overall, "tailndcg@10": tail} for overall, tail in results)
+    trainer.evaluate.side_effect = lambda *_, **__: next(found)
+    weight, result = prior_of_a_run.choose_weight(trainer, None, weights)
+    assert weight == chosen and result["ndcg@10"] == results[weights.index(chosen)][0]
+    assert trainer.model.set_prior_weight.call_args == mock.call(chosen)
+
+
+def test_the_weight_by_objective_has_the_best_score_of_a_run(tiny_dataset):
+    objective = {"weights": {"TailNDCG@10": 1.0}, "of_reference": {"NDCG@10": 0.5}}
+    settings = {**tiny_dataset, "prior": "TALE", "objective": objective, "reference": "auto"}
+    scores = {}
+    for weight in (0.0, 4.0, "objective"):
+        result = run_recbole_pref("LPOSASRec", config_dict={**settings, "prior_weight": weight})
+        scores[weight] = result["best_valid_score"]
+    assert scores["objective"] >= max(scores[0.0], scores[4.0])
+    assert scores["objective"] > scores[0.0]  # items follow each other in these data
+    assert checkpoint.load(result["checkpoint"])["state_dict"]["prior_weight"] > 0
 
 
 def test_auto_chooses_a_weight_on_the_validation_set_and_stores_it(tiny_dataset):
@@ -287,6 +321,7 @@ def test_the_recommender_ranks_with_the_prior(tiny_dataset):
     "settings, words",
     [
         ({"prior": "TALE", "prior_in_training": True}, "prior_weight='auto' is chosen after training"),
+        ({"prior": "TALE", "prior_weight": "objective"}, "needs the setting objective, and that is empty"),
         ({"prior": "TALE", "prior_weight": "learned"}, "set prior_in_training: True as well"),
         ({"prior": "TAIL"}, "prior='TAIL' is neither one of SLIST, TALE, EASE, none nor a file.*Did you mean 'TALE'"),
     ],

@@ -19,7 +19,7 @@ from recbole_pref.evaluation.objective import check_measured, check_objective
 from recbole_pref.methods import method_of
 from recbole_pref.model import transfer
 from recbole_pref.model.backbones import backbone_of
-from recbole_pref.model.prior import is_used
+from recbole_pref.model.prior import CHOSEN_WEIGHTS, is_used
 from recbole_pref.settings import (
     LINEAR_SETTINGS,
     PRIORS,
@@ -325,12 +325,18 @@ def prior_is_possible(config: "Config") -> None:
             f"prior={shown(final['prior'])} is neither one of {', '.join(names)} nor a file: correct it."
             f"{suggest(final['prior'], names)}"
         )
-    if final["prior_weight"] == "auto" and final["prior_in_training"]:
+    weight = final["prior_weight"]
+    if weight in CHOSEN_WEIGHTS and final["prior_in_training"]:
         raise PrefError(
-            "prior_weight='auto' is chosen after training, and prior_in_training is True: set prior_weight to learned "
-            "or to a number such as 1."
+            f"prior_weight={weight!r} is chosen after training, and prior_in_training is True: set prior_weight to "
+            "learned or to a number such as 1."
         )
-    if final["prior_weight"] == "learned" and not final["prior_in_training"]:
+    if weight == "objective" and not final["objective"]:
+        raise PrefError(
+            "prior_weight='objective' needs the setting objective, and that is empty: set it, such as "
+            "{weights: {TailNDCG@10: 1.0}, at_least: {NDCG@10: 0.05}}, or set prior_weight: auto."
+        )
+    if weight == "learned" and not final["prior_in_training"]:
         raise PrefError("prior_weight='learned' is learned in training: set prior_in_training: True as well.")
 
 

@@ -18,6 +18,8 @@ from torch import nn
 from recbole_pref import scoring
 from recbole_pref.model.linear import LinearModel
 
+# Values of ``prior_weight`` that need the validation set after training.
+CHOSEN_WEIGHTS = ("auto", "objective")
 _SMALLEST_STD = 1e-6  # a history whose items have no weights gives all items the same score
 
 
@@ -34,6 +36,11 @@ def is_in_training(config: Any) -> bool:
 def is_added_after_training(config: Any) -> bool:
     """Return whether a run with this configuration adds a prior to its best model after the last epoch."""
     return is_used(config) and not config["prior_in_training"]
+
+
+def is_weight_chosen(config: Any) -> bool:
+    """Return whether the validation set chooses the weight of the prior that a run adds after training."""
+    return is_added_after_training(config) and config["prior_weight"] in CHOSEN_WEIGHTS
 
 
 class Prior(nn.Module):

@@ -72,7 +72,7 @@ SETTINGS: dict[str, Setting] = {
     "trust_checkpoint": flag(free_on_resume=True),
     # the linear prior
     "prior": text(path=True, shapes_reference=True, of_our_models=True, off="none"),
-    "prior_weight": Setting(float, low=0.0, choices=("auto", "learned"), shapes_reference=True),
+    "prior_weight": Setting(float, low=0.0, choices=("auto", "objective", "learned"), shapes_reference=True),
     "prior_in_training": flag(shapes_reference=True),
     **{
         f"prior_{key}": replace(setting, nullable=True, shapes_reference=True)

@@ -1,6 +1,6 @@
 """The linear prior of a run and its weight. A prior is fitted once per data, split and settings, and stored.
 
-``prior_weight`` is chosen on the validation set after training (``auto``), learned in training (``learned``), or
+``prior_weight`` is chosen on the validation set after training (``auto`` or ``objective``), learned in training (``learned``), or
 given. ``prior_in_training`` puts the prior into the logits of the loss.
 """
 
@@ -116,14 +116,14 @@ def _from_checkpoint(config: Any, dataset: Any) -> Prior:
 
 
 def choose_weight(trainer: Any, valid_data: Any, weights: tuple[float, ...] = WEIGHTS) -> tuple[float, dict]:
-    """Choose the weight of the prior by ``valid_metric`` on the validation set, and give it to the model.
+    """Choose the weight of the prior on the validation set, and give it to the model.
 
-    The largest weight with at least 99% of the best score wins. The epoch of the network was chosen on the same rows,
-    so there the network alone scores better than on new rows, and the best weight is too small for them. An
-    ``objective`` chooses epochs, not this weight.
+    With ``prior_weight: objective``, the weight with the best score of ``objective`` wins. Otherwise ``valid_metric``
+    decides, and the largest weight with at least 99% of the best score wins. The epoch of the network was chosen on
+    the same rows, so there the network alone scores better than on new rows, and the best weight is too small for them.
 
     Args:
-        trainer (TrainerMixin): trainer of a model with a prior.
+        trainer (TrainerMixin): trainer of a model with a prior; its settings name the rule.
         valid_data: RecBole's loader.
         weights: the weights to compare, in ascending order.
 
@@ -133,17 +133,23 @@ def choose_weight(trainer: Any, valid_data: Any, weights: tuple[float, ...] = WE
     Raises:
         PrefError: no weight has a score.
     """
+    rule = trainer.config["prior_weight"]
+    by_objective = rule == "objective"
+    name = rule if by_objective else trainer.valid_metric
     results, scores = [], []
     for weight in weights:
         trainer.model.set_prior_weight(weight)
         results.append(dict(trainer.evaluate(valid_data, load_best_model=False)))
-        scores.append(calculate_valid_score(results[-1], trainer.valid_metric))
-        getLogger().info(f"prior_weight {weight:g}: validation {trainer.valid_metric} {scores[-1]:.4f}")
-    ranked = np.array(scores) if trainer.valid_metric_bigger else -np.array(scores)
+        result = results[-1]
+        scores.append(trainer.score_of(result) if by_objective else calculate_valid_score(result, name))
+        getLogger().info(f"prior_weight {weight:g}: validation {name} {scores[-1]:.4f}")
+    larger_is_better = by_objective or trainer.valid_metric_bigger
+    ranked = np.array(scores) if larger_is_better else -np.array(scores)
     if np.isnan(ranked).all():
-        raise PrefError("prior_weight=auto found no score on the validation set: set it to a number.")
+        raise PrefError(f"prior_weight={rule!r} found no score on the validation set: set it to a number.")
     best = np.nanmax(ranked)
-    chosen = int(np.flatnonzero(ranked >= best - _EQUAL * abs(best))[-1])
+    equal = 0.0 if by_objective else _EQUAL * abs(best)
+    chosen = int(np.flatnonzero(ranked >= best - equal)[-1])
     trainer.model.set_prior_weight(weights[chosen])
     getLogger().info(f"prior_weight {weights[chosen]:g} was chosen on the validation set")
     return weights[chosen], results[chosen]

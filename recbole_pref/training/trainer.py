@@ -24,7 +24,7 @@ from recbole_pref.model import transfer
 from recbole_pref.model.batch import RowLoader
 from recbole_pref.model.packing import PackedLoader
 from recbole_pref.model.preference import PreferenceMixin
-from recbole_pref.model.prior import is_added_after_training, is_in_training, is_used
+from recbole_pref.model.prior import is_added_after_training, is_in_training, is_weight_chosen
 from recbole_pref.training import prior, reference
 from recbole_pref.training.optimizer import without_dynamo
 from recbole_pref.training.resume import EpochPosition
@@ -95,7 +95,7 @@ class TrainerMixin(SavingMixin, EvaluationMixin):
             if "prior_weight" in state["state_dict"]:  # the run was resumed after its end
                 return state["best_valid_score"], state["best_valid_result"]
         self.model.attach_prior(prior.obtain(config, train_data._dataset))
-        if config["prior_weight"] == "auto":
+        if is_weight_chosen(config):
             _, self.best_valid_result = prior.choose_weight(self, valid_data)
         else:
             self.model.set_prior_weight(config["prior_weight"])
@@ -144,9 +144,9 @@ class TrainerMixin(SavingMixin, EvaluationMixin):
         """
         self.prepare(train_data)
         self.check_groups(valid_data, "validation")
-        chooses_weight = self.is_preference and is_used(self.config) and self.config["prior_weight"] == "auto"
-        if chooses_weight and not valid_data:
-            raise PrefError("prior_weight='auto' needs validation rows, and the split has none: set it to a number.")
+        if self.is_preference and is_weight_chosen(self.config) and not valid_data:
+            weight = self.config["prior_weight"]
+            raise PrefError(f"prior_weight={weight!r} needs validation rows, and the split has none: set a number.")
         self._train_data, dataset = train_data, train_data._dataset
         self._data_fingerprint = reference.fingerprint_of(dataset)
         self._tokens = transfer.Tokens.of(self.model, dataset)
