@@ -1,7 +1,7 @@
 """The linear prior of a run and its weight. A prior is fitted once per data, split and settings, and stored.
 
-``prior_weight`` is chosen on the validation set after training (``auto`` or ``objective``), learned in training (``learned``), or
-given. ``prior_in_training`` puts the prior into the logits of the loss.
+``prior_weight`` is chosen on the validation set after training (``auto`` or ``objective``), learned in training
+(``learned``), or given. ``prior_in_training`` puts the prior into the logits of the loss.
 """
 
 from logging import getLogger
