@@ -43,7 +43,9 @@ def measured(checkpoint, split, settings):
     trainer, train_data, valid_data, rows = loaded(checkpoint, split, settings)
     if any(key.startswith("prior") for key in settings):
         trainer.model.attach_prior(obtain(trainer.config, train_data.dataset))
-    chosen, _ = choose_weight(trainer, valid_data, WEIGHTS)
+    chosen, of_weight = choose_weight(trainer, valid_data, WEIGHTS)
+    if split == "validation":
+        return np.array([[of_weight[weight][metric] for metric in SHOWN] for weight in WEIGHTS]), chosen
     results = []
     for weight in WEIGHTS:
         trainer.model.set_prior_weight(weight)

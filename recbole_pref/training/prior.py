@@ -115,7 +115,9 @@ def _from_checkpoint(config: Any, dataset: Any) -> Prior:
     return Prior.of(linear)
 
 
-def choose_weight(trainer: Any, valid_data: Any, weights: tuple[float, ...] = WEIGHTS) -> tuple[float, dict]:
+def choose_weight(
+    trainer: Any, valid_data: Any, weights: tuple[float, ...] = WEIGHTS
+) -> tuple[float, dict[float, dict]]:
     """Choose the weight of the prior on the validation set, and give it to the model.
 
     With ``prior_weight: objective``, the weight with the best score of ``objective`` wins. Otherwise ``valid_metric``
@@ -128,7 +130,7 @@ def choose_weight(trainer: Any, valid_data: Any, weights: tuple[float, ...] = WE
         weights: the weights to compare, in ascending order.
 
     Returns:
-        tuple: the weight and its validation metrics.
+        tuple: the weight, and the validation metrics of each weight.
 
     Raises:
         PrefError: no weight has a score.
@@ -136,11 +138,10 @@ def choose_weight(trainer: Any, valid_data: Any, weights: tuple[float, ...] = WE
     rule = trainer.config["prior_weight"]
     by_objective = rule == "objective"
     name = rule if by_objective else trainer.valid_metric
-    results, scores = [], []
+    results, scores = {}, []
     for weight in weights:
         trainer.model.set_prior_weight(weight)
-        results.append(dict(trainer.evaluate(valid_data, load_best_model=False)))
-        result = results[-1]
+        result = results[weight] = dict(trainer.evaluate(valid_data, load_best_model=False))
         scores.append(trainer.score_of(result) if by_objective else calculate_valid_score(result, name))
         getLogger().info(f"prior_weight {weight:g}: validation {name} {scores[-1]:.4f}")
     larger_is_better = by_objective or trainer.valid_metric_bigger
@@ -149,7 +150,7 @@ def choose_weight(trainer: Any, valid_data: Any, weights: tuple[float, ...] = WE
         raise PrefError(f"prior_weight={rule!r} found no score on the validation set: set it to a number.")
     best = np.nanmax(ranked)
     equal = 0.0 if by_objective else _EQUAL * abs(best)
-    chosen = int(np.flatnonzero(ranked >= best - equal)[-1])
-    trainer.model.set_prior_weight(weights[chosen])
-    getLogger().info(f"prior_weight {weights[chosen]:g} was chosen on the validation set")
-    return weights[chosen], results[chosen]
+    chosen = weights[np.flatnonzero(ranked >= best - equal)[-1]]
+    trainer.model.set_prior_weight(chosen)
+    getLogger().info(f"prior_weight {chosen:g} was chosen on the validation set")
+    return chosen, results

@@ -96,7 +96,8 @@ class TrainerMixin(SavingMixin, EvaluationMixin):
                 return state["best_valid_score"], state["best_valid_result"]
         self.model.attach_prior(prior.obtain(config, train_data._dataset))
         if is_weight_chosen(config):
-            _, self.best_valid_result = prior.choose_weight(self, valid_data)
+            weight, results = prior.choose_weight(self, valid_data)
+            self.best_valid_result = results[weight]
         else:
             self.model.set_prior_weight(config["prior_weight"])
             if valid_data:
