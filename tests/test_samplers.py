@@ -14,10 +14,7 @@ from scipy.stats import chisquare
 from recbole_pref import samplers
 from recbole_pref.build import build_run
 from recbole_pref.config import Config
-from recbole_pref.errors import PrefError
-from recbole_pref.samplers import (
-    SAMPLERS,
-    NegativeSampler,
+from recbole_pref.draws import (
     distinct_ranks,
     excluded_positions,
     first_distinct,
@@ -27,6 +24,8 @@ from recbole_pref.samplers import (
     largest,
     skip_excluded,
 )
+from recbole_pref.errors import PrefError
+from recbole_pref.samplers import SAMPLERS, NegativeSampler
 
 GOLDEN = {case["id"]: case for case in json.loads((Path(__file__).parent / "data/golden.json").read_text())["cases"]}
 N = 9  # items with padding
