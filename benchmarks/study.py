@@ -133,7 +133,11 @@ STUDIES = {
     ),
     "weights-ml-100k-SASRec": Study("ml-100k", "SASRec", WEIGHTS, "3"),
     "tuned-methods-ml-100k": Study(
-        "ml-100k", "SASRec", ",".join(["CE trained", "CE continued", *(f"{method} tuned" for method in FOUND)]), "3"
+        "ml-100k",
+        "SASRec",
+        ",".join(["CE trained", "CE continued", *(f"{method} tuned" for method in FOUND)]),
+        "5",
+        "CE continued",
     ),
     "tuned-methods-amazon-beauty": Study("amazon-beauty", "SASRec", TUNED_BEAUTY, "2020,2021"),
     "tuned-amazon-beauty-Caser": Study("amazon-beauty", "Caser", TUNED_CASER, "5", masked=True),
