@@ -98,6 +98,7 @@ PRIORS = (
     "CE trained,CE trained prior,CE prior learned,CE prior in training,"
     "LPO recommended,LPO recommended prior,LPO recommended prior learned,TALE,SLIST,SeqEASE"
 )
+UNTOUCHED = "CE,CE trained,CE trained prior,LPO recommended,LPO recommended prior,TALE"
 WEIGHTS = "CE trained,LPO recommended,LPO recommended lambda=0"  # with and without the preference term
 METHODS = "CE,DPO,DMPO,SDPO,DynamicPO,RoDPO,TAWin,SimPO,MPPO,ORPO"
 # What the sweep of properties/tune/ce-Caser.yaml found on amazon-beauty. Only CE trains itself with this learning rate.
@@ -150,6 +151,8 @@ for _dataset in ("ml-100k", "amazon-beauty"):
         STUDIES[f"recommended-{_name}"] = Study(_dataset, _backbone, FIRST, "5", masked=True)
         STUDIES[f"against-bias-{_name}"] = Study(_dataset, _backbone, FIRST, "5", "CE trained")
         STUDIES[f"prior-{_name}"] = Study(_dataset, _backbone, PRIORS, "5", masked=True)
+# Data on which nothing was chosen, neither settings nor rules.
+STUDIES["untouched-lastfm-artists"] = Study("lastfm-artists", "SASRec", UNTOUCHED, "3", masked=True)
 SHARED_FOLDERS = ("runs", "logs", "tasks", "checkpoints", "reference")
 # The two numbers of tail_split and head_ratio.
 TAILS = {
