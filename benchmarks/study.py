@@ -152,7 +152,7 @@ for _dataset in ("ml-100k", "amazon-beauty"):
         STUDIES[f"against-bias-{_name}"] = Study(_dataset, _backbone, FIRST, "5", "CE trained")
         STUDIES[f"prior-{_name}"] = Study(_dataset, _backbone, PRIORS, "5", masked=True)
 # Data on which nothing was chosen, neither settings nor rules.
-STUDIES["untouched-lastfm-artists"] = Study("lastfm-artists", "SASRec", UNTOUCHED, "3", masked=True)
+STUDIES["untouched-lastfm-artists"] = Study("lastfm-artists", "SASRec", UNTOUCHED, "5", masked=True)
 SHARED_FOLDERS = ("runs", "logs", "tasks", "checkpoints", "reference")
 # The two numbers of tail_split and head_ratio.
 TAILS = {
