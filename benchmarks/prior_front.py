@@ -5,10 +5,11 @@
     python benchmarks/prior_front.py --folder=study/ml-100k-SASRec --settings="prior_beta=-0.5" --masked
 
 The script reads the finished runs of a study. It ranks the test set with the network of each run of --entries and with
-each weight, and prints the change of the metrics against the entry --baseline with the same seeds. --settings
-fits the prior again with other settings, --split=validation ranks the validation set instead, and --masked leaves out
-the items of the user's history. A network that was trained without a prior needs --settings="prior=TALE". The weight
-marked with > is the one that training would choose from these on the validation set, for most seeds.
+each weight that training compares. It prints the change of the metrics against the entry --baseline with the same
+seeds. --settings fits the prior again with other settings, --split=validation ranks the validation set instead, and
+--masked leaves out the items of the user's history. A network that was trained without a prior needs
+--settings="prior=TALE". The weight marked with > is the one that training would choose on the validation set, for most
+seeds.
 """
 
 import argparse
@@ -20,7 +21,6 @@ import numpy as np
 from common import OVERALL, TAIL, compared_runs, exit_code_of, trained
 from tabulate import tabulate
 
-WEIGHTS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.75, 1.0)
 SHOWN = (OVERALL, "headndcg@10", TAIL)
 
 
@@ -38,12 +38,12 @@ def metrics(trainer, rows):
 
 def measured(checkpoint, split, settings):
     """Return the metrics [W, M] of a run's network with each weight of the prior, and the weight chosen."""
-    from recbole_pref.training.prior import choose_weight, obtain
+    from recbole_pref.training.prior import WEIGHTS, choose_weight, obtain
 
     trainer, train_data, valid_data, rows = loaded(checkpoint, split, settings)
     if any(key.startswith("prior") for key in settings):
         trainer.model.attach_prior(obtain(trainer.config, train_data.dataset))
-    chosen, of_weight = choose_weight(trainer, valid_data, WEIGHTS)
+    chosen, of_weight = choose_weight(trainer, valid_data)
     if split == "validation":
         return np.array([[of_weight[weight][metric] for metric in SHOWN] for weight in WEIGHTS]), chosen
     results = []
@@ -62,6 +62,7 @@ def main():
     from recbole_pref.compare import split_text
     from recbole_pref.errors import PrefError
     from recbole_pref.settings.files import parse_value
+    from recbole_pref.training.prior import WEIGHTS
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--folder", required=True, type=Path)

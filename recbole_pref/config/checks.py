@@ -19,8 +19,9 @@ from recbole_pref.evaluation.objective import check_measured, check_objective
 from recbole_pref.methods import method_of
 from recbole_pref.model import transfer
 from recbole_pref.model.backbones import backbone_of
-from recbole_pref.model.prior import CHOSEN_WEIGHTS, is_used
+from recbole_pref.model.prior import is_used
 from recbole_pref.settings import (
+    CHOSEN_WEIGHTS,
     LINEAR_SETTINGS,
     PRIORS,
     RECBOLE_SETTINGS,

@@ -17,9 +17,8 @@ from torch import nn
 
 from recbole_pref import scoring
 from recbole_pref.model.linear import LinearModel
+from recbole_pref.settings import CHOSEN_WEIGHTS
 
-# Values of ``prior_weight`` that need the validation set after training.
-CHOSEN_WEIGHTS = ("auto", "objective")
 _SMALLEST_STD = 1e-6  # a history whose items have no weights gives all items the same score
 
 

@@ -5,7 +5,7 @@ Defaults and explanations are in the property files (``properties/``).
 
 from typing import Any
 
-from recbole_pref.settings.ours import LINEAR_SETTINGS, PRIORS, SETTINGS
+from recbole_pref.settings.ours import CHOSEN_WEIGHTS, LINEAR_SETTINGS, PRIORS, SETTINGS
 from recbole_pref.settings.recbole import (
     RECBOLE_SETTINGS,
     check_clipping,
@@ -18,10 +18,10 @@ from recbole_pref.settings.recbole import (
 from recbole_pref.settings.setting import Setting, is_finite, is_number, plain_value, shown
 
 __all__ = [
-    "LINEAR_SETTINGS", "PRIORS", "RECBOLE_SETTINGS", "SETTINGS", "Setting", "attribute_of_settings", "check_clipping",
-    "check_columns",
-    "check_discretization", "check_eval_args", "check_interval", "check_negatives", "check_setting",
-    "is_finite", "is_number", "plain_value", "settings_set_by", "settings_with", "setting_of", "shown",
+    "CHOSEN_WEIGHTS", "LINEAR_SETTINGS", "PRIORS", "RECBOLE_SETTINGS", "SETTINGS", "Setting",
+    "attribute_of_settings", "check_clipping", "check_columns", "check_discretization", "check_eval_args",
+    "check_interval", "check_negatives", "check_setting", "is_finite", "is_number", "plain_value",
+    "settings_set_by", "settings_with", "setting_of", "shown",
 ]  # fmt: skip
 
 

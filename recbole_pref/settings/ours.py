@@ -27,6 +27,8 @@ LINEAR_SETTINGS: dict[str, Setting] = {
 }
 # What ``prior`` names, and the linear model behind it.
 PRIORS = {"SLIST": "SLIST", "TALE": "TALE", "EASE": "SeqEASE"}
+# Values of ``prior_weight`` that need the validation set after training.
+CHOSEN_WEIGHTS = ("auto", "objective")
 
 SETTINGS: dict[str, Setting] = {
     # the loss
@@ -72,7 +74,7 @@ SETTINGS: dict[str, Setting] = {
     "trust_checkpoint": flag(free_on_resume=True),
     # the linear prior
     "prior": text(path=True, shapes_reference=True, of_our_models=True, off="none"),
-    "prior_weight": Setting(float, low=0.0, choices=("auto", "objective", "learned"), shapes_reference=True),
+    "prior_weight": Setting(float, low=0.0, choices=(*CHOSEN_WEIGHTS, "learned"), shapes_reference=True),
     "prior_in_training": flag(shapes_reference=True),
     **{
         f"prior_{key}": replace(setting, nullable=True, shapes_reference=True)
